@@ -1,0 +1,1 @@
+"""Any prompt table: its files (table), their rows (readers), what they ask for (requests)."""

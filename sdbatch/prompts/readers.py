@@ -1,0 +1,258 @@
+"""The rows of one file of a prompt table, in any of the formats.
+
+Parquet is typed and read by row group. The text formats are read from their start each time:
+fast enough up to some ten million rows, beyond which a table belongs in Parquet. In CSV and TSV
+every column is text; in JSON a column that mixes types is kept as its JSON text.
+"""
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdbatch import storage
+from sdbatch.errors import PromptTableError
+
+KINDS = ("parquet", "csv", "tsv", "json", "jsonl", "txt")
+BATCH = 10_000  # rows held at once while a text file is looked through
+MIXED = {b"sdbatch": b"json text"}  # metadata of a field whose values are kept as JSON text
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is in a file: found without its prompts for Parquet, by one pass for the others."""
+
+    rows: int
+    schema: pa.Schema
+    checksum: str  # Parquet: of size and footer; others: of all bytes
+
+
+def kind(path: str) -> str | None:
+    """Return the format that the name of `path` says, None if it is none of KINDS."""
+    name = path.rsplit("/", 1)[-1].lower()
+    for compressed in (".gz", ".bz2", ".xz", ".zst"):
+        if name.endswith(compressed) and not name.endswith(f".parquet{compressed}"):
+            name = name.removesuffix(compressed)
+    suffix = {"pq": "parquet", "ndjson": "jsonl"}.get(
+        name.rpartition(".")[2], name.rpartition(".")[2]
+    )
+    return suffix if suffix in KINDS else None
+
+
+def look(url: str) -> Contents:
+    """Count the rows of the file at `url` and find its columns."""
+    if kind(url) == "parquet":
+        return _look_parquet(url)
+    count, schema = 0, pa.schema([])
+    rows = _rows(url)
+    while batch := list(itertools.islice(rows, BATCH)):
+        schema = _merge(schema, _infer(batch))
+        count += len(batch)
+    return Contents(count, schema, _sha256(url))
+
+
+def read(url: str, start: int, stop: int, schema: pa.Schema) -> pa.Table:
+    """Return rows [start, stop) of the file at `url` with the columns of `schema`."""
+    if kind(url) == "parquet":
+        return _read_parquet(url, start, stop, schema)
+    rows = list(itertools.islice(_rows(url), start, stop))
+    if len(rows) != stop - start:
+        raise PromptTableError(
+            f"{url} = ends at row {start + len(rows)}: must not change while read."
+        )
+    return pa.table([_column(rows, field) for field in schema], schema=schema)
+
+
+def _look_parquet(url: str) -> Contents:
+    with storage.open_file(url) as file:
+        try:
+            metadata = pq.read_metadata(file)
+            schema = metadata.schema.to_arrow_schema().remove_metadata()
+        except pa.ArrowException as error:
+            raise PromptTableError(f"{url} = {_line(error)}: must be a Parquet file.") from error
+        size = file.seek(0, io.SEEK_END)
+        file.seek(-(metadata.serialized_size + 8), io.SEEK_END)
+        checksum = hashlib.sha256(f"{size} ".encode() + file.read()).hexdigest()
+    schema = pa.schema([field.remove_metadata() for field in schema])
+    return Contents(metadata.num_rows, schema, checksum)
+
+
+def _read_parquet(url: str, start: int, stop: int, schema: pa.Schema) -> pa.Table:
+    with storage.open_file(url) as file:
+        try:
+            parquet = pq.ParquetFile(file)
+            columns = [name for name in schema.names if name in parquet.schema_arrow.names]
+            found = list(_slices(parquet, start, stop, columns))
+        except pa.ArrowException as error:
+            raise PromptTableError(f"{url} = {_line(error)}: must be a Parquet file.") from error
+    table = pa.concat_tables(found)
+    if table.num_rows != stop - start:
+        raise PromptTableError(
+            f"{url} = ends at row {start + table.num_rows}: must not change while read."
+        )
+    arrays = [
+        table[field.name].cast(field.type)
+        if field.name in columns
+        else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(arrays, schema=schema)
+
+
+def _slices(
+    parquet: pq.ParquetFile, start: int, stop: int, columns: list[str]
+) -> Iterator[pa.Table]:
+    """Yield rows [start, stop) piece by piece; a row group is never decoded whole."""
+    first = 0
+    for group in range(parquet.num_row_groups):
+        last = first + parquet.metadata.row_group(group).num_rows
+        if first < stop and last > start:
+            at = first
+            for batch in parquet.iter_batches(BATCH, row_groups=[group], columns=columns):
+                low, high = max(start - at, 0), min(stop - at, batch.num_rows)
+                if low < high:
+                    yield pa.Table.from_batches([batch.slice(low, high - low)])
+                at += batch.num_rows
+                if at >= stop:
+                    return
+        first = last
+
+
+def _rows(url: str) -> Iterator[Row]:
+    """Yield the rows of a text file, one mapping each."""
+    read = {"csv": _csv, "tsv": _csv, "json": _json, "jsonl": _jsonl, "txt": _txt}[kind(url) or ""]
+    with storage.open_file(url, "infer") as file:
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        try:
+            yield from read(text, url)
+        except UnicodeDecodeError as error:
+            raise PromptTableError(
+                f"{url} = byte {error.start} is no UTF-8: save it as UTF-8."
+            ) from error
+        except EOFError as error:
+            raise PromptTableError(f"{url} = {error}: must be a whole file.") from error
+
+
+def _csv(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
+    # TSV has no quoting (IANA text/tab-separated-values): its quotes are part of the prompt.
+    dialect: dict[str, Any] = (
+        {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind(url) == "tsv" else {}
+    )
+    reader = csv.reader(text, strict=True, **dialect)
+    try:
+        header = next(reader, None)
+        if header is None:
+            return
+        if len(set(header)) != len(header):
+            twice = next(name for name in header if header.count(name) > 1)
+            raise PromptTableError(f"{url} = column {twice!r} stands twice: rename one of them.")
+        for values in reader:
+            if not values:
+                continue  # a blank line
+            if len(values) != len(header):
+                raise PromptTableError(
+                    f"{url} line {reader.line_num} = {len(values)} fields: must be {len(header)}, "
+                    f"as in the header. Quote a field that holds a separator."
+                )
+            yield dict(zip(header, values, strict=True))
+    except csv.Error as error:
+        raise PromptTableError(
+            f"{url} line {reader.line_num} = {error}: must be valid CSV."
+        ) from error
+
+
+def _json(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
+    try:
+        values = json.load(text)
+    except json.JSONDecodeError as error:
+        raise PromptTableError(f"{url} = {error}: must be valid JSON.") from error
+    if not isinstance(values, list):
+        raise PromptTableError(
+            f"{url} = a JSON {type(values).__name__}: must be a list of objects or of strings."
+        )
+    for number, value in enumerate(values):
+        yield _row(value, f"{url} element {number}")
+
+
+def _jsonl(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
+    for number, line in enumerate(text, start=1):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise PromptTableError(
+                    f"{url} line {number} = {error.msg}: must be JSON."
+                ) from error
+            yield _row(value, f"{url} line {number}")
+
+
+def _row(value: Any, where: str) -> Row:
+    if isinstance(value, str):
+        return {"prompt": value}
+    if isinstance(value, dict):
+        return value
+    raise PromptTableError(f"{where} = {value!r}: must be an object or a string.")
+
+
+def _txt(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
+    for line in text:
+        if prompt := line.rstrip("\r\n"):
+            yield {"prompt": prompt}
+
+
+def _infer(rows: list[Row]) -> pa.Schema:
+    names = dict.fromkeys(name for row in rows for name in row)
+    fields = []
+    for name in names:
+        try:
+            fields.append(pa.field(name, pa.array([row.get(name) for row in rows]).type))
+        except (pa.ArrowException, OverflowError):
+            fields.append(pa.field(name, pa.string(), metadata=MIXED))
+    return pa.schema(fields)
+
+
+def _merge(one: pa.Schema, two: pa.Schema) -> pa.Schema:
+    """Unite the columns of two parts of a file; where their types cannot be, take JSON text."""
+    fields = {field.name: field for field in one}
+    for field in two:
+        known = fields.setdefault(field.name, field)
+        if MIXED in (known.metadata, field.metadata):
+            fields[field.name] = pa.field(field.name, pa.string(), metadata=MIXED)
+            continue
+        try:
+            both = pa.unify_schemas(
+                [pa.schema([known]), pa.schema([field])], promote_options="permissive"
+            )
+            fields[field.name] = both.field(0)
+        except pa.ArrowException:
+            fields[field.name] = pa.field(field.name, pa.string(), metadata=MIXED)
+    return pa.schema(fields.values())
+
+
+def _column(rows: list[Row], field: pa.Field) -> pa.Array:
+    values = [row.get(field.name) for row in rows]
+    if field.metadata == MIXED:
+        values = [
+            None if value is None else json.dumps(value, ensure_ascii=False) for value in values
+        ]
+    return pa.array(values, field.type)
+
+
+def _sha256(url: str) -> str:
+    digest = hashlib.sha256()
+    with storage.open_file(url) as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
