@@ -1,0 +1,157 @@
+"""Ray as sdbatch wants it: embedded or somewhere, quiet, its traps closed, and what fits on it.
+
+All settings of Ray stand here and in pipeline.graph, so that a new version is checked in two
+places. The measurements behind them are in ARCHITECTURE.md.
+"""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sdbatch.errors import JobError
+from sdbatch.job import Cluster, EngineSettings
+from sdbatch.watch import RemoteWatch, Watch
+
+if TYPE_CHECKING:
+    from ray.data import DataContext
+
+CHEAP_CPUS = 1  # kept free on a cluster for reading, writing and the watch
+READ_CPUS, WRITE_CPUS = 0.25, 0.5  # unequal, or Ray fuses neighbours into one task
+_QUIET = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or a warning about CUDA_VISIBLE_DEVICES
+    "RAY_USAGE_STATS_ENABLED": "0",  # a job's own Ray reports to nobody
+}
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What the cluster has in all."""
+
+    cpus: float
+    gpus: float
+
+
+@contextlib.contextmanager
+def connected(address: str | None, cluster: Cluster) -> Iterator[Machines]:
+    """Use the Ray at `address`, at RAY_ADDRESS, or one started for this job; yield what it has.
+
+    A Ray that the caller's program had started already is used and left running.
+
+    Raises:
+        JobError: no Ray answers at the address.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        address = address or os.environ.get("RAY_ADDRESS") or "local"
+        arguments = {} if address != "local" else {"num_cpus": _cpus(cluster)}
+        try:
+            # address="local" by name: without it a stale file of another Ray can be picked up.
+            ray.init(
+                address=address,
+                include_dashboard=False if address == "local" else None,
+                log_to_driver=False,
+                logging_level="error",
+                **arguments,
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise JobError(
+                f"cluster.address = {address!r}: no Ray answers there ({text})."
+            ) from error
+    try:
+        found = ray.cluster_resources()
+        yield Machines(found.get("CPU", 0), found.get("GPU", 0))
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _cpus(cluster: Cluster) -> int:
+    """Return how many CPUs an own Ray is told it has: room for the actors and the cheap stages."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    asked = (
+        0 if cluster.actors == "auto" else cluster.actors * math.ceil(cluster.cpus_per_actor or 1)
+    )
+    return max(cores, asked) + CHEAP_CPUS
+
+
+def resolve_engine(engine: EngineSettings, machines: Machines) -> EngineSettings:
+    """Replace every `auto` by what the machines have."""
+    device = engine.device
+    if device == "auto":
+        device = "cuda" if machines.gpus else "cpu"
+    if device == "cuda" and not machines.gpus:
+        raise JobError("engine.device = 'cuda': the cluster has no GPU. Set cpu, or give it one.")
+    dtype = engine.dtype
+    if dtype == "auto":
+        dtype = "float16" if device == "cuda" else "float32"
+    lanes = engine.lanes
+    if lanes == "auto":
+        lanes = 32 if device == "cuda" else 16
+    return engine.model_copy(update={"device": device, "dtype": dtype, "lanes": lanes})
+
+
+def actors(cluster: Cluster, engine: EngineSettings, machines: Machines, shards: int) -> int:
+    """Return how many actors draw: as many as fit, or as asked, but not more than shards.
+
+    Raises:
+        JobError: those asked for, or a single one, do not fit the cluster.
+    """
+    cpus, gpus = per_actor(cluster, engine)
+    fit = int((machines.cpus - CHEAP_CPUS) / cpus) if cpus else math.inf
+    if gpus:
+        fit = min(fit, int(machines.gpus / gpus))
+    wanted = 1 if cluster.actors == "auto" else cluster.actors
+    if fit < wanted:
+        raise JobError(
+            f"cluster.actors = {cluster.actors}: the cluster's {machines.cpus:g} CPUs and "
+            f"{machines.gpus:g} GPUs hold {fit}, of {cpus:g} CPUs and {gpus:g} GPUs each, with "
+            f"{CHEAP_CPUS} CPU left for reading and writing. Set fewer, or smaller ones."
+        )
+    return int(min(fit if cluster.actors == "auto" else wanted, shards))
+
+
+def per_actor(cluster: Cluster, engine: EngineSettings) -> tuple[float, float]:
+    """Return the CPUs and GPUs that a drawing actor takes."""
+    cpus = cluster.cpus_per_actor
+    return cpus or engine.threads, cluster.gpus_per_actor if engine.device == "cuda" else 0
+
+
+def in_flight(actors: int, shards: int, images: int, lanes: int) -> int:
+    """Return how many shards an actor draws at a time.
+
+    Two at least, so that the engine never waits between shards; more where shards are smaller
+    than the lanes; fewer where that would leave another actor without.
+    """
+    fill = math.ceil(2 * lanes / max(1, images // shards))
+    return max(1, min(max(2, fill), shards // actors))
+
+
+def start_watch(actors: int) -> RemoteWatch:
+    """Start the run's Watch; it takes no CPU, and a new one takes over if its process dies."""
+    import ray
+
+    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Watch)
+    return RemoteWatch(remote.remote(actors))
+
+
+def data_context() -> "DataContext":
+    """Return Ray Data's settings for one run."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = None  # one block is one shard, of any size
+    context.execution_no_progress_timeout_s = -1  # it counts blocks; pipeline.py watches images
+    context.max_consecutive_actor_init_deaths = 0  # a model that cannot be loaded ends the job
+    return context

@@ -1,0 +1,180 @@
+"""The driver's side of a run: take in the receipts, show progress, stop when it must, end it."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+from sdbatch import output, receipts
+from sdbatch.errors import ModelError, SdbatchError
+from sdbatch.job import Job
+from sdbatch.plan import Plan
+from sdbatch.receipts import Receipt
+from sdbatch.report.progress import Display, Heartbeat, Progress
+from sdbatch.report.summary import Report
+from sdbatch.storage import Store
+from sdbatch.watch import RemoteWatch, Snapshot
+
+POLL_SECONDS = 0.25
+STALL_SECONDS = 1800.0  # without one tick, image or receipt anywhere
+Arrived: TypeAlias = "queue.Queue[Receipt | BaseException | None]"
+
+
+class Driver:
+    """Follows one run. Memory grows with shards, not with images."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        kept: Sequence[Receipt],
+        store: Store,
+        display: Display,
+        max_failed: int | None,
+    ) -> None:
+        self._plan = plan
+        self._kept = list(kept)
+        self._came: list[Receipt] = []
+        self._store = store
+        self._display = display
+        self._max_failed = max_failed
+        self._heartbeat = Heartbeat(store)
+        self._began = time.time()
+        self._startup: dict[str, float] = {}
+        self._snapshot = Snapshot(0, 0, 0, 0.0, 0.0, None)
+        self._last_signs, self._moved = -1, time.monotonic()
+        self._stopped: str | None = None
+
+    def note(self, step: str, at: float | None = None) -> None:
+        """Remember when a step of the start was done first, in seconds from the run's beginning."""
+        self._startup.setdefault(step, round((at or time.time()) - self._began, 2))
+
+    def show(self, step: str = "") -> Progress:
+        """Show the run's state; `step` says what it waits for before the first image."""
+        drawn = sum(r.images for r in self._came) + self._snapshot.drawn
+        failed = sum(r.failed for r in self._came) + self._snapshot.failed
+        since = self._snapshot.loaded_at
+        rate = (drawn + failed) / max(time.time() - since, 0.1) if since else 0.0
+        progress = Progress(
+            planned=self._plan.images,
+            drawn=drawn + sum(r.images for r in self._kept),
+            failed=failed + sum(r.failed for r in self._kept),
+            images_per_s=round(rate, 2),
+            step="" if drawn + failed else step,
+        )
+        self._display.show(progress)
+        return progress
+
+    def follow(self, flow: Callable[[], Iterator[Receipt]], watch: RemoteWatch) -> None:
+        """Take in the receipts of `flow` until it ends or the run must stop.
+
+        Raises:
+            SdbatchError: the run ended before it could draw anything.
+        """
+        arrived: Arrived = queue.Queue()
+        threading.Thread(target=_stream, args=(flow, arrived), daemon=True).start()
+        try:
+            ended: BaseException | bool = False
+            while not ended and self._stopped is None:
+                came, ended = _take(arrived)
+                self._came += came
+                self._snapshot = watch.snapshot([receipt.shard for receipt in came])
+                self._note_start()
+                progress = self.show("loading the model")
+                self._heartbeat.show(progress)
+                self._stopped = self._why_stop(progress)
+            if isinstance(ended, BaseException):
+                self._stopped = self._why_ended(ended)
+        except KeyboardInterrupt:
+            self._stopped = "interrupted"
+        missing = self._plan.images - sum(r.images + r.failed for r in [*self._kept, *self._came])
+        if missing and self._stopped is None:
+            self._stopped = f"{missing} images have no receipt, though Ray reported no error"
+
+    def finish(self, job: Job) -> Report:
+        """End the output if it is complete; return the report and show it."""
+        every = [*self._kept, *self._came]
+        self._snapshot = Snapshot(0, 0, 0, self._snapshot.loaded_at, 0.0, None)
+        progress = self.show()
+        report = Report(
+            output=self._store.url,
+            planned=progress.planned,
+            images=progress.drawn,
+            failed=progress.failed,
+            reasons=receipts.reasons(every),
+            drawn_now=sum(receipt.images for receipt in self._came),
+            seconds=round(time.time() - self._began, 2),
+            images_per_s=progress.images_per_s,
+            stopped=self._stopped,
+            began=self._began,
+            startup=self._startup,
+        )
+        if self._stopped is None:
+            output.end(self._store, job, every, report)
+        self._heartbeat.write("stopped" if self._stopped else "finished", progress)
+        self._display.close(report)
+        return report
+
+    def _note_start(self) -> None:
+        for step, at in (("model", self._snapshot.loaded_at), ("tick", self._snapshot.ticked_at)):
+            if at:
+                self.note(step, at)
+        if self._came:
+            self.note("shard")
+
+    def _why_stop(self, progress: Progress) -> str | None:
+        signs = self._snapshot.signs + len(self._came)
+        if signs != self._last_signs:
+            self._last_signs, self._moved = signs, time.monotonic()
+        if self._max_failed is not None and progress.failed > self._max_failed:
+            return f"{progress.failed} rows failed, more than --max-failed {self._max_failed}"
+        if time.monotonic() - self._moved > STALL_SECONDS:
+            return f"nothing moved for {STALL_SECONDS / 60:.0f} minutes: no tick, image or receipt"
+        return None
+
+    def _why_ended(self, error: BaseException) -> str:
+        """Return the reason behind what Ray raised; raise a bug, or what kept all from starting."""
+        if self._snapshot.refused is not None:
+            raise ModelError(self._snapshot.refused) from error
+        cause = _ours(error)
+        if cause is None:
+            raise error
+        if isinstance(cause, ModelError) and not self._came:
+            raise cause from error
+        return str(cause)
+
+
+def _stream(flow: Callable[[], Iterator[Receipt]], arrived: Arrived) -> None:
+    try:
+        for receipt in flow():
+            arrived.put(receipt)
+        arrived.put(None)
+    except BaseException as error:  # noqa: BLE001  raised again by the main thread
+        arrived.put(error)
+
+
+def _take(arrived: Arrived) -> tuple[list[Receipt], BaseException | bool]:
+    """Wait a moment for what arrives; return the receipts, and whether or why the flow ended."""
+    came: list[Receipt] = []
+    wait = POLL_SECONDS
+    while True:
+        try:
+            one = arrived.get(timeout=wait)
+        except queue.Empty:
+            return came, False
+        if one is None:
+            return came, True
+        if not isinstance(one, Receipt):
+            return came, one
+        came.append(one)
+        wait = 0.001
+
+
+def _ours(error: BaseException | None) -> SdbatchError | None:
+    """Return the error of ours that Ray has wrapped, if there is one."""
+    while error is not None:
+        inner = getattr(error, "cause", None)  # a RayTaskError is of its cause's class too
+        if isinstance(error, SdbatchError) and inner is None:
+            return error
+        error = inner if isinstance(inner, BaseException) else error.__cause__
+    return None

@@ -1,0 +1,197 @@
+"""The run: from a job to a dataset, with exact resume.
+
+Read `run_job`, then `graph`: the picture of ARCHITECTURE.md on one screen.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+from sdbatch import cluster, output, plan, receipts
+from sdbatch.driver import Driver
+from sdbatch.engine import checkpoint
+from sdbatch.errors import ModelError, SdbatchError
+from sdbatch.formats.image import Encoding
+from sdbatch.job import Job
+from sdbatch.plan import Begun, Plan
+from sdbatch.prompts.table import open_table
+from sdbatch.receipts import Receipt
+from sdbatch.report.progress import Display, Silent
+from sdbatch.report.summary import Report
+from sdbatch.schema import Shard
+from sdbatch.stages.draw import DrawImages, Draws, load_engine
+from sdbatch.stages.read import ReadPrompts
+from sdbatch.stages.write import WriteShard
+from sdbatch.storage import Store
+from sdbatch.watch import RemoteWatch
+
+MakeEngine = Callable[[], Draws]
+
+
+def run_job(
+    job: Job,
+    *,
+    address: str | None = None,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    max_failed: int | None = None,
+    display: Display | None = None,
+) -> Report:
+    """Draw every image of `job` that no receipt of its output proves yet.
+
+    Args:
+        job: from load_job.
+        address: of a Ray cluster; else cluster.address, RAY_ADDRESS, or a Ray of this job's own.
+        overwrite: remove what the output holds and start anew.
+        retry_failed: draw again the shards in which rows failed.
+        max_failed: stop when more rows of the output than this have failed.
+        display: where progress and the report are shown; default: nowhere.
+
+    Returns:
+        What the output holds now. `stopped` says why the run ended early; run again to go on.
+
+    Raises:
+        SdbatchError: the job could not start; nothing was written.
+    """
+    ready = prepare(job, overwrite=overwrite, retry_failed=retry_failed)
+    return draw(ready, address=address, max_failed=max_failed, display=display or Silent())
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A job that was checked as far as it can be without starting anything."""
+
+    plan: Plan
+    begun: Begun | None
+    model: checkpoint.ModelFiles
+    store: Store
+    kept: list[Receipt]  # shards that are not drawn again
+    withdrawn: list[Receipt]  # shards to draw again, as rows of them failed
+    overwrite: bool
+
+    @property
+    def todo(self) -> list[Shard]:
+        """Return the shards to draw."""
+        kept = {receipt.shard for receipt in self.kept}
+        return [shard for shard in self.plan.shards if shard.shard not in kept]
+
+
+def prepare(job: Job, *, overwrite: bool = False, retry_failed: bool = False) -> Ready:
+    """Find the table, the model and what the output holds; write nothing, start nothing."""
+    store = Store(job.output.path)
+    store.check_writable()
+    model = checkpoint.find(job.model.path, job.model.revision, job.model.config)
+    job = job.model_copy(
+        update={"model": job.model.model_copy(update={"revision": model.revision})}
+    )
+    output.refuse_foreign(store)
+    begun = None if overwrite else plan.read(store)
+    planned = plan.make(job, open_table(job.prompts), begun)
+    done = receipts.read_all(store, receipts.committed(store)) if begun else []
+    again = [receipt for receipt in done if receipt.failed and retry_failed]
+    kept = [receipt for receipt in done if receipt not in again]
+    return Ready(planned, begun, model, store, kept, again, overwrite)
+
+
+def draw(
+    ready: Ready,
+    *,
+    address: str | None = None,
+    max_failed: int | None = None,
+    display: Display,
+    make_engine: MakeEngine | None = None,
+) -> Report:
+    """Draw the shards of `ready.todo`; `make_engine` builds another engine than the model's."""
+    driver = Driver(ready.plan, ready.kept, ready.store, display, max_failed)
+    if not ready.todo:
+        return driver.finish(ready.plan.job)
+    driver.show("starting Ray")
+    settings = ready.plan.job.cluster
+    with (
+        ThreadPoolExecutor(1) as beside,  # reads the weights while Ray starts
+        cluster.connected(address or settings.address, settings) as machines,
+    ):
+        driver.note("ray")
+        job = resolve(ready, machines, beside.submit(checkpoint.sha256, ready.model).result())
+        actors = cluster.actors(job.cluster, job.engine, machines, len(ready.todo))
+        planned = replace(ready.plan, job=job)
+        output.begin(ready.store, planned, ready.kept, ready.withdrawn, ready.overwrite)
+        watch = cluster.start_watch(actors)
+        factory = make_engine or partial(load_engine, ready.model, job.engine)
+        try:
+            driver.follow(partial(graph, planned, ready, actors, factory, watch), watch)
+        except SdbatchError:  # nothing could be drawn: leave nothing behind either
+            if ready.begun is None:
+                output.withdraw(ready.store)
+            raise
+        return driver.finish(job)
+
+
+def graph(
+    planned: Plan, ready: Ready, actors: int, make_engine: MakeEngine, watch: RemoteWatch
+) -> Iterator[Receipt]:
+    """Run the data flow: shards -> ReadPrompts -> DrawImages -> WriteShard -> receipts."""
+    import ray.data
+    from ray.data import ActorPoolStrategy, DataContext
+
+    job, table, urls = planned.job, planned.table, planned.urls()
+    shards = [{**asdict(shard), "url": urls[shard.source]} for shard in ready.todo]
+    images = sum(shard.images for shard in ready.todo)
+    in_flight = cluster.in_flight(actors, len(shards), images, int(job.engine.lanes))
+    cpus, gpus = cluster.per_actor(job.cluster, job.engine)
+    one = {"batch_size": 1, "batch_format": "pyarrow"}  # a block of one row holds one shard
+    with DataContext.current(cluster.data_context()):
+        drawn = (
+            ray.data.from_items(shards, override_num_blocks=len(shards))
+            .map_batches(
+                ReadPrompts(job, table.columns, table.schema, table.extras),
+                num_cpus=cluster.READ_CPUS,
+                **one,
+            )
+            .map_batches(
+                DrawImages,
+                fn_constructor_args=(make_engine, encoding(job), watch),
+                compute=ActorPoolStrategy(
+                    size=actors,
+                    max_tasks_in_flight_per_actor=in_flight,
+                    max_concurrent_calls_per_actor=in_flight,
+                ),
+                num_cpus=cpus,
+                num_gpus=gpus,
+                **one,
+            )
+            .map_batches(WriteShard(job.output, ready.store), num_cpus=cluster.WRITE_CPUS, **one)
+        )
+        # prefetch would hold a receipt back until the next one is there
+        for block in drawn.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=0
+        ):
+            yield from receipts.from_table(block)
+
+
+def encoding(job: Job) -> Encoding:
+    """Return how the job's images are encoded and what they say of their model."""
+    return Encoding(
+        image_format=job.output.image_format,
+        quality=job.output.encoder_quality,
+        model=job.model.name,
+        model_hash=job.model.sha256 or job.model.revision or "",
+        software=f"sdbatch {plan.versions()['sdbatch']}",
+    )
+
+
+def resolve(ready: Ready, machines: cluster.Machines, sha256: str | None) -> Job:
+    """Replace every `auto` of the job by what the machines have, and name the model's weights."""
+    job = ready.plan.job
+    if sha256 and job.model.sha256 not in (None, sha256):
+        raise ModelError(
+            f"model.path = {job.model.path}: its weights' sha256 is {sha256}, and must be "
+            f"{job.model.sha256}, as the job or the begun output says."
+        )
+    model = job.model.model_copy(update={"sha256": sha256})
+    engine = cluster.resolve_engine(job.engine, machines)
+    job = job.model_copy(update={"model": model, "engine": engine})
+    if ready.begun is not None:
+        plan.refuse_changes(job, ready.begun)
+    return job

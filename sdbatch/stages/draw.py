@@ -1,0 +1,199 @@
+"""Second stage, in an actor beside its engine: requests to encoded images.
+
+Calls run at the same time, so that the shards in flight share the engine and its batches stay
+full across shards. Images are encoded in threads, beside the engine's.
+"""
+
+import asyncio
+import hashlib
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from sdbatch import schema
+from sdbatch.engine.checkpoint import ModelFiles
+from sdbatch.engine.request import Drawn, Request
+from sdbatch.errors import SdbatchError
+from sdbatch.formats.image import Encoding, encode
+from sdbatch.job import EngineSettings
+
+MOST_ATTEMPTS = 3  # a shard that has killed its actor so often is recorded as failed
+HEARTBEAT_SECONDS = 0.5
+ENCODERS = 2  # threads; they share the processor with an engine on a CPU
+
+
+class Draws(Protocol):
+    """What the stage needs of an engine; engine.Engine is one, the tests' fake engine another."""
+
+    ticks: int
+
+    def submit(self, request: Request) -> Future[Drawn]:
+        """Queue a request."""
+
+
+class Watch(Protocol):
+    """Where the stage says what it does; it outlives the actor (watch.py has it)."""
+
+    def loading(self) -> None:
+        """An actor begins to load its engine. Raises ModelError if too many died of that."""
+
+    def loaded(self) -> None:
+        """An actor's engine is ready."""
+
+    def refused(self, reason: str) -> None:
+        """An actor's engine cannot be loaded, and will not be on another try."""
+
+    async def deaths(self, shard: int) -> int:
+        """Return how often drawing of `shard` began and never ended: its actor died."""
+
+    async def begin(self, shard: int) -> None:
+        """Drawing of `shard` begins."""
+
+    async def beat(self, shard: int, drawn: int, failed: int, ticks: int) -> None:
+        """So many images of `shard` are drawn or failed by now, after so many ticks in all."""
+
+    async def end(self, shard: int, drawn: int, failed: int) -> None:
+        """Drawing of `shard` ended, however."""
+
+
+def load_engine(files: ModelFiles, settings: EngineSettings) -> Draws:
+    """Load the model and start an engine; `settings` must be resolved."""
+    from sdbatch.engine.engine import Engine  # here: the driver imports this module, without torch
+    from sdbatch.engine.loading import load
+
+    model = load(files, settings.device, settings.dtype)
+    return Engine(model, lanes=int(settings.lanes), threads=settings.threads)
+
+
+class DrawImages:
+    """Draws shards with one engine. No row is lost: one that fails leaves with its `error`."""
+
+    def __init__(self, make_engine: Callable[[], Draws], encoding: Encoding, watch: Watch) -> None:
+        watch.loading()
+        try:
+            self._engine = make_engine()
+        except SdbatchError as error:
+            watch.refused(str(error))
+            raise
+        self._encoding = encoding
+        self._encoders = ThreadPoolExecutor(ENCODERS, "sdbatch-encode")
+        self._watch = watch
+        self._gate = _Gate()
+        watch.loaded()
+
+    async def __call__(self, block: pa.Table) -> pa.Table:
+        """Draw the shard in `block`; returns it with the columns of schema.failed."""
+        shard, rows, _ = schema.unpack(block)
+        deaths = await self._watch.deaths(shard)
+        if deaths >= MOST_ATTEMPTS:
+            rows = _fail_all(rows, f"drawing its shard killed the actor {deaths} times")
+        # A shard that was being drawn when its actor died gets no company: the death may have
+        # been another's doing, and the next one must be laid at the right door.
+        async with self._gate.alone() if deaths else self._gate.among_others():
+            return await self._draw(shard, rows, deaths + 1)
+
+    async def _draw(self, shard: int, rows: pa.Table, attempt: int) -> pa.Table:
+        await self._watch.begin(shard)
+        begun = time.time()
+        tally = _Tally()
+        beats = asyncio.ensure_future(self._beat(shard, tally))
+        try:
+            drawn = [self._draw_row(row, tally) for row in rows.to_pylist()]
+            results = await asyncio.gather(*drawn)
+        finally:
+            beats.cancel()
+            await self._watch.end(shard, tally.drawn, tally.failed)
+        facts = {
+            "host": socket.gethostname(),
+            "began": _clock(begun),
+            "ended": _clock(time.time()),
+            "attempt": attempt,
+        }
+        return schema.pack(shard, _with_results(rows, results), json.dumps(facts))
+
+    async def _draw_row(self, row: dict[str, Any], tally: "_Tally") -> dict[str, Any]:
+        if row["error"] is not None:
+            tally.failed += 1
+            return {"error": row["error"]}
+        request = Request(**{field.name: row[field.name] for field in schema.SAMPLING})
+        try:
+            drawn = await asyncio.wrap_future(self._engine.submit(request))
+        except SdbatchError:
+            raise  # the engine cannot go on: no fault of the row
+        except Exception as error:  # noqa: BLE001  of this row alone, found by drawing it alone
+            tally.failed += 1
+            return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        loop = asyncio.get_running_loop()
+        file = await loop.run_in_executor(self._encoders, encode, drawn.image, row, self._encoding)
+        tally.drawn += 1
+        return {
+            "image": {"bytes": file, "path": f"{row['key']}.{self._encoding.image_format}"},
+            "prompt_tokens": drawn.prompt_tokens,
+            "prompt_truncated": drawn.prompt_truncated,
+            "sha256": hashlib.sha256(file).hexdigest(),
+            "error": None,
+        }
+
+    async def _beat(self, shard: int, tally: "_Tally") -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            await self._watch.beat(shard, tally.drawn, tally.failed, self._engine.ticks)
+
+
+class _Tally:
+    drawn = 0
+    failed = 0
+
+
+class _Gate:
+    """Lets many in at a time, or one alone."""
+
+    def __init__(self) -> None:
+        self._inside = 0
+        self._changed = asyncio.Condition()
+        self._lonely = asyncio.Lock()
+
+    @asynccontextmanager
+    async def among_others(self) -> AsyncIterator[None]:
+        async with self._lonely, self._changed:
+            self._inside += 1
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        async with self._lonely:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._inside == 0)
+            yield
+
+
+def _with_results(rows: pa.Table, results: list[dict[str, Any]]) -> pa.Table:
+    extras = schema.extras_of(rows.schema)
+    columns = []
+    for field in schema.failed(extras):
+        if field in (schema.IMAGE, schema.ERROR) or field in schema.DRAWN:
+            columns.append(pa.array([result.get(field.name) for result in results], field.type))
+        else:
+            columns.append(rows[field.name])
+    return pa.table(columns, schema=schema.failed(extras))
+
+
+def _fail_all(rows: pa.Table, reason: str) -> pa.Table:
+    at = rows.schema.get_field_index("error")
+    errors = [error or reason for error in rows["error"].to_pylist()]
+    return rows.set_column(at, schema.ERROR, pa.array(errors, pa.string()))
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -1,0 +1,36 @@
+"""First stage, on a CPU: a shard of the plan to its requests, one row an image."""
+
+import pyarrow as pa
+
+from sdbatch import schema
+from sdbatch.errors import PromptTableError
+from sdbatch.job import Job
+from sdbatch.prompts import requests, table
+
+
+class ReadPrompts:
+    """Reads the rows of a shard from its file and resolves them.
+
+    A row that cannot be drawn stays, with its `error`; rows keep the order of the table.
+    """
+
+    def __init__(
+        self, job: Job, columns: dict[str, str], read: pa.Schema, extras: pa.Schema
+    ) -> None:
+        self._job = job
+        self._columns = columns
+        self._read = read
+        self._extras = extras
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Turn a block of one row of the plan, with the file's `url`, into its requests."""
+        planned = block.to_pylist()[0]
+        url = planned.pop("url")
+        shard = schema.Shard(**planned)
+        start, stop = shard.rows(self._job.prompts.images_per_row)
+        source = table.Source(shard.source, url, stop, shard.checksum)
+        rows = table.read(source, start, stop, self._read)
+        if rows.num_rows != stop - start:
+            raise PromptTableError(f"{url} = {rows.num_rows} rows of {stop - start}: has changed.")
+        resolved = requests.resolve(rows, shard, self._job, self._columns, self._extras)
+        return schema.pack(shard.shard, resolved, "{}")

@@ -1,0 +1,45 @@
+"""Last stage, on a CPU: a drawn shard to its files and the receipt that commits it."""
+
+import json
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sdbatch import formats, receipts, schema
+from sdbatch.job import Output
+from sdbatch.receipts import Receipt
+from sdbatch.storage import Store
+
+
+class WriteShard:
+    """Writes data/NNNNNN, failed/NNNNNN where a row failed, and last receipts/NNNNNN.
+
+    Raises StorageError if a file cannot be written: that ends the job, which can be resumed.
+    """
+
+    def __init__(self, output: Output, store: Store) -> None:
+        self._output = output
+        self._store = store
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Commit the shard in `block`; returns its receipt as one row of schema.MANIFEST."""
+        shard, rows, facts = schema.unpack(block)
+        undrawn = pc.is_valid(rows["error"])
+        drawn = rows.filter(pc.invert(undrawn)).drop_columns(["error"])
+        failed = rows.filter(undrawn)
+        name = schema.shard_name(shard)
+        files = {}
+        if drawn.num_rows:
+            suffix, data = formats.write(drawn, self._output)
+            files[f"{receipts.DATA}/{name}.{suffix}"] = data
+        if failed.num_rows:
+            sink = pa.BufferOutputStream()
+            pq.write_table(failed, sink)
+            files[f"{receipts.FAILED}/{name}.parquet"] = sink.getvalue().to_pybytes()
+        reasons = dict(Counter(failed["error"].to_pylist()).most_common())
+        receipt = Receipt(
+            shard, drawn.num_rows, failed.num_rows, reasons, files=[], facts=json.loads(facts)
+        )
+        return receipts.to_table([receipts.commit(self._store, receipt, files)])
