@@ -1,0 +1,87 @@
+"""`sdbatch status`: how far an output is, from any machine that can read it."""
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from sdbatch import plan, receipts
+from sdbatch.errors import StorageError
+from sdbatch.report.progress import PROGRESS_FILE, duration
+from sdbatch.storage import Store
+
+SILENT_BEATS = 5  # heartbeats missed before a run counts as gone
+
+
+@dataclass(frozen=True)
+class Status:
+    """An output at a moment. `committed` counts are proved by receipts."""
+
+    output: str
+    state: str  # finished, running, stopped (cleanly), gone (its driver fell silent)
+    planned: int
+    images: int
+    failed: int
+    shards: int
+    shards_committed: int
+    reasons: dict[str, int]
+    heartbeat: dict[str, Any] | None  # progress.json
+
+    def text(self) -> str:
+        """Return the status for people."""
+        lines = [
+            f"{self.output}: {self.state}",
+            f"  {self.images + self.failed:,} of {self.planned:,} images committed, "
+            f"{self.failed:,} failed, {self.shards_committed:,} of {self.shards:,} shards",
+        ]
+        if self.state == "running" and self.heartbeat is not None:
+            beat = self.heartbeat
+            eta = beat["eta_seconds"]
+            left = "" if eta is None else f", ETA {duration(eta)}"
+            age = max(0, time.time() - beat["updated"])
+            lines.append(
+                f"  {beat['drawn'] + beat['failed']:,} images with those in flight, "
+                f"{beat['images_per_s']:.1f} images/s{left} ({age:.0f} s ago)"
+            )
+        lines += [
+            f"  {count:,} failed: {reason}" for reason, count in list(self.reasons.items())[:10]
+        ]
+        return "\n".join(lines)
+
+
+def status(store: Store) -> Status:
+    """Read how far the output is.
+
+    Raises:
+        StorageError: there is no output.
+    """
+    begun = plan.read(store)
+    if begun is None:
+        raise StorageError(f"{store.url} = no {plan.JOB_FILE}: must be the output of a job.")
+    found = receipts.read_all(store, receipts.committed(store))
+    text = store.find(PROGRESS_FILE)
+    beat = json.loads(text) if text is not None else None
+    complete = len(found) == len(begun.shards)
+    return Status(
+        output=store.url,
+        state="finished" if complete and _is_over(beat) else _state(beat),
+        planned=sum(shard.images for shard in begun.shards),
+        images=sum(receipt.images for receipt in found),
+        failed=sum(receipt.failed for receipt in found),
+        shards=len(begun.shards),
+        shards_committed=len(found),
+        reasons=receipts.reasons(found),
+        heartbeat=beat,
+    )
+
+
+def _is_over(beat: dict[str, Any] | None) -> bool:
+    return beat is None or beat["state"] != "running"
+
+
+def _state(beat: dict[str, Any] | None) -> str:
+    if beat is None:
+        return "gone"
+    if beat["state"] == "running" and time.time() - beat["updated"] > SILENT_BEATS * beat["every"]:
+        return "gone"
+    return "stopped" if beat["state"] == "finished" else str(beat["state"])
