@@ -1,0 +1,55 @@
+"""Markers by folder, and the fixtures that most tests share."""
+
+from pathlib import Path
+
+import pytest
+
+from sdbatch.job import Job, parse
+
+MARKED = ("ray", "s3", "gpu")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for name in MARKED:
+            if f"tests/{name}/" in Path(item.path).as_posix():
+                item.add_marker(getattr(pytest.mark, name))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _offline():
+    """No test may reach a model hub."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_DATASETS_OFFLINE", "1")
+        yield
+
+
+@pytest.fixture
+def make_job(tmp_path):
+    """Build a job from keyword sections over one that is whole, with a table of 6 prompts."""
+    table = tmp_path / "prompts.txt"
+    table.write_text("".join(f"a red dog, number {i}\n" for i in range(6)))
+
+    def make(**sections) -> Job:
+        values = {
+            "prompts": {"path": str(table)},
+            "model": "builtin:shapes",
+            "sampling": {"height": 64, "width": 64, "num_inference_steps": 4},
+            "output": {"path": str(tmp_path / "out")},
+        }
+        for name, section in sections.items():
+            values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
+        return parse(values)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A random Stable Diffusion in small, in diffusers' layout."""
+    from tests import tiny
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    tiny.write_folder(folder)
+    return folder

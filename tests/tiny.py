@@ -1,0 +1,116 @@
+"""The tiny test model: random weights in the real classes of Stable Diffusion 1.5.
+
+Written in a second, in diffusers' layout (`write_folder`) and as one file in the key layout of the
+original Stable Diffusion release (`write_file`).
+"""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from sdbatch.engine import builtin
+
+write_folder = builtin.make
+
+
+def write_file(folder: Path, path: Path) -> None:
+    """Write the model in `folder` as one .safetensors or .ckpt file in the original layout."""
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    unet = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    vae = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
+    text = load_file(folder / "text_encoder" / "model.safetensors")
+    weights = {f"model.diffusion_model.{k}": v for k, v in _unet(unet, config).items()}
+    weights |= {f"first_stage_model.{k}": v for k, v in _vae(vae).items()}
+    weights |= {f"cond_stage_model.transformer.{_text(k)}": v for k, v in text.items()}
+    weights = {name: tensor.contiguous() for name, tensor in weights.items()}
+    if path.suffix == ".ckpt":
+        torch.save({"state_dict": weights, "global_step": 1}, path)
+    else:
+        save_file(weights, path)
+
+
+def _text(key: str) -> str:
+    return key if key.startswith("text_model.") else f"text_model.{key}"
+
+
+def _unet(weights, config):
+    """Name a UNet2DConditionModel's weights as Stable Diffusion's openaimodel.py does."""
+    layers = config["layers_per_block"]
+    levels = len(config["block_out_channels"])
+    renamed = {}
+    for key, value in weights.items():
+        renamed[_unet_key(key, layers, levels)] = value
+    return renamed
+
+
+def _unet_key(key: str, layers: int, levels: int) -> str:
+    plain = {
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+    }
+    for ours, theirs in plain.items():
+        if key.startswith(f"{ours}."):
+            return key.replace(ours, theirs, 1)
+    if found := re.match(r"down_blocks\.(\d+)\.(resnets|attentions|downsamplers)\.(\d+)\.(.*)", key):
+        level, part, number, rest = int(found[1]), found[2], int(found[3]), found[4]
+        block = 1 + level * (layers + 1) + (layers if part == "downsamplers" else number)
+        inner = {"resnets": "0", "attentions": "1", "downsamplers": "0"}[part]
+        rest = rest.replace("conv.", "op.", 1) if part == "downsamplers" else rest
+        return f"input_blocks.{block}.{inner}.{_resnet(rest) if part == 'resnets' else rest}"
+    if found := re.match(r"mid_block\.(resnets|attentions)\.(\d+)\.(.*)", key):
+        inner = {("resnets", "0"): 0, ("attentions", "0"): 1, ("resnets", "1"): 2}[found[1], found[2]]
+        return f"middle_block.{inner}.{_resnet(found[3]) if found[1] == 'resnets' else found[3]}"
+    found = re.match(r"up_blocks\.(\d+)\.(resnets|attentions|upsamplers)\.(\d+)\.(.*)", key)
+    level, part, number, rest = int(found[1]), found[2], int(found[3]), found[4]
+    block = level * (layers + 1) + (layers if part == "upsamplers" else number)
+    has_attention = level > 0  # the tiny UNet's lowest level has none
+    inner = {"resnets": 0, "attentions": 1, "upsamplers": 2 if has_attention else 1}[part]
+    return f"output_blocks.{block}.{inner}.{_resnet(rest) if part == 'resnets' else rest}"
+
+
+def _resnet(rest: str) -> str:
+    for ours, theirs in (
+        ("norm1.", "in_layers.0."),
+        ("conv1.", "in_layers.2."),
+        ("norm2.", "out_layers.0."),
+        ("conv2.", "out_layers.3."),
+        ("time_emb_proj.", "emb_layers.1."),
+        ("conv_shortcut.", "skip_connection."),
+    ):
+        if rest.startswith(ours):
+            return rest.replace(ours, theirs, 1)
+    return rest
+
+
+def _vae(weights):
+    """Name an AutoencoderKL's weights as Stable Diffusion's autoencoder does."""
+    named = {_vae_key(key): value for key, value in weights.items()}
+    for key, value in named.items():  # attention there is made of 1x1 convolutions
+        if ".attn_1." in key and value.ndim == 2:
+            named[key] = value[:, :, None, None]
+    return named
+
+
+def _vae_key(key: str) -> str:
+    key = key.replace("conv_norm_out.", "norm_out.").replace("conv_shortcut.", "nin_shortcut.")
+    key = re.sub(r"mid_block\.resnets\.(\d+)", lambda m: f"mid.block_{int(m[1]) + 1}", key)
+    for ours, theirs in (
+        ("group_norm", "norm"),
+        ("to_q", "q"),
+        ("to_k", "k"),
+        ("to_v", "v"),
+        ("to_out.0", "proj_out"),
+    ):
+        key = key.replace(f"mid_block.attentions.0.{ours}.", f"mid.attn_1.{theirs}.")
+    key = re.sub(r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block.", key)
+    key = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0\.", r"down.\1.downsample.", key)
+    key = re.sub(r"up_blocks\.(\d+)\.resnets\.", lambda m: f"up.{3 - int(m[1])}.block.", key)
+    return re.sub(
+        r"up_blocks\.(\d+)\.upsamplers\.0\.", lambda m: f"up.{3 - int(m[1])}.upsample.", key
+    )
