@@ -7,6 +7,7 @@ places. The measurements behind them are in ARCHITECTURE.md.
 import contextlib
 import math
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,10 +17,12 @@ from sdbatch.job import Cluster, EngineSettings
 from sdbatch.watch import RemoteWatch, Watch
 
 if TYPE_CHECKING:
-    from ray.data import DataContext
+    import pyarrow as pa
+    from ray.data import Dataset
 
 CHEAP_CPUS = 1  # kept free on a cluster for reading, writing and the watch
 READ_CPUS, WRITE_CPUS = 0.25, 0.5  # unequal, or Ray fuses neighbours into one task
+CONNECT_SECONDS = 10.0
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or a warning about CUDA_VISIBLE_DEVICES
     "RAY_USAGE_STATS_ENABLED": "0",  # a job's own Ray reports to nobody
@@ -52,6 +55,7 @@ def connected(address: str | None, cluster: Cluster) -> Iterator[Machines]:
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         arguments = {} if address != "local" else {"num_cpus": _cpus(cluster)}
         try:
+            _probe(address)
             # address="local" by name: without it a stale file of another Ray can be picked up.
             ray.init(
                 address=address,
@@ -60,7 +64,7 @@ def connected(address: str | None, cluster: Cluster) -> Iterator[Machines]:
                 logging_level="error",
                 **arguments,
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             text = " ".join(str(error).split())[:200]
             raise JobError(
                 f"cluster.address = {address!r}: no Ray answers there ({text})."
@@ -71,6 +75,13 @@ def connected(address: str | None, cluster: Cluster) -> Iterator[Machines]:
     finally:
         if started:
             ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Raise an OSError unless something listens at `host:port`: ray.init would wait for ever."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
 
 
 def _cpus(cluster: Cluster) -> int:
@@ -144,14 +155,31 @@ def start_watch(actors: int) -> RemoteWatch:
     return RemoteWatch(remote.remote(actors))
 
 
-def data_context() -> "DataContext":
-    """Return Ray Data's settings for one run."""
+@contextlib.contextmanager
+def settings() -> Iterator[None]:
+    """Lay out a data flow with Ray Data's settings for one run, leaving the program's own alone."""
     from ray.data import DataContext
 
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = None  # one block is one shard, of any size
-    context.execution_no_progress_timeout_s = -1  # it counts blocks; pipeline.py watches images
+    context.execution_no_progress_timeout_s = -1  # it counts blocks; driver.py watches images
     context.max_consecutive_actor_init_deaths = 0  # a model that cannot be loaded ends the job
-    return context
+    with DataContext.current(context):
+        yield
+
+
+def blocks_of(flow: "Dataset") -> Iterator["pa.Table"]:
+    """Run the data flow and yield its blocks as they come."""
+    # prefetch would hold a block back until the next one is there
+    yield from flow.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+def cancel(flow: "Dataset") -> None:
+    """Stop a data flow that has not ended, so that a Ray that outlives the run is free of it.
+
+    Nothing public does: leaving the iteration stops it too, but only when the next block comes.
+    """
+    if flow._current_executor is not None:
+        flow._current_executor.shutdown(force=True)

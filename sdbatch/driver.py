@@ -3,10 +3,10 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
-from sdbatch import output, receipts
+from sdbatch import cluster, output, receipts
 from sdbatch.errors import ModelError, SdbatchError
 from sdbatch.job import Job
 from sdbatch.plan import Plan
@@ -15,6 +15,9 @@ from sdbatch.report.progress import Display, Heartbeat, Progress
 from sdbatch.report.summary import Report
 from sdbatch.storage import Store
 from sdbatch.watch import RemoteWatch, Snapshot
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 POLL_SECONDS = 0.25
 STALL_SECONDS = 1800.0  # without one tick, image or receipt anywhere
@@ -65,8 +68,8 @@ class Driver:
         self._display.show(progress)
         return progress
 
-    def follow(self, flow: Callable[[], Iterator[Receipt]], watch: RemoteWatch) -> None:
-        """Take in the receipts of `flow` until it ends or the run must stop.
+    def follow(self, flow: "Dataset", watch: RemoteWatch) -> None:
+        """Run `flow` and take in its receipts until it ends or the run must stop.
 
         Raises:
             SdbatchError: the run ended before it could draw anything.
@@ -87,6 +90,8 @@ class Driver:
                 self._stopped = self._why_ended(ended)
         except KeyboardInterrupt:
             self._stopped = "interrupted"
+        finally:
+            cluster.cancel(flow)
         missing = self._plan.images - sum(r.images + r.failed for r in [*self._kept, *self._came])
         if missing and self._stopped is None:
             self._stopped = f"{missing} images have no receipt, though Ray reported no error"
@@ -144,10 +149,11 @@ class Driver:
         return str(cause)
 
 
-def _stream(flow: Callable[[], Iterator[Receipt]], arrived: Arrived) -> None:
+def _stream(flow: "Dataset", arrived: Arrived) -> None:
     try:
-        for receipt in flow():
-            arrived.put(receipt)
+        for block in cluster.blocks_of(flow):
+            for receipt in receipts.from_table(block):
+                arrived.put(receipt)
         arrived.put(None)
     except BaseException as error:  # noqa: BLE001  raised again by the main thread
         arrived.put(error)

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from sdbatch import strict_yaml
 from sdbatch.errors import JobError
 
 Sampler = Literal[
@@ -43,7 +43,7 @@ VAE_FACTOR = 8  # Rombach et al. 2022, sec. 4: f = 8 for Stable Diffusion 1.x
 
 
 def _multiple_of_8(value: Any) -> Any:
-    if type(value) in (int, float) and value > 0 and value % VAE_FACTOR:
+    if type(value) in (int, float) and 0 < value <= 4096 and value % VAE_FACTOR:
         nearest = max(VAE_FACTOR, round(value / VAE_FACTOR) * VAE_FACTOR)
         raise ValueError(f"must be a multiple of 8, the VAE's factor. Nearest: {nearest}")
     return value
@@ -90,7 +90,7 @@ class Model(Section):
     @property
     def name(self) -> str:
         """Return the model's name without any folder: what metadata calls it."""
-        return self.path if ":" in self.path else Path(self.path).name
+        return self.path if self.path.startswith("builtin:") else Path(self.path).name
 
 
 class Sampling(Section):
@@ -179,22 +179,6 @@ class Job(Section):
         return self.name or self.output.path.rstrip("/").rsplit("/", 1)[-1]
 
 
-class _NoDuplicates(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error, not a silent last-one-wins."""
-
-
-def _mapping(loader: _NoDuplicates, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    for number, key in enumerate(keys):
-        if key in keys[:number]:
-            line = node.value[number][0].start_mark.line + 1
-            raise JobError(f"line {line}: key {key!r} stands twice: keep one of them.")
-    return loader.construct_mapping(node, deep=True)
-
-
-_NoDuplicates.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     """Read the job file at `path`; each override is `section.key=value`, its value in YAML.
 
@@ -205,15 +189,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Job:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise JobError(f"{path} = {error}: must be a readable job file in YAML.") from error
-    return parse(_yaml(text, str(path)), overrides)
+    return parse(strict_yaml.parse(text, str(path)), overrides, str(path))
 
 
-def parse(values: Any, overrides: Sequence[str] = ()) -> Job:
-    """Build a job from the mapping `values`, as YAML gives it."""
+def parse(values: Any, overrides: Sequence[str] = (), where: str = "the job") -> Job:
+    """Build a job from the mapping `values`, as YAML gives it; `where` it stands."""
     if not isinstance(values, dict):
-        raise JobError("the job file = no mapping: must have prompts, model and output.")
-    if isinstance(values.get("model"), str):
-        values = {**values, "model": {"path": values["model"]}}
+        raise JobError(f"{where} = no mapping: must have prompts, model and output.")
     for override in overrides:
         values = _override(values, override)
     try:
@@ -227,7 +209,8 @@ def explain(error: ValidationError) -> str:
     first, *others = error.errors()
     where = _where(first)
     if first["type"] == "extra_forbidden":
-        return f"{where}: unknown key. {_suggest(where)}"
+        *parents, key = (str(part) for part in first["loc"])
+        return f"{'.'.join([*parents, key])}: unknown key. {_suggest(parents, key)}"
     if first["type"] == "missing":
         return f"{where} = nothing: must be given."
     if first["type"] == "value_error" and " = " in first["msg"]:
@@ -241,22 +224,17 @@ def json_schema() -> str:
     return json.dumps(Job.model_json_schema(), indent=2)
 
 
-def _yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_NoDuplicates)
-    except yaml.YAMLError as error:
-        raise JobError(f"{where} = no YAML: {' '.join(str(error).split())}.") from error
-
-
 def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise JobError(f"--set {override!r}: must be section.key=value.")
-    value = _yaml(text, f"--set {override}") if text else ""
+    value = strict_yaml.parse(text, f"--set {override}") if text else ""
     return _set(values, name.split("."), value, override)
 
 
 def _set(values: Any, keys: list[str], value: Any, override: str) -> dict[str, Any]:
+    if isinstance(values, str) and override.startswith("model."):
+        values = _path_alone(values)
     if not isinstance(values, dict | None):
         raise JobError(
             f"--set {override!r}: {keys[0]!r} is inside {values!r}, which is no section."
@@ -266,8 +244,7 @@ def _set(values: Any, keys: list[str], value: Any, override: str) -> dict[str, A
     return {**values, head: _set(values.get(head), rest, value, override) if rest else value}
 
 
-def _suggest(where: str) -> str:
-    *parents, key = where.split(".")
+def _suggest(parents: list[str], key: str) -> str:
     section: Any = Job
     for parent in parents:
         section = section.model_fields[parent].annotation

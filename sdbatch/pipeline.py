@@ -3,10 +3,11 @@
 Read `run_job`, then `graph`: the picture of ARCHITECTURE.md on one screen.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from sdbatch import cluster, output, plan, receipts
 from sdbatch.driver import Driver
@@ -25,6 +26,9 @@ from sdbatch.stages.read import ReadPrompts
 from sdbatch.stages.write import WriteShard
 from sdbatch.storage import Store
 from sdbatch.watch import RemoteWatch
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 MakeEngine = Callable[[], Draws]
 
@@ -81,12 +85,12 @@ def prepare(job: Job, *, overwrite: bool = False, retry_failed: bool = False) ->
     """Find the table, the model and what the output holds; write nothing, start nothing."""
     store = Store(job.output.path)
     store.check_writable()
-    model = checkpoint.find(job.model.path, job.model.revision, job.model.config)
-    job = job.model_copy(
-        update={"model": job.model.model_copy(update={"revision": model.revision})}
-    )
     output.refuse_foreign(store)
     begun = None if overwrite else plan.read(store)
+    revision = job.model.revision or (begun.job.model.revision if begun else None)
+    model = checkpoint.find(job.model.path, revision, job.model.config)
+    known = job.model.model_copy(update={"revision": model.revision})
+    job = job.model_copy(update={"model": known})
     planned = plan.make(job, open_table(job.prompts), begun)
     done = receipts.read_all(store, receipts.committed(store)) if begun else []
     again = [receipt for receipt in done if receipt.failed and retry_failed]
@@ -120,7 +124,7 @@ def draw(
         watch = cluster.start_watch(actors)
         factory = make_engine or partial(load_engine, ready.model, job.engine)
         try:
-            driver.follow(partial(graph, planned, ready, actors, factory, watch), watch)
+            driver.follow(graph(planned, ready, actors, factory, watch), watch)
         except SdbatchError:  # nothing could be drawn: leave nothing behind either
             if ready.begun is None:
                 output.withdraw(ready.store)
@@ -130,10 +134,10 @@ def draw(
 
 def graph(
     planned: Plan, ready: Ready, actors: int, make_engine: MakeEngine, watch: RemoteWatch
-) -> Iterator[Receipt]:
-    """Run the data flow: shards -> ReadPrompts -> DrawImages -> WriteShard -> receipts."""
+) -> "Dataset":
+    """Lay out the data flow: shards -> ReadPrompts -> DrawImages -> WriteShard -> receipts."""
     import ray.data
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data import ActorPoolStrategy
 
     job, table, urls = planned.job, planned.table, planned.urls()
     shards = [{**asdict(shard), "url": urls[shard.source]} for shard in ready.todo]
@@ -141,8 +145,8 @@ def graph(
     in_flight = cluster.in_flight(actors, len(shards), images, int(job.engine.lanes))
     cpus, gpus = cluster.per_actor(job.cluster, job.engine)
     one = {"batch_size": 1, "batch_format": "pyarrow"}  # a block of one row holds one shard
-    with DataContext.current(cluster.data_context()):
-        drawn = (
+    with cluster.settings():
+        return (
             ray.data.from_items(shards, override_num_blocks=len(shards))
             .map_batches(
                 ReadPrompts(job, table.columns, table.schema, table.extras),
@@ -163,11 +167,6 @@ def graph(
             )
             .map_batches(WriteShard(job.output, ready.store), num_cpus=cluster.WRITE_CPUS, **one)
         )
-        # prefetch would hold a receipt back until the next one is there
-        for block in drawn.iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=0
-        ):
-            yield from receipts.from_table(block)
 
 
 def encoding(job: Job) -> Encoding:

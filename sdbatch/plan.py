@@ -255,14 +255,24 @@ def read(store: Store) -> Begun | None:
     text = store.find(JOB_FILE)
     if text is None:
         return None
+    broken = (yaml.YAMLError, KeyError, TypeError, ValueError, OSError, pa.ArrowException, JobError)
     try:
         said = yaml.safe_load(text)
-        table = pq.read_table(pa.BufferReader(store.read(PLAN_FILE)))
+        job, libraries = parse(said["job"]), said["versions"]
+    except broken as error:
+        raise _unreadable(store.where(JOB_FILE), error) from error
+    data = store.read(PLAN_FILE)
+    try:
+        table = pq.read_table(pa.BufferReader(data))
         extras = pa.ipc.read_schema(pa.py_buffer(table.schema.metadata[b"extras"]))
-        shards = tuple(Shard(**row) for row in table.to_pylist())
-        return Begun(parse(said["job"]), said["versions"], shards, extras)
-    except (yaml.YAMLError, KeyError, TypeError, pa.ArrowException, JobError) as error:
-        raise StorageError(
-            f"{store.where(JOB_FILE)} = {type(error).__name__}, {error}: must be as this version "
-            f"of sdbatch wrote it. Choose another output.path."
-        ) from error
+        return Begun(job, libraries, tuple(Shard(**row) for row in table.to_pylist()), extras)
+    except broken as error:
+        raise _unreadable(store.where(PLAN_FILE), error) from error
+
+
+def _unreadable(where: str, error: Exception) -> StorageError:
+    text = " ".join(str(error).split())[:200]
+    return StorageError(
+        f"{where} = {type(error).__name__}, {text}: must be as this version of sdbatch wrote it. "
+        f"Choose another output.path."
+    )

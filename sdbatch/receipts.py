@@ -6,6 +6,7 @@ the receipt last; a crash between leaves files that no receipt names, and `sweep
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -85,8 +86,8 @@ def sweep(store: Store, shards: Collection[int]) -> None:
     kept = {schema.shard_name(shard) for shard in shards}
     for folder in ("", DATA, FAILED, RECEIPTS):
         for name in store.names(folder):
-            stem = name.partition(".")[0]
-            orphan = folder in (DATA, FAILED) and stem.isdigit() and stem not in kept
+            ours = re.fullmatch(r"(\d{6,})\.(parquet|tar)", name)
+            orphan = folder in (DATA, FAILED) and ours and ours[1] not in kept
             if orphan or (name.startswith(".") and name.endswith(TEMPORARY)):
                 store.remove(f"{folder}/{name}".lstrip("/"))
 

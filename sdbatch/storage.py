@@ -54,9 +54,9 @@ def connect(url: str) -> tuple[Any, str]:
         with errors(url):
             fs, path = url_to_fs(url)
     except ImportError as error:
-        package = _PACKAGES.get(protocol, f"the fsspec package for {protocol}://")
+        way = f"pip install {_PACKAGES[protocol]}" if protocol in _PACKAGES else str(error)
         raise StorageError(
-            f"{url} = {protocol}:// needs a package that is missing: pip install {package}."
+            f"{url} = {protocol}:// needs a package that is missing: {way}."
         ) from error
     except ValueError as error:
         raise StorageError(
@@ -78,7 +78,7 @@ def open_file(url: str, compression: str | None = None) -> Iterator[IO[bytes]]:
 
 def is_local(url: str) -> bool:
     """Tell whether `url` is a path of this machine."""
-    return "://" not in url or url.startswith("file://")
+    return "://" not in url or url.startswith(("file://", "local://"))
 
 
 class Store:

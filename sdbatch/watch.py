@@ -49,10 +49,11 @@ class Watch:
         self._loads += 1
         self._signs += 1
         if self._loads > self._actors + MOST_LOADS:
-            raise ModelError(
+            self._refused = (
                 f"model = loading it killed {self._loads - 1} actors: it must fit into memory. "
                 f"Set fewer cluster.actors or a smaller engine.dtype."
             )
+            raise ModelError(self._refused)
 
     def loaded(self) -> None:
         """An actor's engine is ready."""

@@ -14,6 +14,10 @@ def pytest_collection_modifyitems(items):
         for name in MARKED:
             if f"tests/{name}/" in Path(item.path).as_posix():
                 item.add_marker(getattr(pytest.mark, name))
+        if item.get_closest_marker("ray"):  # Ray leaves its log files to the garbage collector
+            item.add_marker(
+                pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+            )
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -39,7 +43,9 @@ def make_job(tmp_path):
             "output": {"path": str(tmp_path / "out")},
         }
         for name, section in sections.items():
-            values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
+            old = values.get(name)
+            both = isinstance(section, dict) and isinstance(old, dict)
+            values[name] = {**old, **section} if both else section
         return parse(values)
 
     return make

@@ -57,16 +57,17 @@ def _unet_key(key: str, layers: int, levels: int) -> str:
     for ours, theirs in plain.items():
         if key.startswith(f"{ours}."):
             return key.replace(ours, theirs, 1)
-    if found := re.match(r"down_blocks\.(\d+)\.(resnets|attentions|downsamplers)\.(\d+)\.(.*)", key):
+    parts = "resnets|attentions|downsamplers|upsamplers"
+    if found := re.match(rf"down_blocks\.(\d+)\.({parts})\.(\d+)\.(.*)", key):
         level, part, number, rest = int(found[1]), found[2], int(found[3]), found[4]
         block = 1 + level * (layers + 1) + (layers if part == "downsamplers" else number)
         inner = {"resnets": "0", "attentions": "1", "downsamplers": "0"}[part]
         rest = rest.replace("conv.", "op.", 1) if part == "downsamplers" else rest
         return f"input_blocks.{block}.{inner}.{_resnet(rest) if part == 'resnets' else rest}"
     if found := re.match(r"mid_block\.(resnets|attentions)\.(\d+)\.(.*)", key):
-        inner = {("resnets", "0"): 0, ("attentions", "0"): 1, ("resnets", "1"): 2}[found[1], found[2]]
+        inner = {"resnets0": 0, "attentions0": 1, "resnets1": 2}[found[1] + found[2]]
         return f"middle_block.{inner}.{_resnet(found[3]) if found[1] == 'resnets' else found[3]}"
-    found = re.match(r"up_blocks\.(\d+)\.(resnets|attentions|upsamplers)\.(\d+)\.(.*)", key)
+    found = re.match(rf"up_blocks\.(\d+)\.({parts})\.(\d+)\.(.*)", key)
     level, part, number, rest = int(found[1]), found[2], int(found[3]), found[4]
     block = level * (layers + 1) + (layers if part == "upsamplers" else number)
     has_attention = level > 0  # the tiny UNet's lowest level has none

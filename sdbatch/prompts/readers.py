@@ -5,11 +5,14 @@ fast enough up to some ten million rows, beyond which a table belongs in Parquet
 every column is text; in JSON a column that mixes types is kept as its JSON text.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
 import itertools
 import json
+import lzma
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +41,7 @@ class Contents:
 def kind(path: str) -> str | None:
     """Return the format that the name of `path` says, None if it is none of KINDS."""
     name = path.rsplit("/", 1)[-1].lower()
-    for compressed in (".gz", ".bz2", ".xz", ".zst"):
+    for compressed in (".gz", ".bz2", ".xz"):
         if name.endswith(compressed) and not name.endswith(f".parquet{compressed}"):
             name = name.removesuffix(compressed)
     suffix = {"pq": "parquet", "ndjson": "jsonl"}.get(
@@ -54,7 +57,7 @@ def look(url: str) -> Contents:
     count, schema = 0, pa.schema([])
     rows = _rows(url)
     while batch := list(itertools.islice(rows, BATCH)):
-        schema = _merge(schema, _infer(batch))
+        schema = _merge(schema, _infer(batch, url))
         count += len(batch)
     return Contents(count, schema, _sha256(url))
 
@@ -64,20 +67,39 @@ def read(url: str, start: int, stop: int, schema: pa.Schema) -> pa.Table:
     if kind(url) == "parquet":
         return _read_parquet(url, start, stop, schema)
     rows = list(itertools.islice(_rows(url), start, stop))
-    if len(rows) != stop - start:
-        raise PromptTableError(
-            f"{url} = ends at row {start + len(rows)}: must not change while read."
-        )
+    _check_end(url, start + len(rows), stop)
     return pa.table([_column(rows, field) for field in schema], schema=schema)
 
 
+def unite(one: pa.Schema, two: pa.Schema) -> pa.Schema:
+    """Unite the columns of two files or parts of one; JSON text in one is JSON text in both.
+
+    Raises:
+        pa.ArrowException: a column's types cannot be united.
+    """
+    mixed = {field.name for field in (*one, *two) if field.metadata == MIXED}
+
+    def marked(schema: pa.Schema) -> pa.Schema:
+        return pa.schema([_mixed(f.name) if f.name in mixed else f for f in schema])
+
+    return pa.unify_schemas([marked(one), marked(two)], promote_options="permissive")
+
+
+@contextlib.contextmanager
+def _faults(url: str, must: str) -> Iterator[None]:
+    """Tell a broken file from a store out of reach: what a decoder raises has no errno."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise PromptTableError(f"{url} = {_line(error)}: must be {must}.") from error
+
+
 def _look_parquet(url: str) -> Contents:
-    with storage.open_file(url) as file:
-        try:
-            metadata = pq.read_metadata(file)
-            schema = metadata.schema.to_arrow_schema().remove_metadata()
-        except pa.ArrowException as error:
-            raise PromptTableError(f"{url} = {_line(error)}: must be a Parquet file.") from error
+    with storage.open_file(url) as file, _faults(url, "a Parquet file"):
+        metadata = pq.read_metadata(file)
+        schema = metadata.schema.to_arrow_schema().remove_metadata()
         size = file.seek(0, io.SEEK_END)
         file.seek(-(metadata.serialized_size + 8), io.SEEK_END)
         checksum = hashlib.sha256(f"{size} ".encode() + file.read()).hexdigest()
@@ -86,25 +108,27 @@ def _look_parquet(url: str) -> Contents:
 
 
 def _read_parquet(url: str, start: int, stop: int, schema: pa.Schema) -> pa.Table:
-    with storage.open_file(url) as file:
-        try:
-            parquet = pq.ParquetFile(file)
-            columns = [name for name in schema.names if name in parquet.schema_arrow.names]
-            found = list(_slices(parquet, start, stop, columns))
-        except pa.ArrowException as error:
-            raise PromptTableError(f"{url} = {_line(error)}: must be a Parquet file.") from error
-    table = pa.concat_tables(found)
-    if table.num_rows != stop - start:
-        raise PromptTableError(
-            f"{url} = ends at row {start + table.num_rows}: must not change while read."
-        )
-    arrays = [
-        table[field.name].cast(field.type)
-        if field.name in columns
-        else pa.nulls(table.num_rows, field.type)
-        for field in schema
-    ]
+    with storage.open_file(url) as file, _faults(url, "a Parquet file"):
+        parquet = pq.ParquetFile(file)
+        _check_end(url, parquet.metadata.num_rows, stop)
+        columns = [name for name in schema.names if name in parquet.schema_arrow.names]
+        table = pa.concat_tables(_slices(parquet, start, stop, columns))
+    arrays = []
+    for field in schema:
+        with _faults(f"{url} column {field.name!r}", f"{field.type}, as the other files say"):
+            arrays.append(
+                table[field.name].cast(field.type)
+                if field.name in columns
+                else pa.nulls(stop - start, field.type)
+            )
     return pa.table(arrays, schema=schema)
+
+
+def _check_end(url: str, rows: int, stop: int) -> None:
+    if rows < stop:
+        raise PromptTableError(
+            f"{url} = {rows} rows: had {stop} at least, and must not change while read."
+        )
 
 
 def _slices(
@@ -129,16 +153,25 @@ def _slices(
 def _rows(url: str) -> Iterator[Row]:
     """Yield the rows of a text file, one mapping each."""
     read = {"csv": _csv, "tsv": _csv, "json": _json, "jsonl": _jsonl, "txt": _txt}[kind(url) or ""]
-    with storage.open_file(url, "infer") as file:
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    must = "a whole file of the kind its name says"
+    with storage.open_file(url, "infer") as file, _faults(url, must):
         try:
-            yield from read(text, url)
+            with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+                yield from read(text, url)
         except UnicodeDecodeError as error:
             raise PromptTableError(
-                f"{url} = byte {error.start} is no UTF-8: save it as UTF-8."
+                f"{url} line {_bad_line(url)} = bytes that are no UTF-8: save the file as UTF-8."
             ) from error
-        except EOFError as error:
-            raise PromptTableError(f"{url} = {error}: must be a whole file.") from error
+
+
+def _bad_line(url: str) -> int:
+    with storage.open_file(url, "infer") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    raise RuntimeError(f"{url} is UTF-8 after all")
 
 
 def _csv(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
@@ -172,7 +205,7 @@ def _csv(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
 def _json(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
     try:
         values = json.load(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise PromptTableError(f"{url} = {error}: must be valid JSON.") from error
     if not isinstance(values, list):
         raise PromptTableError(
@@ -187,10 +220,8 @@ def _jsonl(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
         if line.strip():
             try:
                 value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise PromptTableError(
-                    f"{url} line {number} = {error.msg}: must be JSON."
-                ) from error
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise PromptTableError(f"{url} line {number} = {error}: must be JSON.") from error
             yield _row(value, f"{url} line {number}")
 
 
@@ -208,41 +239,47 @@ def _txt(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
             yield {"prompt": prompt}
 
 
-def _infer(rows: list[Row]) -> pa.Schema:
+def _infer(rows: list[Row], url: str) -> pa.Schema:
     names = dict.fromkeys(name for row in rows for name in row)
     fields = []
     for name in names:
         try:
             fields.append(pa.field(name, pa.array([row.get(name) for row in rows]).type))
+        except UnicodeEncodeError as error:
+            raise PromptTableError(
+                f"{url} column {name!r} = half a surrogate pair: must be text that UTF-8 can hold."
+            ) from error
         except (pa.ArrowException, OverflowError):
-            fields.append(pa.field(name, pa.string(), metadata=MIXED))
+            fields.append(_mixed(name))
     return pa.schema(fields)
 
 
 def _merge(one: pa.Schema, two: pa.Schema) -> pa.Schema:
     """Unite the columns of two parts of a file; where their types cannot be, take JSON text."""
-    fields = {field.name: field for field in one}
-    for field in two:
-        known = fields.setdefault(field.name, field)
-        if MIXED in (known.metadata, field.metadata):
-            fields[field.name] = pa.field(field.name, pa.string(), metadata=MIXED)
-            continue
-        try:
-            both = pa.unify_schemas(
-                [pa.schema([known]), pa.schema([field])], promote_options="permissive"
-            )
-            fields[field.name] = both.field(0)
-        except pa.ArrowException:
-            fields[field.name] = pa.field(field.name, pa.string(), metadata=MIXED)
-    return pa.schema(fields.values())
+    try:
+        return unite(one, two)
+    except pa.ArrowException:
+        clash = [f.name for f in two if f.name in one.names and not _united(one.field(f.name), f)]
+        mixed = pa.schema([_mixed(name) for name in clash])
+        return unite(unite(one, mixed), two)
+
+
+def _united(one: pa.Field, two: pa.Field) -> bool:
+    try:
+        unite(pa.schema([one]), pa.schema([two]))
+    except pa.ArrowException:
+        return False
+    return True
+
+
+def _mixed(name: str) -> pa.Field:
+    return pa.field(name, pa.string(), metadata=MIXED)
 
 
 def _column(rows: list[Row], field: pa.Field) -> pa.Array:
     values = [row.get(field.name) for row in rows]
     if field.metadata == MIXED:
-        values = [
-            None if value is None else json.dumps(value, ensure_ascii=False) for value in values
-        ]
+        values = [None if v is None else json.dumps(v, ensure_ascii=False) for v in values]
     return pa.array(values, field.type)
 
 

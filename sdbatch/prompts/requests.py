@@ -5,7 +5,6 @@ are r's copies 0 .. images_per_row - 1; image i of a file belongs to its row i /
 """
 
 import hashlib
-import math
 from typing import Any, get_args
 
 import pyarrow as pa
@@ -67,7 +66,7 @@ def _resolve_row(row: dict[str, Any], number: int, job: Job) -> dict[str, Any]:
     errors = []
     key: str | None = str(number)
     if "id" in row:
-        key = None if row["id"] is None else str(row["id"])
+        key = None if row["id"] in (None, "") else str(row["id"])
     if key is None:
         errors.append("id = null: must be given")
     if row["prompt"] is None:
@@ -88,7 +87,9 @@ def _resolve_row(row: dict[str, Any], number: int, job: Job) -> dict[str, Any]:
             )
     except ValidationError as error:
         errors.append(explain(error).rstrip("."))
-        asked = {field.name: _fitting(asked[field.name], field) for field in schema.SAMPLING[1:]}
+        asked = {
+            field.name: _fitting(asked[field.name], field.type) for field in schema.SAMPLING[1:]
+        }
     return {
         **asked,
         "prompt": row["prompt"],
@@ -103,17 +104,15 @@ def _is_empty(name: str, value: Any) -> bool:
 
 
 def _copy(row: dict[str, Any], sample_index: int) -> dict[str, Any]:
-    seed = row["seed"] + sample_index if row["error"] is None else row["seed"]
+    seed = row["seed"]
+    if seed is not None and seed + sample_index <= MAX_SEED:
+        seed += sample_index
     return {**row, "seed": seed, "sample_index": sample_index}
 
 
-def _fitting(value: Any, field: pa.Field) -> Any:
+def _fitting(value: Any, kind: pa.DataType) -> Any:
     """Return what was asked if the output's column can hold it; the error text names it anyway."""
-    if pa.types.is_floating(field.type):
-        return float(value) if isinstance(value, int | float) else None
-    if pa.types.is_integer(field.type):
-        if not isinstance(value, int) or isinstance(value, bool):
-            return None
-        bits = field.type.bit_width
-        return value if -math.ldexp(1, bits - 1) <= value < math.ldexp(1, bits - 1) else None
-    return str(value)
+    try:
+        return pa.scalar(value).cast(kind).as_py()
+    except (pa.ArrowException, OverflowError):
+        return None

@@ -1,6 +1,7 @@
 """A prompt table as a whole: its files in a lasting order, its columns, what they are used for."""
 
 import posixpath
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from sdbatch.job import Column, Prompts
 from sdbatch.prompts import readers
 
 _NUMBERS = ("seed", "num_inference_steps", "guidance_scale", "height", "width")
+_HIVE = {b"sdbatch": b"hive folder"}  # metadata of a column that only the folders' names give
 _AT_ONCE = 32  # files looked at in parallel: the wait is the store's, not the processor's
 
 
@@ -73,11 +75,9 @@ def read(source: Source, start: int, stop: int, table: pa.Schema) -> pa.Table:
     """Return rows [start, stop) of `source` with the columns of `table`, hive folders' too."""
     rows = readers.read(source.url, start, stop, table)
     for name, value in _hive(source.name).items():
-        if name in rows.column_names and rows[name].null_count == rows.num_rows:
-            at = rows.column_names.index(name)
-            rows = rows.set_column(
-                at, table.field(name), pa.array([value] * rows.num_rows, pa.string())
-            )
+        if name in table.names and table.field(name).metadata == _HIVE:
+            at, values = table.get_field_index(name), [value] * rows.num_rows
+            rows = rows.set_column(at, table.field(name), pa.array(values, pa.string()))
     return rows
 
 
@@ -89,6 +89,8 @@ def find(path: str | list[str]) -> dict[str, str]:
         raise PromptTableError("prompts.path = []: must name a file at least.")
     for one in paths:
         for name, url in sorted(_find(one).items()):
+            if url in files.values():
+                raise PromptTableError(f"prompts.path = {url} stands twice: name each file once.")
             files[name if name not in files else url] = url
     return files
 
@@ -96,13 +98,13 @@ def find(path: str | list[str]) -> dict[str, str]:
 def _find(path: str) -> dict[str, str]:
     fs, root = storage.connect(path)
     with storage.errors(path):
-        if any(sign in root for sign in "*?["):
-            base = posixpath.dirname(root[: min(root.find(s) for s in "*?[" if s in root)] + "x")
-            found = [name for name in fs.glob(root) if not fs.isdir(name)]
-        elif fs.isdir(root):
+        if fs.isdir(root):
             base, found = root, [name for name in fs.find(root) if _is_table(name[len(root) :])]
+        elif fs.exists(root):
+            base, found = posixpath.dirname(root), [root]
         else:
-            base, found = posixpath.dirname(root), [root] if fs.exists(root) else []
+            base = posixpath.dirname(re.split(r"[*?\[]", root)[0] + "x")
+            found = [name for name in fs.glob(root) if not fs.isdir(name)]
     if not found:
         raise PromptTableError(f"prompts.path = {path}: no such file, or no table in the folder.")
     for name in found:
@@ -128,7 +130,7 @@ def _unite(looks: Iterable[readers.Contents], urls: list[str]) -> pa.Schema:
             known = look.schema
             continue
         try:
-            known = pa.unify_schemas([known, look.schema], promote_options="permissive")
+            known = readers.unite(known, look.schema)
         except pa.ArrowException as error:
             text = " ".join(str(error).split())
             raise PromptTableError(
@@ -144,7 +146,7 @@ def _hive(name: str) -> dict[str, str]:
 
 def _partitions(files: Iterable[str]) -> list[pa.Field]:
     names = dict.fromkeys(key for name in files for key in _hive(name))
-    return [pa.field(name, pa.string()) for name in names]
+    return [pa.field(name, pa.string(), metadata=_HIVE) for name in names]
 
 
 def _columns(prompts: Prompts, found: pa.Schema) -> dict[str, str]:
@@ -162,7 +164,7 @@ def _columns(prompts: Prompts, found: pa.Schema) -> dict[str, str]:
     if "prompt" not in columns:
         raise PromptTableError(
             f"the table has no column 'prompt'. It has: {have}. "
-            f"Name the right one: --set prompts.columns.prompt={found.names[0]}"
+            f"Name the right one: --set prompts.columns.prompt={next(iter(found.names), 'NAME')}"
         )
     for name, theirs in columns.items():
         _check_type(name, found.field(theirs))
@@ -187,10 +189,10 @@ def _check_type(ours: str, field: pa.Field) -> None:
 def _extras(prompts: Prompts, found: pa.Schema, columns: dict[str, str]) -> pa.Schema:
     if prompts.keep is not None:
         for name in prompts.keep:
-            if name not in found.names:
+            if name not in found.names or prompts.keep.count(name) > 1:
                 have = ", ".join(found.names)
                 raise PromptTableError(
-                    f"prompts.keep = {name!r}: not in the table. It has: {have}."
+                    f"prompts.keep = {name!r}: must be in the table, once. It has: {have}."
                 )
         kept = [found.field(name) for name in prompts.keep]
     else:

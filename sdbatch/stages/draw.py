@@ -7,6 +7,7 @@ full across shards. Images are encoded in threads, beside the engine's.
 import asyncio
 import hashlib
 import json
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -111,6 +112,7 @@ class DrawImages:
             await self._watch.end(shard, tally.drawn, tally.failed)
         facts = {
             "host": socket.gethostname(),
+            "pid": os.getpid(),
             "began": _clock(begun),
             "ended": _clock(time.time()),
             "attempt": attempt,

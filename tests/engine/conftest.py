@@ -1,0 +1,39 @@
+"""One tiny model for all engine tests, and engines that close."""
+
+import pytest
+
+from sdbatch.engine import checkpoint, loading
+from sdbatch.engine.engine import Engine
+from sdbatch.engine.request import Request
+
+
+@pytest.fixture(scope="session")
+def model(tiny_model):
+    return loading.load(checkpoint.find(str(tiny_model), None, ""), "cpu", "float32")
+
+
+@pytest.fixture(scope="session")
+def engine(model):
+    engine = Engine(model, lanes=8, threads=1)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def request_for():
+    """Build a request over small defaults."""
+
+    def make(**values) -> Request:
+        defaults = {
+            "prompt": "a red dog",
+            "negative_prompt": "",
+            "seed": 7,
+            "sampler": "dpmpp_2m",
+            "num_inference_steps": 6,
+            "guidance_scale": 5.0,
+            "height": 64,
+            "width": 64,
+        }
+        return Request(**{**defaults, **values})
+
+    return make

@@ -1,0 +1,287 @@
+"""The draw stage: no row is lost, shards in flight share one engine, deaths are counted."""
+
+import asyncio
+import hashlib
+import io
+import json
+import re
+from concurrent.futures import Future
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from sdbatch import schema
+from sdbatch.engine.request import Request
+from sdbatch.errors import ModelError
+from sdbatch.formats.image import parameters
+from sdbatch.stages.draw import MOST_ATTEMPTS, DrawImages
+from tests.fakes import FakeEngine
+from tests.finished import HereWatch, at_once, block, draw, draw_rows, encoding, requests
+
+PROMPTS = ("a red dog", "fail", "a blue dog", "fail", "a green dog")
+FAULT = "ValueError: this prompt cannot be drawn"
+
+
+class Listing(FakeEngine):
+    """Notes what it was asked to draw."""
+
+    def __init__(self):
+        super().__init__()
+        self.prompts = []
+
+    def submit(self, request):
+        self.prompts.append(request.prompt)
+        return super().submit(request)
+
+
+class Meeting(FakeEngine):
+    """Draws a little later; notes which prompts were being drawn at the same time."""
+
+    def __init__(self):
+        super().__init__()
+        self._open, self.met = set(), {}
+
+    def submit(self, request):
+        self._open.add(request.prompt)
+        for prompt in self._open:
+            self.met.setdefault(prompt, set()).update(self._open)
+        future = Future()
+        asyncio.get_running_loop().call_later(0.02, self._finish, request, future)
+        return future
+
+    def _finish(self, request, future):
+        self._open.remove(request.prompt)
+        future.set_result(super().submit(request).result())
+
+
+class Refusing(FakeEngine):
+    """Cannot go on once it is asked to draw "refuse"."""
+
+    def submit(self, request):
+        if request.prompt != "refuse":
+            return super().submit(request)
+        future = Future()
+        future.set_exception(ModelError("engine = out of memory: must fit into it."))
+        return future
+
+
+def died(*shards):
+    """Return a watch in which each of `shards` was begun and never ended."""
+    watch = HereWatch()
+    for shard in shards:
+        watch.watch.begin(shard)
+    return watch
+
+
+def request_of(rows, at):
+    """Return what row `at` asks of the engine."""
+    return Request(**{field.name: rows[field.name][at].as_py() for field in schema.SAMPLING})
+
+
+def test_draw_keeps_every_row_in_order_when_some_fail():
+    asked = requests(PROMPTS, tags=pa.array([["a"], [], None, ["b", "c"], ["d"]]))
+    (rows,) = draw_rows(block(PROMPTS, tags=asked["tags"]))
+
+    assert rows.schema == schema.failed(pa.schema([asked.schema.field("tags")]))
+    unchanged = [name for name in asked.column_names if name != "error"]
+    assert rows.select(unchanged).equals(asked.select(unchanged))
+    assert rows["error"].to_pylist() == [None, FAULT, None, FAULT, None]
+
+
+def test_draw_gives_a_failed_row_no_image_and_a_drawn_row_all_of_it():
+    (rows,) = draw_rows(block(PROMPTS))
+
+    for row in rows.to_pylist():
+        learned = [row["prompt_tokens"], row["prompt_truncated"], row["sha256"]]
+        if row["error"]:
+            assert (row["image"], learned) == (None, [None, None, None])
+        else:
+            file = row["image"]["bytes"]
+            assert learned == [3, False, hashlib.sha256(file).hexdigest()]
+            assert row["image"]["path"] == f"{row['key']}.jpg"
+            assert parameters(file)["prompt"] == row["prompt"]
+
+
+def test_draw_encodes_the_image_that_the_engine_drew():
+    (rows,) = draw_rows(block(PROMPTS), image_format="png")
+
+    for at in (0, 2, 4):
+        drawn = FakeEngine().submit(request_of(rows, at)).result()
+        file = io.BytesIO(rows["image"][at]["bytes"].as_py())
+        assert np.array_equal(np.asarray(Image.open(file)), drawn.image)
+
+
+def test_draw_submits_no_row_that_has_an_error():
+    engine = Listing()
+    (rows,) = draw_rows(
+        block(PROMPTS, errors={0: "bad height", 3: "no prompt"}), engine=lambda: engine
+    )
+
+    assert engine.prompts == ["fail", "a blue dog", "a green dog"]
+    assert rows["error"].to_pylist() == ["bad height", FAULT, None, "no prompt", None]
+
+
+def test_draw_keeps_a_row_whose_values_are_no_request():
+    """Reading leaves null where a value of the table was no number at all."""
+    asked = requests(("a dog", "a cat"), errors={0: "height = 'tall': must be a whole number"})
+    at = asked.schema.get_field_index("height")
+    asked = asked.set_column(at, asked.schema.field("height"), pa.array([None, 8], pa.int32()))
+    (rows,) = draw_rows(schema.pack(0, asked, "{}"))
+
+    assert rows["height"].to_pylist() == [None, 8]
+    assert rows["error"].is_null().to_pylist() == [False, True]
+
+
+def test_draw_fails_one_row_alone_when_its_image_cannot_be_encoded():
+    """A row key from the table may be longer than a JPEG's segments can hold."""
+    asked = requests(("a dog", "a cat"))
+    at = asked.schema.get_field_index("row_key")
+    asked = asked.set_column(at, asked.schema.field("row_key"), pa.array(["k" * 70_000, "1"]))
+    (rows,) = draw_rows(schema.pack(0, asked, "{}"))
+
+    assert rows.num_rows == 2
+    assert rows["error"][1].as_py() is None
+
+
+def test_draw_ends_the_shard_when_the_engine_cannot_go_on():
+    watch = HereWatch()
+
+    with pytest.raises(ModelError, match="engine = out of memory"):
+        draw(block(["a dog", "refuse", "a cat"]), engine=Refusing, watch=watch)
+    assert watch.watch.deaths(0) == 0  # ended, and no death
+
+
+def test_draw_says_why_when_its_engine_cannot_be_loaded():
+    watch = HereWatch()
+
+    def refuse():
+        raise ModelError("model.path = a dog: must be a model.")
+
+    with pytest.raises(ModelError, match="must be a model"):
+        DrawImages(refuse, encoding(), watch)
+    assert watch.watch.snapshot([]).refused == "model.path = a dog: must be a model."
+    assert watch.watch.snapshot([]).loaded_at == 0
+
+
+def test_draw_lets_ray_try_again_when_loading_its_engine_fails_in_another_way():
+    watch = HereWatch()
+
+    def fail():
+        raise MemoryError("no room")
+
+    with pytest.raises(MemoryError, match="no room"):
+        DrawImages(fail, encoding(), watch)
+    assert watch.watch.snapshot([]).refused is None
+
+
+def test_draw_says_that_its_engine_is_ready():
+    watch = HereWatch()
+    DrawImages(FakeEngine, encoding(), watch)
+
+    assert watch.watch.snapshot([]).loaded_at > 0
+
+
+def test_draw_shares_one_engine_among_all_shards_in_flight():
+    engine = Meeting()
+    prompts = [[f"{shard}, {at}" for at in range(3)] for shard in range(4)]
+    shards = draw_rows(*map(block, prompts, range(4)), engine=lambda: engine)
+
+    assert [rows["prompt"].to_pylist() for rows in shards] == prompts
+    every = {prompt for shard in prompts for prompt in shard}
+    assert engine.met == dict.fromkeys(every, every)
+
+
+def test_draw_gives_the_same_rows_when_a_shard_has_company():
+    blocks = [block([f"{shard}, {at}" for at in range(3)], shard) for shard in range(4)]
+    alone = [draw_rows(one)[0] for one in blocks]
+
+    assert draw_rows(*blocks) == alone
+    assert draw_rows(*reversed(blocks), engine=Meeting) == alone[::-1]
+
+
+@pytest.mark.parametrize(
+    ("dead", "together"),
+    [
+        ((2,), ["01", "2", "34"]),
+        ((2,) * (MOST_ATTEMPTS - 1), ["01", "2", "34"]),
+        ((1, 2), ["0", "1", "2", "34"]),
+        ((0, 4), ["0", "123", "4"]),
+    ],
+)
+def test_draw_gives_a_shard_no_company_when_an_actor_died_of_it(dead, together):
+    engine = Meeting()
+    blocks = [block([f"{shard}, {at}" for at in range(3)], shard) for shard in range(5)]
+    draw(*blocks, engine=lambda: engine, watch=died(*dead))
+    met = {prompt[0]: {other[0] for other in others} for prompt, others in engine.met.items()}
+
+    assert met == {shard: set(group) for group in together for shard in group}
+
+
+def test_draw_lets_others_in_again_when_a_shard_alone_has_ended_with_an_error():
+    stage = DrawImages(Refusing, encoding(), died(0))
+    with pytest.raises(ModelError, match="out of memory"):
+        at_once(stage, [block(["refuse"], 0)])
+
+    assert len(at_once(stage, [block(["a dog"], 1)])) == 1
+
+
+def test_draw_fails_every_row_of_a_shard_when_actors_died_of_it_too_often():
+    engine = Listing()
+    (rows, other) = draw_rows(
+        block(PROMPTS, 0, errors={1: "bad height"}),
+        block(PROMPTS, 1),
+        engine=lambda: engine,
+        watch=died(*[0] * MOST_ATTEMPTS),
+    )
+    reason = f"drawing its shard killed the actor {MOST_ATTEMPTS} times"
+
+    assert rows["error"].to_pylist() == [reason, "bad height", reason, reason, reason]
+    assert rows["key"].to_pylist() == requests(PROMPTS)["key"].to_pylist()
+    assert engine.prompts == list(PROMPTS)  # the other shard's
+    assert other["error"].is_null().to_pylist() == [True, False, True, False, True]
+
+
+def test_draw_reports_how_the_images_of_a_shard_ended():
+    watch = HereWatch()
+    draw(block(PROMPTS, 0, errors={0: "bad height"}), block(PROMPTS, 1), watch=watch)
+    snapshot = watch.watch.snapshot([])
+
+    assert (snapshot.drawn, snapshot.failed) == (2 + 3, 3 + 2)
+    assert watch.watch.deaths(0) == watch.watch.deaths(1) == 0
+
+
+def test_draw_reports_what_is_drawn_while_a_shard_is_still_being_drawn():
+    """The last image is drawn only once a heartbeat has told of the others."""
+    last = Future()
+
+    class Waiting(FakeEngine):
+        def submit(self, request):
+            return last if request.prompt == "last" else super().submit(request)
+
+    class Listening(HereWatch):
+        async def beat(self, shard, drawn, failed, ticks):
+            beats.append((shard, drawn, failed, ticks))
+            if (drawn, failed) == (2, 1) and not last.done():
+                last.set_result(FakeEngine().submit(request_of(requests(["last"]), 0)).result())
+
+    beats = []
+    (rows,) = draw_rows(
+        block(["a dog", "fail", "a cat", "last"], 7), engine=Waiting, watch=Listening()
+    )
+
+    assert rows["error"].is_null().to_pylist() == [True, False, True, True]
+    assert (7, 2, 1, 3) in beats
+
+
+def test_draw_says_where_when_and_on_which_attempt_a_shard_was_drawn():
+    (drawn,) = draw(block(PROMPTS, 5), watch=died(5, 5))
+    facts = json.loads(schema.unpack(drawn)[2])
+
+    assert (drawn.schema, drawn["shard"].to_pylist()) == (schema.BLOCK, [5])
+    assert facts["attempt"] == 3
+    assert facts["host"]
+    for name in ("began", "ended"):
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", facts[name])
+    assert facts["began"] <= facts["ended"]

@@ -1,0 +1,300 @@
+"""Any prompt table: its formats and files, its columns, and what cannot be read."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import uuid
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sdbatch.errors import PromptTableError
+from sdbatch.job import Prompts
+from sdbatch.prompts import readers, table
+from sdbatch.storage import Store
+
+TWO = [{"prompt": 'a "red" dog, wet', "n": "1"}, {"prompt": "ein großer\nHund", "n": ""}]
+AB = [{"prompt": "a"}, {"prompt": "b"}]
+PAIR = [{"prompt": "a dog"}, {"prompt": 'ein "großer" Hund'}]
+CSV = 'prompt,n\n"a ""red"" dog, wet",1\n\n"ein großer\nHund",\n'
+# One table in each format: its text, and the rows that are in it.
+FORMATS = {
+    "lf.csv": (CSV, TWO),
+    "bom.csv": ("\ufeff" + CSV, TWO),
+    "crlf.csv": ('prompt\r\na dog\r\n"\r\n"\r\n', [PAIR[0], {"prompt": "\r\n"}]),
+    "quotes.tsv": ('prompt\n"a" dog\n\n"\n', [{"prompt": '"a" dog'}, {"prompt": '"'}]),
+    "objects.json": (json.dumps(TWO), TWO),
+    "strings.json": (json.dumps([row["prompt"] for row in PAIR]), PAIR),
+    "blank.ndjson": ("\n".join(["", *map(json.dumps, TWO), "  ", ""]), TWO),
+    "strings.jsonl": ('"a dog"\r\n"ein \\"gro\u00dfer\\" Hund"', PAIR),
+    "crlf.txt": ('a dog\r\n\r\nein "großer" Hund\r\n', PAIR),
+    "UPPER.TXT": ('a dog\nein "großer" Hund', PAIR),
+}
+KINDS = [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+PACK = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a file below tmp_path; return its path."""
+
+    def put(name, content):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, pa.Table):
+            pq.write_table(content, path)
+        else:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return str(path)
+
+    return put
+
+
+def opened(path, **keys):
+    return table.open_table(Prompts(path=path if isinstance(path, list) else str(path), **keys))
+
+
+def rows(path, **keys):
+    """Return all rows of a table, in order."""
+    found = opened(path, **keys)
+    parts = [table.read(source, 0, source.rows, found.schema) for source in found.sources]
+    return pa.concat_tables(parts).to_pylist()
+
+
+def names(path):
+    return [source.name for source in opened(path).sources]
+
+
+@pytest.mark.parametrize("suffix", PACK)
+@pytest.mark.parametrize("name", FORMATS)
+def test_text_table_gives_its_rows_packed_or_not(write, name, suffix):
+    text, expected = FORMATS[name]
+    path = write(name + suffix, PACK[suffix](text.encode()))
+    assert rows(path) == expected
+    found = opened(path)
+    assert table.read(found.sources[0], 1, 2, found.schema).to_pylist() == expected[1:]
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy", "gzip", "brotli", "zstd", "lz4"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_parquet_table_gives_its_rows_whatever_its_codec_and_kind_of_text(tmp_path, codec, kind):
+    prompts = pa.array([row["prompt"] for row in PAIR]).cast(kind)
+    pq.write_table(pa.table({"prompt": prompts}), tmp_path / "a.pq", compression=codec)
+    assert rows(tmp_path / "a.pq") == PAIR
+
+
+def test_every_column_of_csv_is_text_and_of_json_has_its_type(write):
+    csv = opened(write("a.csv", "prompt,seed,tag\na,1,2\n")).schema
+    assert {field.type for field in csv} == {pa.string()}
+    mixed = '{"prompt":"a","seed":1,"x":[1.5]}\n{"prompt":"b","x":null,"y":{"z":true}}'
+    types = opened(write("a.jsonl", mixed)).schema.field
+    assert (types("seed").type, types("x").type) == (pa.int64(), pa.list_(pa.float64()))
+    assert types("y").type == pa.struct([("z", pa.bool_())])
+
+
+@pytest.mark.parametrize("first", [1, "s"])
+def test_json_column_of_mixed_types_is_kept_as_json_text_wherever_they_mix(write, first):
+    values = [first] * readers.BATCH + ["ä", {"k": [1]}, None, 2**80]  # no first batch can tell
+    lines = "\n".join(json.dumps({"prompt": "a", "x": value}) for value in values)
+    found = [row["x"] for row in rows(write("a.jsonl", lines))]
+    assert found == [json.dumps(first)] * readers.BATCH + ['"ä"', '{"k": [1]}', None, str(2**80)]
+
+
+@pytest.mark.parametrize("group", [1_000_000, 9_999])
+def test_slice_of_a_million_rows_is_the_one_asked_for(tmp_path, group):
+    prompts = pa.array(np.arange(1_000_000)).cast(pa.string())
+    pq.write_table(pa.table({"prompt": prompts}), tmp_path / "a.parquet", row_group_size=group)
+    found = opened(tmp_path / "a.parquet")
+    for start, stop in ((0, 1), (503_999, 515_001), (999_990, 1_000_000)):
+        part = table.read(found.sources[0], start, stop, found.schema)
+        assert part["prompt"].combine_chunks().equals(prompts[start:stop])
+
+
+def test_two_thousand_files_are_one_table(write, tmp_path):
+    for i in range(2000):
+        write(f"{i:04d}.txt", f"dog {i}\n")
+    assert rows(tmp_path) == [{"prompt": f"dog {i}"} for i in range(2000)]
+
+
+def test_file_folder_glob_and_list_find_the_same_rows_in_the_order_of_names(write, tmp_path):
+    b, a = write("t/b.txt", "b\n"), write("t/a.txt", "a\n")
+    assert rows(tmp_path / "t") == rows(tmp_path / "t" / "*.txt") == rows(f"{tmp_path}/?/*") == AB
+    assert rows([a, b]) == rows(f"file://{tmp_path}/t/") == AB
+    assert rows([b, a]) == AB[::-1]  # a list has an order of its own
+    assert (rows(a), names(a)) == (AB[:1], ["a.txt"])
+    assert rows([a, write("u/a.txt", "b\n")]) == AB  # two files of one name
+
+
+def test_names_of_files_are_relative_to_the_path(write, tmp_path):
+    write("t/x/a.txt", "a\n")
+    write("t/b.txt", "b\n")
+    assert names(tmp_path / "t") == names(f"file://{tmp_path}/t") == ["b.txt", "x/a.txt"]
+    assert names(f"{tmp_path}/*/*.txt") == ["t/b.txt"]
+
+
+def test_hidden_and_foreign_files_of_a_folder_are_left_out(write, tmp_path):
+    write("t/a.txt", "a\n")
+    for name in ("_SUCCESS", ".a.txt.crc", ".b.txt", "_tmp/0.txt", ".git/x.csv", "README.md"):
+        write(f"t/{name}", "no prompt\n")
+    assert names(tmp_path / "t") == ["a.txt"]
+
+
+def test_folders_of_a_hive_table_become_text_columns(write, tmp_path):
+    write("t/lang=de/_year=2024/a.csv", "prompt\nHund\nKatze\n")
+    write("t/lang=en/b.csv", "prompt\ndog\n")
+    write("t/c.csv", "prompt\nchien\n")
+    german = [("Hund", "de", "2024"), ("Katze", "de", "2024")]
+    found = [tuple(row.values()) for row in rows(tmp_path / "t")]
+    assert found == [("chien", None, None), *german, ("dog", "en", None)]
+
+
+def test_column_of_a_file_wins_over_its_hive_folder_however_it_is_cut(write, tmp_path):
+    write("t/lang=de/a.parquet", pa.table({"prompt": ["a", "b"], "lang": ["nl", None]}))
+    found = opened(tmp_path / "t")
+    parts = [table.read(found.sources[0], i, i + 1, found.schema) for i in range(2)]
+    assert pa.concat_tables(parts)["lang"].to_pylist() == ["nl", None]
+
+
+def test_table_on_a_remote_store_reads_as_a_local_one():
+    store = Store(f"memory://{uuid.uuid4().hex}")
+    store.put("t/a.csv", b"prompt\na\n")
+    store.put("t/b.csv.gz", gzip.compress(b"prompt\nb\n"))
+    assert rows(f"{store.url}/t") == rows(f"{store.url}/t/*.csv*") == AB
+    assert names(f"{store.url}/t") == ["a.csv", "b.csv.gz"]
+    fsspec.filesystem("memory").rm(store.url, recursive=True)
+
+
+def test_columns_of_files_are_united_where_their_types_can_be(write, tmp_path):
+    write("t/a.parquet", pa.table({"prompt": ["a"], "n": pa.array([1], pa.int32())}))
+    write("t/b.parquet", pa.table({"m": [0.5], "prompt": pa.array(["b"], pa.large_string())}))
+    write("t/c.parquet", pa.table({"prompt": ["c"], "n": pa.array([2**40]), "m": pa.nulls(1)}))
+    found = [tuple(row.values()) for row in rows(tmp_path / "t")]
+    assert found == [("a", 1, None), ("b", None, 0.5), ("c", 2**40, None)]
+
+
+def test_file_that_lacks_every_column_used_gives_rows_of_nulls(write, tmp_path):
+    write("t/a.parquet", pa.table({"prompt": ["a"]}))
+    write("t/b.parquet", pa.table({"caption": ["b", "c"]}))
+    assert rows(tmp_path / "t", keep=[]) == [{"prompt": "a"}, {"prompt": None}, {"prompt": None}]
+
+
+@pytest.mark.parametrize("mixed", ["a", "b"])
+def test_column_that_mixes_types_in_one_file_is_json_text_in_all(write, tmp_path, mixed):
+    for name in ("a", "b"):
+        more = '{"prompt":"p","x":1}' if name == mixed else ""
+        write(f"t/{name}.jsonl", '{"prompt":"p","x":"t"}\n' + more)
+    assert sorted(row["x"] for row in rows(tmp_path / "t")) == ['"t"', '"t"', "1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "a", "b", "file"),
+    [("n", 1, "1", "b"), ("n", [1], 1, "b"), ("seed", 2**60 + 1, 0.5, "a")],
+)
+def test_columns_of_files_that_cannot_be_united_are_refused(write, tmp_path, name, a, b, file):
+    write("t/a.parquet", pa.table({"prompt": ["a"], name: [a]}))
+    write("t/b.parquet", pa.table({"prompt": ["b"], name: [b]}))
+    with pytest.raises(PromptTableError, match=rf"t/{file}\.parquet.* = .*{name}|t/{file}\.parquet column .{name}. = "):
+        rows(tmp_path / "t")
+
+
+def test_own_columns_travel_but_those_used_unless_keep_says_which(write):
+    path = write("a.parquet", pa.table({"i": [7], "caption": ["a"], "y": [2], "x": [1]}))
+    columns = {"id": "i", "prompt": "caption"}
+    assert opened(path, columns=columns).extras.names == ["i", "y", "x"]
+    assert opened(path, columns=columns, keep=["x", "caption"]).extras.names == ["x", "caption"]
+    assert opened(path, columns=columns, keep=[]).extras.names == []
+    path = write("b.parquet", pa.table({"prompt": ["a"], "key": [1], "n": [2]}))
+    assert opened(path, keep=["n"]).extras.names == ["n"]  # the way out of a clash, refused below
+
+
+@pytest.mark.parametrize(
+    ("row", "keys", "words"),
+    [
+        ({"caption": "a", "n": 1}, {}, r"no column 'prompt'.*: caption, n\. .*prompt=caption$"),
+        ({}, {"columns": {"seed": "s"}}, r"^prompts\.columns\.seed = 's': not in .* has: prompt"),
+        ({"n": 1}, {"keep": ["m"]}, r"^prompts\.keep = 'm': must be in the table, once\. It has: prompt, n"),
+        ({"n": 1}, {"keep": ["n", "n"]}, r"^prompts\.keep"),
+        ({"key": 1, "n": 1}, {}, r"column 'key' .*rename it, or .*--set 'prompts\.keep=\[n\]'"),
+        ({"c": "a"}, {"columns": {"prompt": "c"}}, r"column 'prompt' .*'prompts\.keep=\[\]'"),
+        ({"prompt": 1}, {}, r"'prompt' = int64: must hold text to be used as prompt"),
+        ({"sampler": 1.5}, {}, r"'sampler' = double: must hold text to be used as sampler"),
+        ({"seed": True}, {}, r"'seed' = bool: must hold numbers to be used as seed"),
+        ({"width": [8]}, {}, r"'width' = list<.*: must hold numbers to be used as width"),
+        ({"n": [8]}, {"columns": {"id": "n"}}, r"'n' = list<.*: must hold text to be used as id"),
+    ],
+)
+def test_columns_that_cannot_be_used_are_refused_with_the_way_out(write, row, keys, words):
+    base = {} if "caption" in row else AB[0]
+    path = write("a.parquet", pa.Table.from_pylist([{**base, **row}]))
+    with pytest.raises(PromptTableError, match=words):
+        opened(path, **keys)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("nope.csv", r"^prompts\.path = .*nope\.csv: no such file"),
+        ("t", r"^prompts\.path = .*/t: no such file, or no table in the folder"),
+        ("t/a.doc", r"a\.doc: must be one of parquet, csv, tsv, json, jsonl, txt, by its suffix"),
+        ([], r"^prompts\.path = \[\]: must name a file"),
+    ],
+)
+def test_path_without_a_table_is_refused_with_the_path(write, tmp_path, path, words):
+    write("t/a.doc", "a\n")
+    with pytest.raises(PromptTableError, match=words):
+        opened(tmp_path / path if path else path)
+
+
+def broken_page():
+    pq.write_table(pa.table({"prompt": ["a dog"]}), sink := io.BytesIO())
+    return sink.getvalue()[:20] + b"\xff" * 20 + sink.getvalue()[40:]
+
+
+MIXED = '[{"prompt": "a", "seed": 1}, {"prompt": "b", "seed": "two"}]'
+BROKEN = {
+    "empty.txt": ("", "^prompts.path = .*holds no row"),
+    "empty.csv": ("prompt\n", "^prompts.path = .*holds no row"),
+    "empty.parquet": (pa.table({"prompt": []}), "^prompts.path = .*holds no row"),
+    "text.parquet": ("a dog", "must be a Parquet file"),
+    "footer.parquet": (b"PAR1" + b"\xff" * 9 + b"\x09\0\0\0PAR1", "must be a Parquet file"),
+    "page.parquet": (broken_page(), "must be a Parquet file"),
+    "twice.parquet": (pa.table([["a"], ["b"]], names=["prompt", "prompt"]), "stands twice"),
+    "twice.csv": ("prompt,n,n\na,1,2\n", "column 'n' stands twice: rename one"),
+    "plain.csv.gz": ("prompt\na\n", "gzip"),
+    "cut.csv.gz": (gzip.compress(b"prompt\na dog\n")[:-9], "must be a whole file"),
+    "noise.csv.xz": ("prompt\na\n", "noise.csv.xz = .*must be"),
+    "ragged.csv": ('prompt,n\n"a\nb",1\nc,d,2\n', "line 4 = 3 fields: must be 2, as in the head"),
+    "quote.csv": ('prompt\na\n"b" c\n', "line 3 = .*must be valid CSV"),
+    "cut.json": ('["a",\n', "line 2 column 1.*must be valid JSON"),
+    "deep.json": ("[" * 100_000, "must be valid JSON"),
+    "object.json": ('{"prompt": "a"}', "a JSON dict: must be a list of objects or of strings"),
+    "number.json": ('["a", 3]', "element 1 = 3: must be an object or a string"),
+    "mixed.json": (MIXED, "column 'seed' = mixed types: must hold numbers to be used as seed"),
+    "cut.jsonl": ('"a"\n\n{"prompt":\n', "line 3 = .*must be JSON"),
+    "array.jsonl": ('"a"\n["b"]\n', r"line 2 = \['b'\]: must be an object or a string"),
+    "half.jsonl": ('"a"\n{"prompt": "\\ud83d"}\n', "half.jsonl column 'prompt' = half a surrogate pair"),
+    "nothing.jsonl": ("{}\n", "no column 'prompt'"),
+    "latin.csv": (b"prompt\ncaf\xe9\n", "latin.csv line 2 = bytes that are no UTF-8: save the file as UTF-8"),
+    "late.txt": (b"a\n" * 50_000 + b"\xff\n", "late.txt line 50001 = bytes that are no UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_file_that_is_no_table_is_refused_with_where_and_why(write, name):
+    content, words = BROKEN[name]
+    with pytest.raises(PromptTableError, match=words) as caught:
+        rows(write(name, content))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stop", [6, 20])
+@pytest.mark.parametrize("name", ["a.parquet", "a.txt"])
+def test_file_that_lost_rows_since_it_was_looked_at_is_refused(write, name, stop):
+    path = write(name, pa.table({"prompt": ["a"] * 5}) if name == "a.parquet" else "a\n" * 5)
+    with pytest.raises(PromptTableError, match=rf"{name} = .*must not change while read"):
+        readers.read(path, stop - 2, stop, pa.schema([("prompt", pa.string())]))
