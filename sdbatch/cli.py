@@ -79,14 +79,14 @@ def run(
     from sdbatch.pipeline import run_job
 
     asked = load(job, overrides)
-    with quiet_terminal() as (out, err, log):
+    with quiet_terminal() as (out, log):
         report = run_job(
             asked,
             address=address,
             overwrite=overwrite,
             retry_failed=retry_failed,
             max_failed=max_failed,
-            display=display(out, err, as_json),
+            display=display(out, as_json),
         )
     if report.stopped is not None:
         click.echo(f"Error: {report.stopped}. Ray's log: {log}", err=True)
@@ -141,8 +141,8 @@ def schema() -> None:
     click.echo(json_schema())
 
 
-def display(out: IO[str], err: IO[str], as_json: bool) -> "Display":
-    """Return where progress is shown: JSON on `out`, or for people on `err`'s terminal or log."""
+def display(out: IO[str], as_json: bool) -> "Display":
+    """Return how progress is shown on `out`: as JSON, live on a terminal, or as plain lines."""
     from sdbatch.report.progress import Bar, JsonLines, Lines
 
     if as_json:
@@ -151,8 +151,8 @@ def display(out: IO[str], err: IO[str], as_json: bool) -> "Display":
 
 
 @contextlib.contextmanager
-def quiet_terminal() -> Iterator[tuple[IO[str], IO[str], str]]:
-    """Send what Ray and its processes print to a log file; yield the true stdout, stderr, the log.
+def quiet_terminal() -> Iterator[tuple[IO[str], str]]:
+    """Send what Ray and its processes print to a log file; yield the true stdout and the log.
 
     By file descriptor: Ray's C++ parts print past Python, and past every setting of Ray's.
     """
@@ -160,11 +160,11 @@ def quiet_terminal() -> Iterator[tuple[IO[str], IO[str], str]]:
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
-    out, err = (os.fdopen(os.dup(fd), "w", encoding="utf-8") for fd in kept)
+    out = os.fdopen(os.dup(kept[0]), "w", encoding="utf-8")
     try:
         os.dup2(number, 1)
         os.dup2(number, 2)
-        yield out, err, log
+        yield out, log
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -173,4 +173,3 @@ def quiet_terminal() -> Iterator[tuple[IO[str], IO[str], str]]:
             os.close(fd)
         os.close(number)
         out.close()
-        err.close()

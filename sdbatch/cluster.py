@@ -165,6 +165,7 @@ def settings() -> Iterator[None]:
     context.print_on_execution_start = False
     context.target_max_block_size = None  # one block is one shard, of any size
     context.execution_no_progress_timeout_s = -1  # it counts blocks; driver.py watches images
+    context.raise_original_map_exception = True  # or ours arrives as text inside Ray's
     context.max_consecutive_actor_init_deaths = 0  # a model that cannot be loaded ends the job
     with DataContext.current(context):
         yield

@@ -41,7 +41,7 @@ def begin(
     for receipt in again:
         receipts.withdraw(store, receipt)
     plan.write(store, planned)
-    receipts.sweep(store, {receipt.shard for receipt in kept})
+    receipts.sweep(store, kept)
 
 
 def end(store: Store, job: Job, every: Sequence[Receipt], report: Report) -> None:
@@ -49,7 +49,7 @@ def end(store: Store, job: Job, every: Sequence[Receipt], report: Report) -> Non
     receipts.write_manifest(store, every)
     gallery.write(store, job, every)
     card.write(store, job, report)
-    receipts.sweep(store, {receipt.shard for receipt in every})
+    receipts.sweep(store, every)
 
 
 def withdraw(store: Store) -> None:

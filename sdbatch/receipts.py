@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -81,15 +81,16 @@ def withdraw(store: Store, receipt: Receipt) -> None:
     store.remove(path(receipt.shard))
 
 
-def sweep(store: Store, shards: Collection[int]) -> None:
-    """Remove what a killed run left: temporary files, and files of shards not in `shards`."""
-    kept = {schema.shard_name(shard) for shard in shards}
+def sweep(store: Store, kept: Iterable[Receipt]) -> None:
+    """Remove what a killed run left: temporary files, and shard files that no receipt names."""
+    named = {file["name"] for receipt in kept for file in receipt.files}
     for folder in ("", DATA, FAILED, RECEIPTS):
         for name in store.names(folder):
-            ours = re.fullmatch(r"(\d{6,})\.(parquet|tar)", name)
-            orphan = folder in (DATA, FAILED) and ours and ours[1] not in kept
-            if orphan or (name.startswith(".") and name.endswith(TEMPORARY)):
-                store.remove(f"{folder}/{name}".lstrip("/"))
+            full = f"{folder}/{name}".lstrip("/")
+            ours = folder in (DATA, FAILED) and re.fullmatch(r"\d{6,}\.(parquet|tar)", name)
+            temporary = name.startswith(".") and name.endswith(TEMPORARY)
+            if temporary or (ours and full not in named):
+                store.remove(full)
 
 
 def reasons(receipts: Iterable[Receipt]) -> dict[str, int]:

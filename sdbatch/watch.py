@@ -36,6 +36,7 @@ class Watch:
         self._open: dict[int, int] = {}  # shard -> times begun and not ended
         self._beats: dict[int, tuple[int, int]] = {}  # shard -> drawn, failed
         self._ticks: dict[int, int] = {}  # shard -> ticks at its last beat
+        self._committed: set[int] = set()
         self._signs = 0
         self._loaded_at = self._ticked_at = 0.0
         self._refused: str | None = None
@@ -72,6 +73,7 @@ class Watch:
     def begin(self, shard: int) -> None:
         """Drawing of `shard` begins."""
         self._open[shard] = self._open.get(shard, 0) + 1
+        self._beats.pop(shard, None)  # of an attempt that died
         self._signs += 1
 
     def beat(self, shard: int, drawn: int, failed: int, ticks: int) -> None:
@@ -86,12 +88,14 @@ class Watch:
         """Drawing of `shard` ended; its receipt is to come."""
         self._open.pop(shard, None)
         self._ticks.pop(shard, None)
-        self._beats[shard] = (drawn, failed)
+        if shard not in self._committed:  # else this message was overtaken by the receipt
+            self._beats[shard] = (drawn, failed)
         self._signs += 1
 
     def snapshot(self, committed: Iterable[int]) -> Snapshot:
         """Return the run's state; forgets the shards `committed` since the last call."""
         for shard in committed:
+            self._committed.add(shard)
             self._beats.pop(shard, None)
         drawn = sum(beat[0] for beat in self._beats.values())
         failed = sum(beat[1] for beat in self._beats.values())

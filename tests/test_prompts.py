@@ -198,7 +198,10 @@ def test_column_that_mixes_types_in_one_file_is_json_text_in_all(write, tmp_path
 def test_columns_of_files_that_cannot_be_united_are_refused(write, tmp_path, name, a, b, file):
     write("t/a.parquet", pa.table({"prompt": ["a"], name: [a]}))
     write("t/b.parquet", pa.table({"prompt": ["b"], name: [b]}))
-    with pytest.raises(PromptTableError, match=rf"t/{file}\.parquet.* = .*{name}|t/{file}\.parquet column .{name}. = "):
+    with pytest.raises(
+        PromptTableError,
+        match=rf"t/{file}\.parquet.* = .*{name}|t/{file}\.parquet column .{name}. = ",
+    ):
         rows(tmp_path / "t")
 
 
@@ -217,7 +220,11 @@ def test_own_columns_travel_but_those_used_unless_keep_says_which(write):
     [
         ({"caption": "a", "n": 1}, {}, r"no column 'prompt'.*: caption, n\. .*prompt=caption$"),
         ({}, {"columns": {"seed": "s"}}, r"^prompts\.columns\.seed = 's': not in .* has: prompt"),
-        ({"n": 1}, {"keep": ["m"]}, r"^prompts\.keep = 'm': must be in the table, once\. It has: prompt, n"),
+        (
+            {"n": 1},
+            {"keep": ["m"]},
+            r"^prompts\.keep = 'm': must be in the table, once\. It has: prompt, n",
+        ),
         ({"n": 1}, {"keep": ["n", "n"]}, r"^prompts\.keep"),
         ({"key": 1, "n": 1}, {}, r"column 'key' .*rename it, or .*--set 'prompts\.keep=\[n\]'"),
         ({"c": "a"}, {"columns": {"prompt": "c"}}, r"column 'prompt' .*'prompts\.keep=\[\]'"),
@@ -277,9 +284,15 @@ BROKEN = {
     "mixed.json": (MIXED, "column 'seed' = mixed types: must hold numbers to be used as seed"),
     "cut.jsonl": ('"a"\n\n{"prompt":\n', "line 3 = .*must be JSON"),
     "array.jsonl": ('"a"\n["b"]\n', r"line 2 = \['b'\]: must be an object or a string"),
-    "half.jsonl": ('"a"\n{"prompt": "\\ud83d"}\n', "half.jsonl column 'prompt' = half a surrogate pair"),
+    "half.jsonl": (
+        '"a"\n{"prompt": "\\ud83d"}\n',
+        "half.jsonl column 'prompt' = half a surrogate pair",
+    ),
     "nothing.jsonl": ("{}\n", "no column 'prompt'"),
-    "latin.csv": (b"prompt\ncaf\xe9\n", "latin.csv line 2 = bytes that are no UTF-8: save the file as UTF-8"),
+    "latin.csv": (
+        b"prompt\ncaf\xe9\n",
+        "latin.csv line 2 = bytes that are no UTF-8: save the file as UTF-8",
+    ),
     "late.txt": (b"a\n" * 50_000 + b"\xff\n", "late.txt line 50001 = bytes that are no UTF-8"),
 }
 

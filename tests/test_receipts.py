@@ -74,7 +74,7 @@ def test_shard_is_not_committed_until_its_receipt_is_written(store, monkeypatch,
             commit(store, 1)
     assert order == [*files(1), receipts.path(1)][: len(order)]
     assert receipts.committed(store) == {0}
-    receipts.sweep(store, receipts.committed(store))
+    receipts.sweep(store, receipts.read_all(store, receipts.committed(store)))
     assert set(store.names("data")) == set(store.names("failed")) == {"000000.parquet"}
     commit(store, 1)
     assert receipts.committed(store) == {0, 1}
@@ -114,7 +114,7 @@ def test_sweep_removes_what_no_receipt_names_and_every_temporary_file(store):
     for name in (".a.tmp", "data/.b.tmp", "failed/.c.tmp", "receipts/.d.tmp"):
         store.put(name, b"half")
     store.put("job.yaml", b"name: dogs")
-    receipts.sweep(store, receipts.committed(store))
+    receipts.sweep(store, receipts.read_all(store, receipts.committed(store)))
     assert set(store.names()) == {"job.yaml"}
     for folder, suffix in (("data", "parquet"), ("failed", "parquet"), ("receipts", "json")):
         assert set(store.names(folder)) == {f"000000.{suffix}", f"1000000.{suffix}"}
@@ -136,12 +136,12 @@ def test_sweep_leaves_what_sdbatch_did_not_write(store):
     ]
     for name in foreign:
         store.put(name, b"mine")
-    receipts.sweep(store, set())
+    receipts.sweep(store, [])
     assert [name for name in foreign if store.find(name) is None] == []
 
 
 def test_sweep_of_an_output_that_is_not_there_does_nothing(tmp_path):
-    receipts.sweep(Store(str(tmp_path / "out")), {0})
+    receipts.sweep(Store(str(tmp_path / "out")), [])
     assert not (tmp_path / "out").exists()
 
 

@@ -20,9 +20,8 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 # https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia
 MADE_BY_A_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-LONGEST = (
-    2000  # characters of a prompt inside the file: a JPEG segment holds 64 KiB; the table has all
-)
+# Characters of a text inside the file: a JPEG segment holds 64 KiB. The table has all of it.
+LONGEST = 2000
 _SAMPLER_NAMES = {  # as AUTOMATIC1111 writes them
     "ddim": "DDIM",
     "pndm": "PLMS",
@@ -55,7 +54,7 @@ def encode(image: NDArray[np.uint8], row: dict[str, Any], encoding: Encoding) ->
         for name in ("prompt", "negative_prompt", "seed", "num_inference_steps", "guidance_scale")
     }
     said |= {name: row[name] for name in ("sampler", "height", "width", "row_key", "sample_index")}
-    for name in ("prompt", "negative_prompt"):
+    for name in ("prompt", "negative_prompt", "row_key"):
         if len(said[name]) > LONGEST:
             said[name], said[f"{name}_cut_at"] = said[name][:LONGEST], LONGEST
     said |= {
@@ -89,7 +88,7 @@ def parameters(file: bytes) -> dict[str, Any]:
         packet = picture.info.get("xmp") or picture.info.get("XML:com.adobe.xmp") or b""
     text = packet.decode() if isinstance(packet, bytes) else packet
     found = re.search(r"sdbatch:parameters=(?:\"([^\"]*)\"|'([^']*)')", text)
-    if found is None or MADE_BY_A_MODEL not in text:
+    if found is None:
         raise ValueError("the image carries no parameters of sdbatch")
     values: dict[str, Any] = json.loads(unescape(found[1] or found[2], {"&quot;": '"'}))
     return values
@@ -103,8 +102,13 @@ def infotext(said: dict[str, Any]) -> str:
         f"Steps: {said['num_inference_steps']}, Sampler: {_SAMPLER_NAMES[said['sampler']]}, "
         f"CFG scale: {said['guidance_scale']:g}, Seed: {said['seed']}, "
         f"Size: {said['width']}x{said['height']}, Model hash: {said['model_hash'][:10]}, "
-        f"Model: {said['model']}, RNG: CPU, Version: {said['software']}"
+        f"Model: {_quoted(said['model'])}, RNG: CPU, Version: {said['software']}"
     )
+
+
+def _quoted(value: str) -> str:
+    """Quote a value that holds a separator, as AUTOMATIC1111's readers expect."""
+    return json.dumps(value, ensure_ascii=False) if set(value) & set(",:\n") else value
 
 
 def _exif(text: str) -> bytes:

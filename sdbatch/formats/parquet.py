@@ -24,7 +24,7 @@ def write(rows: pa.Table) -> bytes:
         rows.schema,
         compression=compression,
         write_page_index=True,
-        use_dictionary=_repeated(rows),
+        use_dictionary=_dictionary_encoded(rows),
     ) as writer:
         for group in _row_groups(rows):
             writer.write_table(group, row_group_size=len(group))
@@ -38,9 +38,10 @@ def read(file: IO[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def _row_groups(rows: pa.Table) -> Iterator[pa.Table]:
+    beside = rows.drop_columns(["image"]).nbytes // max(1, rows.num_rows)  # of a row, on average
     start = held = 0
     for at, image in enumerate(rows["image"]):
-        size = len(image["bytes"].as_buffer())
+        size = len(image["bytes"].as_buffer()) + beside
         if held and held + size > MOST_ROW_GROUP_BYTES:
             yield rows.slice(start, at - start)
             start, held = at, 0
@@ -55,7 +56,7 @@ def _leaves(schema: pa.Schema) -> list[str]:
     return [columns.column(i).path for i in range(len(columns))]
 
 
-def _repeated(rows: pa.Table) -> list[str]:
+def _dictionary_encoded(rows: pa.Table) -> list[str]:
     return [
         name for name in _leaves(rows.schema) if not name.startswith("image.") and name != "sha256"
     ]

@@ -13,6 +13,7 @@ from sdbatch import schema, storage
 from sdbatch.errors import PromptTableError
 from sdbatch.job import Column, Prompts
 from sdbatch.prompts import readers
+from sdbatch.prompts.contents import MIXED, Contents, unite
 
 _NUMBERS = ("seed", "num_inference_steps", "guidance_scale", "height", "width")
 _HIVE = {b"sdbatch": b"hive folder"}  # metadata of a column that only the folders' names give
@@ -123,14 +124,14 @@ def _is_table(path: str) -> bool:
     return not hidden and readers.kind(path) is not None
 
 
-def _unite(looks: Iterable[readers.Contents], urls: list[str]) -> pa.Schema:
+def _unite(looks: Iterable[Contents], urls: list[str]) -> pa.Schema:
     known: pa.Schema | None = None
     for look, url in zip(looks, urls, strict=True):
         if known is None or look.schema.equals(known, check_metadata=True):
             known = look.schema
             continue
         try:
-            known = readers.unite(known, look.schema)
+            known = unite(known, look.schema)
         except pa.ArrowException as error:
             text = " ".join(str(error).split())
             raise PromptTableError(
@@ -178,9 +179,9 @@ def _check_type(ours: str, field: pa.Field) -> None:
     )
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     fits = text or pa.types.is_null(kind) or (number and ours in (*_NUMBERS, "id"))
-    if not fits or field.metadata == readers.MIXED:
+    if not fits or field.metadata == MIXED:
         must = "numbers" if ours in _NUMBERS else "text"
-        held = "mixed types" if field.metadata == readers.MIXED else str(field.type)
+        held = "mixed types" if field.metadata == MIXED else str(field.type)
         raise PromptTableError(
             f"column {field.name!r} = {held}: must hold {must} to be used as {ours}."
         )

@@ -1,15 +1,16 @@
 """The dataset card: README.md of the output, with the front matter that Hugging Face reads."""
 
+from typing import Any
+
 import yaml
 
 from sdbatch import plan
-from sdbatch.job import Job
+from sdbatch.job import Job, Output
 from sdbatch.report.summary import Report
 from sdbatch.storage import Store
 
 CARD_FILE = "README.md"
-_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
-_LARGER = ((10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))
+_STEPS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 
 
 def write(store: Store, job: Job, report: Report) -> None:
@@ -19,15 +20,15 @@ def write(store: Store, job: Job, report: Report) -> None:
 
 def card(job: Job, report: Report) -> str:
     """Return the dataset card of a finished output."""
-    size = next((name for most, name in (*_SIZES, *_LARGER) if report.images < most), "n>1T")
     suffix = "parquet" if job.output.format == "parquet" else "tar"
     front = {
         "pretty_name": job.title,
         "annotations_creators": ["machine-generated"],
         "task_categories": ["text-to-image"],
         "tags": ["synthetic", "sdbatch"],
-        "size_categories": [size],
+        "size_categories": [size_category(report.images)],
         "configs": [{"config_name": "default", "data_files": f"data/*.{suffix}"}],
+        **_features(job.output),
     }
     failed = "".join(f"- {count:,}: {reason}\n" for reason, count in report.reasons.items())
     return _CARD.format(
@@ -46,9 +47,26 @@ def card(job: Job, report: Report) -> str:
         width=job.sampling.width,
         height=job.sampling.height,
         fingerprint=plan.fingerprint(job, plan.versions()),
-        builder="parquet" if suffix == "parquet" else "webdataset",
-        suffix=suffix,
+        output=report.output,
     )
+
+
+def size_category(images: int) -> str:
+    """Return the hub's name for a dataset's order of magnitude."""
+    at = len(str(images)) - 4  # digits above 999
+    if at < 0:
+        return f"n<{_STEPS[0]}"
+    if at + 1 >= len(_STEPS):
+        return f"n>{_STEPS[-1]}"
+    return f"{_STEPS[at]}<n<{_STEPS[at + 1]}"
+
+
+def _features(output: Output) -> dict[str, Any]:
+    """Return the types of a WebDataset's members: `datasets` would guess them from five images."""
+    names = {"__key__": "string", "__url__": "string", output.image_format: "image"}
+    names |= {"json": "json", "txt": "string"}
+    features = [{"name": name, "dtype": kind} for name, kind in names.items()]
+    return {"dataset_info": {"features": features}} if output.format == "webdataset" else {}
 
 
 _CARD = """---
@@ -69,6 +87,6 @@ the versions it names, it draws the same bytes.
 ```python
 from datasets import load_dataset
 
-images = load_dataset("{builder}", data_files="data/*.{suffix}", split="train")
+images = load_dataset("{output}", split="train")
 ```
 """

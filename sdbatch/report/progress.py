@@ -8,7 +8,7 @@ from typing import IO, Any, Protocol
 
 from sdbatch.errors import StorageError
 from sdbatch.report.summary import Report
-from sdbatch.storage import Store
+from sdbatch.storage import Store, is_local
 
 PROGRESS_FILE = "progress.json"
 LINE_SECONDS = 5.0  # between plain lines
@@ -95,13 +95,16 @@ class Lines:
         self._file = file
         self._next = 0.0
         self._last = ""
+        self._step: str | None = None
 
     def show(self, progress: Progress) -> None:
-        """Print a line if one is due and says something new."""
+        """Print a line if one is due and says something new, or the step has changed."""
         text = line(progress)
-        if time.monotonic() >= self._next and text != self._last:
+        due = time.monotonic() >= self._next and text != self._last
+        if due or progress.step != self._step:
             print(text, file=self._file, flush=True)
             self._next, self._last = time.monotonic() + LINE_SECONDS, text
+            self._step = progress.step
 
     def close(self, report: Report | None) -> None:
         """Print the report."""
@@ -137,8 +140,7 @@ class Heartbeat:
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
         self._clock = clock
-        local = "://" not in store.url
-        self._every = HEARTBEAT_SECONDS if local else REMOTE_HEARTBEAT_SECONDS
+        self._every = HEARTBEAT_SECONDS if is_local(store.url) else REMOTE_HEARTBEAT_SECONDS
         self._next = 0.0
 
     def show(self, progress: Progress) -> None:

@@ -59,8 +59,7 @@ def status(store: Store) -> Status:
     if begun is None:
         raise StorageError(f"{store.url} = no {plan.JOB_FILE}: must be the output of a job.")
     found = receipts.read_all(store, receipts.committed(store))
-    text = store.find(PROGRESS_FILE)
-    beat = json.loads(text) if text is not None else None
+    beat = _heartbeat(store)
     complete = len(found) == len(begun.shards)
     return Status(
         output=store.url,
@@ -73,6 +72,16 @@ def status(store: Store) -> Status:
         reasons=receipts.reasons(found),
         heartbeat=beat,
     )
+
+
+def _heartbeat(store: Store) -> dict[str, Any] | None:
+    text = store.find(PROGRESS_FILE)
+    try:
+        return dict(json.loads(text)) if text is not None else None
+    except ValueError as error:
+        raise StorageError(
+            f"{store.where(PROGRESS_FILE)} = {error}: must be JSON. Remove it, it is a heartbeat."
+        ) from error
 
 
 def _is_over(beat: dict[str, Any] | None) -> bool:

@@ -1,6 +1,9 @@
 """The closing report of a run."""
 
+import shlex
 from dataclasses import dataclass, field
+
+from sdbatch.storage import is_local
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,17 @@ class Report:
         lines.append(f"  dataset:     {self.output}")
         if self.stopped is None:
             lines.append(f"  look:        {look(self.output)}")
-            lines.append(f"  check:       sdbatch verify {self.output}")
+            lines.append(f"  check:       sdbatch verify {shlex.quote(self.output)}")
         else:
             lines.append("  go on:       run the same command again")
         return "\n".join(lines)
 
 
 def look(output: str) -> str:
-    """Return the command that shows the output's pictures."""
-    if "://" in output:
-        return f"fsspec-get {output}/gallery/index.html"
-    return f"python -m webbrowser {output}/gallery/index.html"
+    """Return the command that shows the output's gallery."""
+    page = f"{output}/gallery/index.html"
+    if is_local(output):
+        return f"python -m webbrowser {shlex.quote(page)}"
+    get = "fsspec.open_local('simplecache::' + sys.argv[1], simplecache={'same_names': True})"
+    script = f"import fsspec, sys, webbrowser; webbrowser.open('file://' + {get})"
+    return f'python -c "{script}" {shlex.quote(page)}'

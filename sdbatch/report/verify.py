@@ -72,29 +72,34 @@ def _wrong(store: Store, shard: Shard, receipt: Receipt) -> Iterator[str]:
 
 def _check_rows(name: str, data: bytes, receipt: Receipt, keys: list[str]) -> Iterator[str]:
     """Check one file's rows and add their keys to `keys`."""
+    here: list[str] = []
     if name.startswith(f"{receipts.FAILED}/"):
-        here = pq.read_table(pa.BufferReader(data), columns=["key", "error"]).to_pylist()
-        if len(here) != receipt.failed or any(row["error"] is None for row in here):
-            yield f"{name}: {len(here)} rows, its receipt counts {receipt.failed} with an error"
-        keys += [row["key"] for row in here]
-        return
-    count = 0
-    for row in formats.read(io.BytesIO(data), name):
-        count += 1
-        keys.append(row["key"])
-        if hashlib.sha256(row["image"]["bytes"]).hexdigest() != row["sha256"]:
-            yield f"{name}: image {row['key']} has another checksum than its row's sha256"
-    if count != receipt.images:
-        yield f"{name}: {count} images, its receipt counts {receipt.images}"
+        rows = pq.read_table(pa.BufferReader(data), columns=["key", "error"]).to_pylist()
+        here += [row["key"] for row in rows]
+        if len(rows) != receipt.failed or any(row["error"] is None for row in rows):
+            yield f"{name}: {len(rows)} rows, its receipt counts {receipt.failed} with an error"
+    else:
+        for row in formats.read(io.BytesIO(data), name):
+            here.append(row["key"])
+            if hashlib.sha256(row["image"]["bytes"]).hexdigest() != row["sha256"]:
+                yield f"{name}: image {row['key']} has another checksum than its row's sha256"
+        if len(here) != receipt.images:
+            yield f"{name}: {len(here)} images, its receipt counts {receipt.images}"
+    if here != sorted(here):
+        yield f"{name}: its keys are not in order"
+    keys += here
 
 
 def _strangers(store: Store, found: Iterable[Receipt], planned: set[int]) -> Iterator[str]:
     named = {file["name"] for receipt in found for file in receipt.files}
     for folder in (receipts.DATA, receipts.FAILED):
         for name in store.names(folder):
-            if f"{folder}/{name}" not in named:
-                kind = "a temporary file" if name.endswith(TEMPORARY) else "named by no receipt"
-                yield f"{folder}/{name}: {kind}; a run of the job removes it, if the job's own"
+            if f"{folder}/{name}" not in named and not name.endswith(TEMPORARY):
+                yield f"{folder}/{name}: named by no receipt; a run removes it if sdbatch wrote it"
+    for folder in ("", receipts.DATA, receipts.FAILED, receipts.RECEIPTS):
+        for name in store.names(folder):
+            if name.startswith(".") and name.endswith(TEMPORARY):
+                yield f"{folder}/{name}".lstrip("/") + ": a temporary file; a run removes it"
     for shard in receipts.committed(store) - planned:
         yield f"{receipts.path(shard)}: a shard that is not in the plan"
 
@@ -104,6 +109,10 @@ def _check_manifest(store: Store, found: list[Receipt]) -> Iterator[str]:
     if data is None:
         yield f"{receipts.MANIFEST_FILE}: missing, run the job again to have it written"
         return
-    listed = receipts.from_table(pq.read_table(pa.BufferReader(data)))
+    try:
+        listed = receipts.from_table(pq.read_table(pa.BufferReader(data)))
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        yield f"{receipts.MANIFEST_FILE}: cannot be read ({error}), run the job again to renew it"
+        return
     if listed != sorted(found, key=lambda receipt: receipt.shard):
         yield f"{receipts.MANIFEST_FILE}: differs from the receipts, run the job again to renew it"

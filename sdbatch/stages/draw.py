@@ -92,12 +92,14 @@ class DrawImages:
         """Draw the shard in `block`; returns it with the columns of schema.failed."""
         shard, rows, _ = schema.unpack(block)
         deaths = await self._watch.deaths(shard)
+        attempt = deaths + 1
         if deaths >= MOST_ATTEMPTS:
+            attempt = deaths  # there is no other
             rows = _fail_all(rows, f"drawing its shard killed the actor {deaths} times")
         # A shard that was being drawn when its actor died gets no company: the death may have
         # been another's doing, and the next one must be laid at the right door.
         async with self._gate.alone() if deaths else self._gate.among_others():
-            return await self._draw(shard, rows, deaths + 1)
+            return await self._draw(shard, rows, attempt)
 
     async def _draw(self, shard: int, rows: pa.Table, attempt: int) -> pa.Table:
         await self._watch.begin(shard)
@@ -126,13 +128,14 @@ class DrawImages:
         request = Request(**{field.name: row[field.name] for field in schema.SAMPLING})
         try:
             drawn = await asyncio.wrap_future(self._engine.submit(request))
+            file = await asyncio.get_running_loop().run_in_executor(
+                self._encoders, encode, drawn.image, row, self._encoding
+            )
         except SdbatchError:
             raise  # the engine cannot go on: no fault of the row
         except Exception as error:  # noqa: BLE001  of this row alone, found by drawing it alone
             tally.failed += 1
             return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-        loop = asyncio.get_running_loop()
-        file = await loop.run_in_executor(self._encoders, encode, drawn.image, row, self._encoding)
         tally.drawn += 1
         return {
             "image": {"bytes": file, "path": f"{row['key']}.{self._encoding.image_format}"},

@@ -3,8 +3,9 @@
 import pyarrow as pa
 
 from sdbatch import schema
+from sdbatch.errors import PromptTableError
 from sdbatch.job import Job
-from sdbatch.prompts import requests, table
+from sdbatch.prompts import readers, requests, table
 
 
 class ReadPrompts:
@@ -27,6 +28,10 @@ class ReadPrompts:
         url = planned.pop("url")
         shard = schema.Shard(**planned)
         start, stop = shard.rows(self._job.prompts.images_per_row)
+        if readers.checksum(url) != shard.checksum:
+            raise PromptTableError(
+                f"{url} = changed since the job was planned: must stay as it was."
+            )
         source = table.Source(shard.source, url, stop, shard.checksum)
         rows = table.read(source, start, stop, self._read)
         resolved = requests.resolve(rows, shard, self._job, self._columns, self._extras)

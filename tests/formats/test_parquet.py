@@ -155,15 +155,16 @@ def test_parquet_compresses_all_but_the_images():
         ([40, 40, 250, 40, 70, 30], [2, 1, 1, 2]),  # one image is bigger than a row group may be
         ([250, 40], [1, 1]),
         ([40, 250], [1, 1]),
-        ([50, 50, 1], [2, 1]),
+        ([50, 50, 10], [2, 1]),
         ([100], [1]),
         ([10] * 10, [10]),
         ([10] * 11, [10, 1]),
     ],
 )
 def test_parquet_starts_a_row_group_where_the_images_would_pass_the_limit(sizes, cut, monkeypatch):
-    monkeypatch.setattr(parquet, "MOST_ROW_GROUP_BYTES", 100)
-    rows = with_images(sizes)
+    # What stands beside an image counts too: some 150 bytes a row.
+    monkeypatch.setattr(parquet, "MOST_ROW_GROUP_BYTES", 104_000)
+    rows = with_images([size * 1000 for size in sizes])
     data = parquet.write(rows)
 
     assert [group.num_rows for group in groups(data)] == cut
@@ -172,16 +173,18 @@ def test_parquet_starts_a_row_group_where_the_images_would_pass_the_limit(sizes,
 
 @pytest.mark.parametrize("seed", range(5))
 def test_parquet_keeps_every_row_group_of_more_than_one_image_within_the_limit(seed, monkeypatch):
-    monkeypatch.setattr(parquet, "MOST_ROW_GROUP_BYTES", 1000)
-    sizes = np.random.default_rng(seed).integers(0, 1500, 40).tolist()
+    monkeypatch.setattr(parquet, "MOST_ROW_GROUP_BYTES", 100_000)
+    sizes = np.random.default_rng(seed).integers(0, 150_000, 40).tolist()
     found = [
         [len(row["bytes"]) for row in group["image"].to_pylist()]
         for group in groups(parquet.write(with_images(sizes)))
     ]
 
     assert [size for group in found for size in group] == sizes
-    assert all(sum(group) <= 1000 or len(group) == 1 for group in found)
-    assert all(sum(group) + after[0] > 1000 for group, after in itertools.pairwise(found))
+    assert all(sum(group) <= 100_000 or len(group) == 1 for group in found)
+    beside = 40 * 200  # bytes of other columns, at most: each group is as full as can be
+    pairs = itertools.pairwise(found)
+    assert all(sum(group) + after[0] + beside > 100_000 for group, after in pairs)
 
 
 def test_parquet_keeps_row_groups_within_the_limit_when_the_tables_own_columns_are_big(monkeypatch):
