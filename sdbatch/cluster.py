@@ -175,12 +175,3 @@ def blocks_of(flow: "Dataset") -> Iterator["pa.Table"]:
     """Run the data flow and yield its blocks as they come."""
     # prefetch would hold a block back until the next one is there
     yield from flow.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-
-
-def cancel(flow: "Dataset") -> None:
-    """Stop a data flow that has not ended, so that a Ray that outlives the run is free of it.
-
-    Nothing public does: leaving the iteration stops it too, but only when the next block comes.
-    """
-    if flow._current_executor is not None:
-        flow._current_executor.shutdown(force=True)

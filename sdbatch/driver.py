@@ -91,7 +91,7 @@ class Driver:
         except KeyboardInterrupt:
             self._stopped = "interrupted"
         finally:
-            cluster.cancel(flow)
+            watch.close()  # a flow that has not ended ends, also on a Ray that outlives the run
         missing = self._plan.images - sum(r.images + r.failed for r in [*self._kept, *self._came])
         if missing and self._stopped is None:
             self._stopped = f"{missing} images have no receipt, though Ray reported no error"

@@ -13,6 +13,7 @@ from sdbatch.errors import ModelError
 
 MOST_LOADS = 3  # actors that may die in a row while they load the model
 ANSWER_SECONDS = 300.0
+ENDED = "run = stopped: the shards in flight are given up."
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Watch:
         self._beats: dict[int, tuple[int, int]] = {}  # shard -> drawn, failed
         self._ticks: dict[int, int] = {}  # shard -> ticks at its last beat
         self._committed: set[int] = set()
+        self._closed = False
         self._signs = 0
         self._loaded_at = self._ticked_at = 0.0
         self._refused: str | None = None
@@ -45,8 +47,10 @@ class Watch:
         """An actor begins to load its engine.
 
         Raises:
-            ModelError: too many died of that.
+            ModelError: too many died of that, or the run has ended.
         """
+        if self._closed:
+            raise ModelError(ENDED)
         self._loads += 1
         self._signs += 1
         if self._loads > self._actors + MOST_LOADS:
@@ -76,13 +80,18 @@ class Watch:
         self._beats.pop(shard, None)  # of an attempt that died
         self._signs += 1
 
-    def beat(self, shard: int, drawn: int, failed: int, ticks: int) -> None:
-        """So many images of `shard` are drawn or failed by now, after so many ticks in all."""
+    def beat(self, shard: int, drawn: int, failed: int, ticks: int) -> bool:
+        """So many images of `shard` are drawn or failed by now, after so many ticks in all.
+
+        Returns:
+            Whether the run goes on; else drawing must end.
+        """
         if (drawn, failed) != self._beats.get(shard) or ticks != self._ticks.get(shard):
             self._signs += 1
         self._beats[shard], self._ticks[shard] = (drawn, failed), ticks
         if ticks:
             self._ticked_at = self._ticked_at or time.time()
+        return not self._closed
 
     def end(self, shard: int, drawn: int, failed: int) -> None:
         """Drawing of `shard` ended; its receipt is to come."""
@@ -91,6 +100,10 @@ class Watch:
         if shard not in self._committed:  # else this message was overtaken by the receipt
             self._beats[shard] = (drawn, failed)
         self._signs += 1
+
+    def close(self) -> None:
+        """End the run: shards in flight are given up, no more actors load."""
+        self._closed = True
 
     def snapshot(self, committed: Iterable[int]) -> Snapshot:
         """Return the run's state; forgets the shards `committed` since the last call."""
@@ -132,13 +145,17 @@ class RemoteWatch:
         """See Watch.begin; waits until it is noted, as what follows may kill this process."""
         await self._handle.begin.remote(shard)
 
-    async def beat(self, shard: int, drawn: int, failed: int, ticks: int) -> None:
+    async def beat(self, shard: int, drawn: int, failed: int, ticks: int) -> bool:
         """See Watch.beat."""
-        self._handle.beat.remote(shard, drawn, failed, ticks)
+        return bool(await self._handle.beat.remote(shard, drawn, failed, ticks))
 
     async def end(self, shard: int, drawn: int, failed: int) -> None:
         """See Watch.end."""
         self._handle.end.remote(shard, drawn, failed)
+
+    def close(self) -> None:
+        """See Watch.close."""
+        self._handle.close.remote()
 
     def snapshot(self, committed: list[int]) -> Snapshot:
         """See Watch.snapshot; waits ANSWER_SECONDS at most."""

@@ -46,8 +46,8 @@ class HereWatch:
     async def begin(self, shard: int) -> None:
         self.watch.begin(shard)
 
-    async def beat(self, shard: int, drawn: int, failed: int, ticks: int) -> None:
-        self.watch.beat(shard, drawn, failed, ticks)
+    async def beat(self, shard: int, drawn: int, failed: int, ticks: int) -> bool:
+        return self.watch.beat(shard, drawn, failed, ticks)
 
     async def end(self, shard: int, drawn: int, failed: int) -> None:
         self.watch.end(shard, drawn, failed)

@@ -15,7 +15,7 @@ import pytest
 
 from sdbatch.errors import PromptTableError
 from sdbatch.job import Prompts
-from sdbatch.prompts import readers, table
+from sdbatch.prompts import readers, table, text
 from sdbatch.storage import Store
 
 TWO = [{"prompt": 'a "red" dog, wet', "n": "1"}, {"prompt": "ein großer\nHund", "n": ""}]
@@ -99,10 +99,10 @@ def test_every_column_of_csv_is_text_and_of_json_has_its_type(write):
 
 @pytest.mark.parametrize("first", [1, "s"])
 def test_json_column_of_mixed_types_is_kept_as_json_text_wherever_they_mix(write, first):
-    values = [first] * readers.BATCH + ["ä", {"k": [1]}, None, 2**80]  # no first batch can tell
+    values = [first] * text.BATCH + ["ä", {"k": [1]}, None, 2**80]  # no first batch can tell
     lines = "\n".join(json.dumps({"prompt": "a", "x": value}) for value in values)
     found = [row["x"] for row in rows(write("a.jsonl", lines))]
-    assert found == [json.dumps(first)] * readers.BATCH + ['"ä"', '{"k": [1]}', None, str(2**80)]
+    assert found == [json.dumps(first)] * text.BATCH + ['"ä"', '{"k": [1]}', None, str(2**80)]
 
 
 @pytest.mark.parametrize("group", [1_000_000, 9_999])

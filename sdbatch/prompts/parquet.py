@@ -40,11 +40,12 @@ def read(url: str, start: int, stop: int, schema: pa.Schema) -> pa.Table:
     arrays = []
     for field in schema:
         with faults(f"{url} column {field.name!r}", f"{field.type}, as the other files say"):
-            arrays.append(
-                table[field.name].cast(field.type)
-                if field.name in columns
-                else pa.nulls(stop - start, field.type)
-            )
+            if field.name not in columns:
+                arrays.append(pa.nulls(stop - start, field.type))
+            elif table[field.name].type == field.type:  # casting breaks slices of nested nulls
+                arrays.append(table[field.name])
+            else:
+                arrays.append(table[field.name].cast(field.type))
     return pa.table(arrays, schema=schema)
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 from sdbatch import schema
 from sdbatch.engine.checkpoint import ModelFiles
 from sdbatch.engine.request import Drawn, Request
-from sdbatch.errors import SdbatchError
+from sdbatch.errors import ModelError, SdbatchError
 from sdbatch.formats.image import Encoding, encode
 from sdbatch.job import EngineSettings
 
@@ -56,8 +56,8 @@ class Watch(Protocol):
     async def begin(self, shard: int) -> None:
         """Drawing of `shard` begins."""
 
-    async def beat(self, shard: int, drawn: int, failed: int, ticks: int) -> None:
-        """So many images of `shard` are drawn or failed by now, after so many ticks in all."""
+    async def beat(self, shard: int, drawn: int, failed: int, ticks: int) -> bool:
+        """So many are drawn or failed by now, after so many ticks; returns if the run goes on."""
 
     async def end(self, shard: int, drawn: int, failed: int) -> None:
         """Drawing of `shard` ended, however."""
@@ -105,12 +105,15 @@ class DrawImages:
         await self._watch.begin(shard)
         begun = time.time()
         tally = _Tally()
-        beats = asyncio.ensure_future(self._beat(shard, tally))
+        drawing = asyncio.gather(*(self._draw_row(row, tally) for row in rows.to_pylist()))
+        beats = asyncio.ensure_future(self._beat(shard, tally, drawing))
         try:
-            drawn = [self._draw_row(row, tally) for row in rows.to_pylist()]
-            results = await asyncio.gather(*drawn)
+            results = await drawing
+        except asyncio.CancelledError as error:
+            raise ModelError("run = stopped: this shard is given up.") from error
         finally:
             beats.cancel()
+            await self._watch.beat(shard, tally.drawn, tally.failed, self._engine.ticks)
             await self._watch.end(shard, tally.drawn, tally.failed)
         facts = {
             "host": socket.gethostname(),
@@ -145,10 +148,11 @@ class DrawImages:
             "error": None,
         }
 
-    async def _beat(self, shard: int, tally: "_Tally") -> None:
+    async def _beat(self, shard: int, tally: "_Tally", drawing: "asyncio.Future[Any]") -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_SECONDS)
-            await self._watch.beat(shard, tally.drawn, tally.failed, self._engine.ticks)
+            if not await self._watch.beat(shard, tally.drawn, tally.failed, self._engine.ticks):
+                drawing.cancel()
 
 
 class _Tally:

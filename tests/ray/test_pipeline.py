@@ -2,6 +2,8 @@
 
 import hashlib
 from collections import Counter
+from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -144,8 +146,6 @@ class Tolerant(FakeEngine):
     """Draws what FakeEngine fails."""
 
     def submit(self, request):
-        from dataclasses import replace
-
         return super().submit(replace(request, prompt="anything"))
 
 
@@ -159,10 +159,13 @@ def test_max_failed_stops_the_run_and_says_so(draw, make_job, prompts):
 class Stuck(FakeEngine):
     """Never draws."""
 
-    def submit(self, request):
-        from concurrent.futures import Future
+    def __init__(self):
+        super().__init__()
+        self.waiting = []
 
-        return Future()
+    def submit(self, request):
+        self.waiting.append(Future())
+        return self.waiting[-1]
 
 
 def test_a_run_in_which_nothing_moves_ends(draw, make_job, monkeypatch):

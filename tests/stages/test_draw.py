@@ -265,6 +265,7 @@ def test_draw_reports_what_is_drawn_while_a_shard_is_still_being_drawn():
             beats.append((shard, drawn, failed, ticks))
             if (drawn, failed) == (2, 1) and not last.done():
                 last.set_result(FakeEngine().submit(request_of(requests(["last"]), 0)).result())
+            return True
 
     beats = []
     (rows,) = draw_rows(

@@ -1,0 +1,131 @@
+"""The command line: quick help, one line an error, exit codes. Runs that draw are in tests/ray."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SDBATCH = str(Path(sys.executable).parent / "sdbatch")
+REPOSITORY = Path(__file__).parent.parent
+
+
+def sdbatch(*arguments, cwd=None):
+    return subprocess.run([SDBATCH, *arguments], capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.fixture
+def here(tmp_path):
+    """A folder with a small job and its table."""
+    (tmp_path / "p.txt").write_text("a\nb\n")
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "header.csv").write_text("prompt\n")
+    (tmp_path / "captions.csv").write_text("caption,x\na,1\n")
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "job.yaml").write_text(
+        "prompts: {path: p.txt}\nmodel: builtin:shapes\n"
+        "sampling: {height: 64, width: 64, num_inference_steps: 2}\noutput: {path: out}\n"
+    )
+    return tmp_path
+
+
+def test_help_is_quick_and_loads_neither_torch_nor_ray():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    times = []
+    for _ in range(5):
+        done = sdbatch("--help")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+        before = after
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in ("run", "plan", "status", "verify", "schema"))
+    assert min(times) < 0.3  # seconds of CPU, not of the clock: the promise itself
+    probe = "import sys, sdbatch.cli; print({'torch', 'ray', 'pyarrow'} & set(sys.modules))"
+    assert (
+        "set()"
+        in subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout
+    )
+
+
+class RunsCode:
+    def __reduce__(self):
+        return (os.system, ("touch OWNED",))
+
+
+CASES = {
+    "prompts.path=missing.csv": ["missing.csv", "no such file"],
+    "prompts.path=empty.csv": ["empty.csv", "holds no row"],
+    "prompts.path=header.csv": ["header.csv", "holds no row"],
+    "prompts.path=folder": ["folder", "no table in the folder"],
+    "prompts.path=captions.csv": ["It has: caption, x", "--set prompts.columns.prompt=caption"],
+    "prompts.path=gs://bucket/x.csv": ["gs://", "pip install gcsfs"],
+    "sampling.widht=3": ["sampling.widht: unknown key", "Did you mean 'sampling.width'?"],
+    "sampling.width=wide": ["sampling.width = 'wide'", "must be a whole number"],
+    "sampling.height=513": ["sampling.height = 513", "multiple of 8", "Nearest: 512"],
+    "sampling.sampler=foo": ["sampling.sampler = 'foo'", "'dpmpp_2m'"],
+    "output.path=file/out": ["file is a file", "must be a folder"],
+    "output.path=foo://bucket/x": ["foo://bucket/x", "Protocol not known"],
+    "output.images_per_shard=1000000": ["images_per_shard = 1000000", "At most", "2 GiB"],
+    "model=folder": ["model.path = folder", "no model_index.json"],
+    "model=p.txt": ["model.path = p.txt", ".safetensors or .ckpt"],
+    "model=./nothing": ["model.path = './nothing'", "no such file or folder"],
+    "model=evil.ckpt": ["evil.ckpt", "would run posix.system", "not opened"],
+    "cluster.address=127.0.0.1:1": ["cluster.address = '127.0.0.1:1'", "no Ray answers"],
+}
+
+
+@pytest.mark.parametrize("override", CASES)
+def test_run_that_cannot_start_says_why_in_one_line_and_writes_nothing(here, override):
+    if override == "model=evil.ckpt":
+        weights = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1), "x": RunsCode()}
+        torch.save(weights, here / "evil.ckpt")
+    before = sorted(here.rglob("*"))
+    done = sdbatch("run", "job.yaml", "--set", override, cwd=here)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("Error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert [word for word in CASES[override] if word not in done.stderr] == []
+    assert sorted(here.rglob("*")) == before
+
+
+def test_run_of_a_missing_job_file_says_so(here):
+    done = sdbatch("run", "nothing.yaml", cwd=here)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nothing.yaml" in done.stderr
+
+
+def test_plan_shows_what_a_run_would_draw_and_writes_nothing(here):
+    done = sdbatch("plan", "job.yaml", "--set", "prompts.images_per_row=3", cwd=here)
+    assert done.returncode == 0
+    assert "images     6, 3 a row" in done.stdout
+    assert "committed  0 images" in done.stdout
+    assert f"{here}/out (parquet, jpg)" in done.stdout
+    assert not (here / "out").exists()
+    outline = json.loads(sdbatch("plan", "job.yaml", "--json", cwd=here).stdout)
+    assert (outline["rows"], outline["images"], outline["shards"]) == (2, 2, 1)
+
+
+@pytest.mark.parametrize("command", ["status", "verify"])
+def test_status_and_verify_of_no_output_say_so(here, command):
+    done = sdbatch(command, "nothing", cwd=here)
+    assert done.returncode == 2
+    assert "no job.yaml: must be the output of a job" in done.stderr
+
+
+def test_schema_is_the_one_that_the_job_files_name():
+    printed = sdbatch("schema").stdout
+    assert printed == (REPOSITORY / "jobs" / "job.schema.json").read_text()
+    json.loads(printed)
+
+
+@pytest.mark.parametrize("job", sorted((REPOSITORY / "jobs").glob("*.yaml")), ids=lambda p: p.name)
+def test_job_files_are_jobs_and_name_their_schema(job):
+    from sdbatch.job import load
+
+    assert load(job).name == job.stem or job.stem == "dataset"
+    assert job.read_text().startswith("# yaml-language-server: $schema=job.schema.json\n")
