@@ -9,10 +9,12 @@ import hashlib
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -103,61 +105,99 @@ class DrawImages:
 
     async def _draw(self, shard: int, rows: pa.Table, attempt: int) -> pa.Table:
         await self._watch.begin(shard)
-        begun = time.time()
-        tally = _Tally()
-        drawing = asyncio.gather(*(self._draw_row(row, tally) for row in rows.to_pylist()))
-        beats = asyncio.ensure_future(self._beat(shard, tally, drawing))
+        began = time.time()
+        drawing = _Drawing(rows.to_pylist(), self._encoding, self._encoders)
+        beats = asyncio.ensure_future(self._beat(shard, drawing))
         try:
-            results = await drawing
-        except asyncio.CancelledError as error:
-            raise ModelError("run = stopped: this shard is given up.") from error
+            drawing.start(self._engine)
+            results = await asyncio.wrap_future(drawing.done)
         finally:
             beats.cancel()
-            await self._watch.beat(shard, tally.drawn, tally.failed, self._engine.ticks)
-            await self._watch.end(shard, tally.drawn, tally.failed)
+            await self._watch.beat(shard, drawing.drawn, drawing.failed, self._engine.ticks)
+            await self._watch.end(shard, drawing.drawn, drawing.failed)
         facts = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "began": _clock(begun),
+            "began": _clock(began),
             "ended": _clock(time.time()),
             "attempt": attempt,
         }
         return schema.pack(shard, _with_results(rows, results), json.dumps(facts))
 
-    async def _draw_row(self, row: dict[str, Any], tally: "_Tally") -> dict[str, Any]:
-        if row["error"] is not None:
-            tally.failed += 1
-            return {"error": row["error"]}
-        request = Request(**{field.name: row[field.name] for field in schema.SAMPLING})
-        try:
-            drawn = await asyncio.wrap_future(self._engine.submit(request))
-            file = await asyncio.get_running_loop().run_in_executor(
-                self._encoders, encode, drawn.image, row, self._encoding
-            )
-        except SdbatchError:
-            raise  # the engine cannot go on: no fault of the row
-        except Exception as error:  # noqa: BLE001  of this row alone, found by drawing it alone
-            tally.failed += 1
-            return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-        tally.drawn += 1
-        return {
-            "image": {"bytes": file, "path": f"{row['key']}.{self._encoding.image_format}"},
-            "prompt_tokens": drawn.prompt_tokens,
-            "prompt_truncated": drawn.prompt_truncated,
-            "sha256": hashlib.sha256(file).hexdigest(),
-            "error": None,
-        }
-
-    async def _beat(self, shard: int, tally: "_Tally", drawing: "asyncio.Future[Any]") -> None:
-        while True:
+    async def _beat(self, shard: int, drawing: "_Drawing") -> None:
+        going = True
+        while going:
             await asyncio.sleep(HEARTBEAT_SECONDS)
-            if not await self._watch.beat(shard, tally.drawn, tally.failed, self._engine.ticks):
-                drawing.cancel()
+            going = await self._watch.beat(shard, drawing.drawn, drawing.failed, self._engine.ticks)
+        drawing.give_up(ModelError("run = stopped: this shard is given up."))
 
 
-class _Tally:
-    drawn = 0
-    failed = 0
+class _Drawing:
+    """The rows of one shard on their way through the engine and the encoders.
+
+    Callbacks and threads, and one future for the shard: an asyncio task for each row would cost
+    as much as encoding its image.
+    """
+
+    def __init__(
+        self, rows: list[dict[str, Any]], encoding: Encoding, encoders: ThreadPoolExecutor
+    ) -> None:
+        self.drawn = 0
+        self.failed = 0
+        self.done: Future[list[dict[str, Any]]] = Future()  # what came of each row, in order
+        self._rows = rows
+        self._encoding = encoding
+        self._encoders = encoders
+        self._results: list[dict[str, Any]] = [{}] * len(rows)
+        self._left = len(rows)
+        self._lock = threading.Lock()
+
+    def start(self, engine: Draws) -> None:
+        """Submit the rows that can be drawn."""
+        for index, row in enumerate(self._rows):
+            if row["error"] is not None:
+                self._finish(index, {"error": row["error"]})
+            else:
+                request = Request(**{field.name: row[field.name] for field in schema.SAMPLING})
+                engine.submit(request).add_done_callback(partial(self._encode_later, index))
+
+    def give_up(self, error: Exception) -> None:
+        """End the shard with `error`, which is no fault of a row."""
+        with self._lock:
+            if not self.done.done():
+                self.done.set_exception(error)
+
+    def _encode_later(self, index: int, drawn: Future[Drawn]) -> None:
+        self._encoders.submit(self._encode, index, drawn)  # out of the engine's own thread
+
+    def _encode(self, index: int, future: Future[Drawn]) -> None:
+        row = self._rows[index]
+        try:
+            drawn = future.result()
+            file = encode(drawn.image, row, self._encoding)
+        except SdbatchError as error:
+            self.give_up(error)  # the engine cannot go on
+        except Exception as error:  # noqa: BLE001  of this row alone, found by drawing it alone
+            text = " ".join(str(error).split())
+            self._finish(index, {"error": f"{type(error).__name__}: {text}"})
+        else:
+            result = {
+                "image": {"bytes": file, "path": f"{row['key']}.{self._encoding.image_format}"},
+                "prompt_tokens": drawn.prompt_tokens,
+                "prompt_truncated": drawn.prompt_truncated,
+                "sha256": hashlib.sha256(file).hexdigest(),
+                "error": None,
+            }
+            self._finish(index, result)
+
+    def _finish(self, index: int, result: dict[str, Any]) -> None:
+        with self._lock:
+            self._results[index] = result
+            self._left -= 1
+            self.failed += result["error"] is not None
+            self.drawn += result["error"] is None
+            if not self._left and not self.done.done():
+                self.done.set_result(self._results)
 
 
 class _Gate:

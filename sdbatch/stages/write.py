@@ -27,8 +27,9 @@ class WriteShard:
         """Commit the shard in `block`; returns its receipt as one row of schema.MANIFEST."""
         shard, rows, facts = schema.unpack(block)
         undrawn = pc.is_valid(rows["error"])
-        drawn = rows.filter(pc.invert(undrawn)).drop_columns(["error"])
         failed = rows.filter(undrawn)
+        drawn = rows.filter(pc.invert(undrawn)) if failed.num_rows else rows
+        drawn = drawn.drop_columns(["error"])
         name = schema.shard_name(shard)
         files = {}
         if drawn.num_rows:

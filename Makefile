@@ -1,0 +1,21 @@
+# Run inside the virtual environment: `source .venv/bin/activate`, or PATH=.venv/bin:$PATH make check
+
+.PHONY: check lint test fix bench
+
+check: lint test
+
+lint:
+	ruff format --check .
+	ruff check .
+	mypy
+
+test:
+	pytest
+
+fix:
+	ruff format .
+	ruff check --fix .
+
+bench:
+	python benchmarks/pipeline.py
+	python benchmarks/startup.py

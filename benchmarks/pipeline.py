@@ -1,0 +1,195 @@
+"""What the pipeline costs around the engine: an engine that draws nothing, and a bare loop.
+
+    python benchmarks/pipeline.py [--images 2000] [--repeats 3]
+
+Both write the same 512x512 images as JPEG into Parquet shards of 250 on two cores: sdbatch from a
+prompt table through Ray, with an engine that has a ready image at once; and one process that
+encodes in two threads and writes, and does nothing else. Then the driver's memory for 10,000 to
+1,000,000 planned images. Prints a table and, on the last line, JSON.
+"""
+
+import hashlib
+import io
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from sdbatch import pipeline
+from sdbatch.engine.request import Drawn, Request
+from sdbatch.job import Job, parse
+from sdbatch.plan import versions
+from sdbatch.report.progress import Progress, Silent
+
+SIDE = 512  # pixels
+SHARD = 250  # images
+ACTORS = 2
+MEMORY_SECONDS = 20.0  # of drawing, before the driver's peak memory is read
+
+
+def picture() -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return a picture that is as hard to encode as a photograph: waves and some noise."""
+    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
+    waves = np.stack([np.sin(9 * x + k) * np.cos(7 * y - k) for k in range(3)], axis=-1)
+    noise = np.random.default_rng(0).normal(0, 6, (SIDE, SIDE, 3))
+    return np.clip(128 + 90 * waves + noise, 0, 255).astype(np.uint8)
+
+
+class ReadyEngine:
+    """An engine whose image is ready before it is asked for."""
+
+    def __init__(self) -> None:
+        self.ticks = 0
+        self._drawn = Drawn(image=picture(), prompt_tokens=5, prompt_truncated=False)
+
+    def submit(self, request: Request) -> Future[Drawn]:
+        """Return the ready image."""
+        self.ticks += 1
+        future: Future[Drawn] = Future()
+        future.set_result(self._drawn)
+        return future
+
+
+class EndsSoon(Silent):
+    """Interrupts the run, as Ctrl-C does, some seconds after its first image."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._end: float | None = None
+
+    def show(self, progress: Progress) -> None:
+        """End the run when its time is over."""
+        if progress.done and self._end is None:
+            self._end = time.monotonic() + self._seconds
+        if self._end is not None and time.monotonic() > self._end:
+            self._end = float("inf")
+            raise KeyboardInterrupt
+
+
+def job(table: Path, output: Path, size: int) -> Job:
+    """Return the job over `table`."""
+    return parse(
+        {
+            "prompts": {"path": str(table)},
+            "model": "builtin:shapes",
+            "sampling": {"height": SIDE, "width": SIDE},
+            "cluster": {"actors": ACTORS},
+            "output": {"path": str(output), "images_per_shard": size},
+        }
+    )
+
+
+def write_table(path: Path, rows: int) -> None:
+    """Write a prompt table of `rows` short rows in one Parquet file."""
+    prompts = pa.array([f"a photograph of a dog, number {i}" for i in range(rows)])
+    pq.write_table(pa.table({"prompt": prompts}), path)
+
+
+def through_the_pipeline(folder: Path, images: int) -> tuple[float, float]:
+    """Return sdbatch's images/s once it draws, and as a whole with Ray's start."""
+    report = pipeline.draw(
+        pipeline.prepare(job(folder / "table.parquet", folder / "out", SHARD)),
+        display=Silent(),
+        make_engine=ReadyEngine,
+    )
+    assert report.images == images, report
+    return report.images_per_s, images / report.seconds
+
+
+def bare(folder: Path, images: int) -> float:
+    """Return the images/s of encoding and writing alone, in two threads of one process."""
+    image = picture()
+
+    def encode(_: int) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=95)
+        return file.getvalue()
+
+    def write(start: int) -> None:
+        files = [encode(i) for i in range(start, start + SHARD)]
+        table = pa.table({"image": files, "sha256": [hashlib.sha256(f).hexdigest() for f in files]})
+        with (folder / f"bare-{start}.parquet").open("wb") as file:
+            pq.write_table(table, file, compression="none")
+            file.flush()
+            os.fsync(file.fileno())
+
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, range(0, images, SHARD)))
+    return images / (time.perf_counter() - begun)
+
+
+def driver_memory(images: int, size: int) -> float:
+    """Return the driver's peak MiB for so many planned images, some of which are drawn."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_table(folder / "table.parquet", images)
+        ready = pipeline.prepare(job(folder / "table.parquet", folder / "out", size))
+        pipeline.draw(ready, display=EndsSoon(MEMORY_SECONDS), make_engine=ReadyEngine)
+    status = Path("/proc/self/status").read_text()  # ru_maxrss would be the parent's at the fork
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+@click.command()
+@click.option("--images", default=2000, help="Per run of either kind.")
+@click.option("--repeats", default=3)
+@click.option("--memory", type=(int, int), help="Print the driver's MiB for IMAGES in shards of N.")
+@click.option("--output", type=click.Path(path_type=Path), help="Where the JSON goes, too.")
+def main(images: int, repeats: int, memory: tuple[int, int] | None, output: Path | None) -> None:
+    """Measure the pipeline around an engine that draws nothing."""
+    if memory:
+        print(driver_memory(*memory))
+        return
+    found: dict[str, list[float]] = {"pipeline": [], "pipeline_with_start": [], "bare": []}
+    for _ in range(repeats):  # one after the other, so that both see the same machine
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write_table(folder / "table.parquet", images)
+            found["bare"].append(bare(folder, images))
+            drawing, whole = through_the_pipeline(folder, images)
+            found["pipeline"].append(drawing)
+            found["pipeline_with_start"].append(whole)
+    medians = {name: round(statistics.median(values), 1) for name, values in found.items()}
+    sizes = [(10_000, 1000), (100_000, 1000), (1_000_000, 1000), (100_000, 100)]
+    memories = {f"{n:,} images, {n // size:,} shards": _memory_of(n, size) for n, size in sizes}
+    result = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "versions": versions(),
+        "images": images,
+        "repeats": repeats,
+        "images_per_s": medians,
+        "of_the_bare_loop": round(medians["pipeline"] / medians["bare"], 3),
+        "driver_mib": memories,
+    }
+    for name, value in medians.items():
+        print(f"{name:22} {value:8.1f} images/s")
+    print(f"{'of the bare loop':22} {result['of_the_bare_loop']:8.3f}")
+    for name, value in memories.items():
+        print(f"{name:34} {value:6.0f} MiB driver")
+    if output:
+        output.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result))
+
+
+def _memory_of(images: int, size: int) -> float:
+    command = [sys.executable, __file__, "--memory", str(images), str(size)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return round(float(done.stdout.splitlines()[-1]), 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Where the seconds go before the first shard: `sdbatch run` on the embedded model, cold.
+
+    python benchmarks/startup.py [--repeats 3]
+
+Seconds from the command to each step, medians over fresh processes: the interpreter and the checks,
+Ray up, the model in an actor, the first tick, the first shard, the end. Prints a table and JSON.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+from sdbatch.plan import versions
+
+JOB = """
+prompts: {path: %s}
+model: builtin:shapes
+sampling: {height: 64, width: 64}
+output: {path: %s, images_per_shard: 16}
+"""
+
+
+def start_once(folder: Path) -> dict[str, float]:
+    """Run a job of 64 images; return the seconds from the command to each step."""
+    (folder / "p.txt").write_text("".join(f"a dog, number {i}\n" for i in range(64)))
+    (folder / "job.yaml").write_text(JOB % (folder / "p.txt", folder / "out"))
+    command = [str(Path(sys.executable).parent / "sdbatch"), "run", str(folder / "job.yaml")]
+    begun = time.time()
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    ended = time.time()
+    report = json.loads(done.stdout.splitlines()[-1])
+    checked = report["began"] - begun
+    steps = {name: checked + seconds for name, seconds in report["startup"].items()}
+    return {
+        "checks": checked,
+        **steps,
+        "finished": checked + report["seconds"],
+        "exit": ended - begun,
+    }
+
+
+@click.command()
+@click.option("--repeats", default=3)
+@click.option("--output", type=click.Path(path_type=Path), help="Where the JSON goes, too.")
+def main(repeats: int, output: Path | None) -> None:
+    """Measure the start of a run."""
+    runs = []
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as name:
+            runs.append(start_once(Path(name)))
+    medians = {step: round(statistics.median(run[step] for run in runs), 2) for step in runs[0]}
+    for step, seconds in medians.items():
+        print(f"{step:12} {seconds:6.2f} s")
+    result = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "versions": versions(),
+        "repeats": repeats,
+        "seconds_from_the_command": medians,
+    }
+    if output:
+        output.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
