@@ -8,9 +8,11 @@ import contextlib
 import math
 import os
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdbatch.errors import JobError
 from sdbatch.job import Cluster, EngineSettings
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 CHEAP_CPUS = 1  # kept free on a cluster for reading, writing and the watch
 READ_CPUS, WRITE_CPUS = 0.25, 0.5  # unequal, or Ray fuses neighbours into one task
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS = 60.0
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or a warning about CUDA_VISIBLE_DEVICES
     "RAY_USAGE_STATS_ENABLED": "0",  # a job's own Ray reports to nobody
@@ -48,26 +50,18 @@ def connected(address: str | None, cluster: Cluster) -> Iterator[Machines]:
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
     import ray
 
     started = not ray.is_initialized()
     if started:
-        address = address or os.environ.get("RAY_ADDRESS") or "local"
-        arguments = {} if address != "local" else {"num_cpus": _cpus(cluster)}
         try:
-            _probe(address)
-            # address="local" by name: without it a stale file of another Ray can be picked up.
-            ray.init(
-                address=address,
-                include_dashboard=False if address == "local" else None,
-                log_to_driver=False,
-                logging_level="error",
-                **arguments,
-            )
+            _start(address, cluster)
         except (OSError, ValueError, RuntimeError) as error:
-            text = " ".join(str(error).split())[:200]
+            text = " ".join(str(error).split())[:200] or f"nothing in {CONNECT_SECONDS:.0f} s"
             raise JobError(
-                f"cluster.address = {address!r}: no Ray answers there ({text})."
+                f"cluster.address = {address!r}: no Ray answers there ({text}). Check the address; "
+                f"where the cluster has token authentication, set RAY_AUTH_MODE=token."
             ) from error
     try:
         found = ray.cluster_resources()
@@ -77,11 +71,28 @@ def connected(address: str | None, cluster: Cluster) -> Iterator[Machines]:
             ray.shutdown()
 
 
-def _probe(address: str) -> None:
-    """Raise an OSError unless something listens at `host:port`: ray.init would wait for ever."""
+def _start(address: str, cluster: Cluster) -> None:
+    """Start a Ray ("local", by name: else a stale file of another Ray is picked up) or connect."""
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if address == "local":
+        ray.init("local", num_cpus=_cpus(cluster), include_dashboard=False, **quiet)
+        return
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    # Beside this thread, as ray.init tries for ever where something else than Ray listens.
+    connecting: Future[Any] = Future()
+
+    def connect() -> None:
+        try:
+            connecting.set_result(ray.init(address, **quiet))
+        except Exception as error:  # noqa: BLE001  raised again by the waiting thread
+            connecting.set_exception(error)
+
+    threading.Thread(target=connect, daemon=True).start()
+    connecting.result(timeout=CONNECT_SECONDS)
 
 
 def _cpus(cluster: Cluster) -> int:

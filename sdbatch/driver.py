@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from sdbatch import cluster, output, receipts
@@ -37,7 +38,10 @@ class Driver:
     ) -> None:
         self._plan = plan
         self._kept = list(kept)
+        self._drawn_before = sum(receipt.images for receipt in kept)
+        self._failed_before = sum(receipt.failed for receipt in kept)
         self._came: list[Receipt] = []
+        self._drawn_now = self._failed_now = 0  # of those that came: counted as they come
         self._store = store
         self._display = display
         self._max_failed = max_failed
@@ -54,14 +58,14 @@ class Driver:
 
     def show(self, step: str = "") -> Progress:
         """Show the run's state; `step` says what it waits for before the first image."""
-        drawn = sum(r.images for r in self._came) + self._snapshot.drawn
-        failed = sum(r.failed for r in self._came) + self._snapshot.failed
+        drawn = self._drawn_now + self._snapshot.drawn
+        failed = self._failed_now + self._snapshot.failed
         since = self._snapshot.loaded_at
         rate = (drawn + failed) / max(time.time() - since, 0.1) if since else 0.0
         progress = Progress(
             planned=self._plan.images,
-            drawn=drawn + sum(r.images for r in self._kept),
-            failed=failed + sum(r.failed for r in self._kept),
+            drawn=drawn + self._drawn_before,
+            failed=failed + self._failed_before,
             images_per_s=round(rate, 2),
             step="" if drawn + failed else step,
         )
@@ -81,25 +85,28 @@ class Driver:
             while not ended and self._stopped is None:
                 came, ended = _take(arrived)
                 self._came += came
+                self._drawn_now += sum(receipt.images for receipt in came)
+                self._failed_now += sum(receipt.failed for receipt in came)
                 self._snapshot = watch.snapshot([receipt.shard for receipt in came])
                 self._note_start()
                 progress = self.show("loading the model")
                 self._heartbeat.show(progress)
-                self._stopped = self._why_stop(progress)
+                if not ended:
+                    self._stopped = self._why_stop(progress)
             if isinstance(ended, BaseException):
                 self._stopped = self._why_ended(ended)
         except KeyboardInterrupt:
             self._stopped = "interrupted"
         finally:
             watch.close()  # a flow that has not ended ends, also on a Ray that outlives the run
-        missing = self._plan.images - sum(r.images + r.failed for r in [*self._kept, *self._came])
+            self._snapshot = replace(self._snapshot, drawn=0, failed=0)  # not proved by receipts
+        missing = self._plan.images - self.show().done
         if missing and self._stopped is None:
             self._stopped = f"{missing} images have no receipt, though Ray reported no error"
 
     def finish(self, job: Job) -> Report:
         """End the output if it is complete; return the report and show it."""
         every = [*self._kept, *self._came]
-        self._snapshot = Snapshot(0, 0, 0, self._snapshot.loaded_at, 0.0, None)
         progress = self.show()
         report = Report(
             output=self._store.url,
@@ -107,7 +114,7 @@ class Driver:
             images=progress.drawn,
             failed=progress.failed,
             reasons=receipts.reasons(every),
-            drawn_now=sum(receipt.images for receipt in self._came),
+            drawn_now=self._drawn_now,
             seconds=round(time.time() - self._began, 2),
             images_per_s=progress.images_per_s,
             stopped=self._stopped,
@@ -115,8 +122,11 @@ class Driver:
             startup=self._startup,
         )
         if self._stopped is None:
-            output.end(self._store, job, every, report)
-        self._heartbeat.write("stopped" if self._stopped else "finished", progress)
+            try:
+                output.end(self._store, job, every, report)
+            except SdbatchError as error:
+                report = replace(report, stopped=str(error))
+        self._heartbeat.write("stopped" if report.stopped else "finished", progress)
         self._display.close(report)
         return report
 

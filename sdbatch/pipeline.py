@@ -59,7 +59,12 @@ def run_job(
         SdbatchError: the job could not start; nothing was written.
     """
     ready = prepare(job, overwrite=overwrite, retry_failed=retry_failed)
-    return draw(ready, address=address, max_failed=max_failed, display=display or Silent())
+    display = display or Silent()
+    try:
+        return draw(ready, address=address, max_failed=max_failed, display=display)
+    except BaseException:
+        display.close(None)  # or a live bar would keep the terminal
+        raise
 
 
 @dataclass(frozen=True)
@@ -112,12 +117,11 @@ def draw(
         return driver.finish(ready.plan.job)
     driver.show("starting Ray")
     settings = ready.plan.job.cluster
-    with (
-        ThreadPoolExecutor(1) as beside,  # reads the weights while Ray starts
-        cluster.connected(address or settings.address, settings) as machines,
-    ):
+    beside = ThreadPoolExecutor(1)  # reads the weights while Ray starts
+    hashed = beside.submit(checkpoint.sha256, ready.model)
+    with beside, cluster.connected(address or settings.address, settings) as machines:
         driver.note("ray")
-        job = resolve(ready, machines, beside.submit(checkpoint.sha256, ready.model).result())
+        job = resolve(ready, machines, hashed.result())
         actors = cluster.actors(job.cluster, job.engine, machines, len(ready.todo))
         planned = replace(ready.plan, job=job)
         output.begin(ready.store, planned, ready.kept, ready.withdrawn, ready.overwrite)

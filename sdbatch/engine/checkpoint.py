@@ -51,6 +51,8 @@ def find(path: str, revision: str | None, config: str) -> ModelFiles:
             raise ModelError(f"model.path = {path!r}: the only model built in is builtin:shapes.")
         return ModelFiles("builtin", "shapes", None, config)
     local = Path(path)
+    if Path(config).exists():
+        config = str(Path(config).resolve())  # an actor may stand in another folder
     if local.exists():
         if revision is not None:
             raise ModelError(f"model.revision = {revision!r}: only a hub id has one. Leave it out.")

@@ -73,10 +73,10 @@ class Bar:
             console=Console(file=file),
         )
         self._task = self._bar.add_task("images", text="")
-        self._bar.start()
 
     def show(self, progress: Progress) -> None:
         """Redraw the bar."""
+        self._bar.start()  # no harm if it runs
         self._bar.update(
             self._task, total=progress.planned, completed=progress.done, text=line(progress)
         )
