@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sdbatch.errors import JobError
-from sdbatch.job import Cluster, EngineSettings
+from sdbatch.job import Cluster, EngineSettings, Job
 from sdbatch.watch import RemoteWatch, Watch
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Machines:
 
 
 @contextlib.contextmanager
-def connected(address: str | None, cluster: Cluster) -> Iterator[Machines]:
+def connected(address: str | None, job: Job) -> Iterator[Machines]:
     """Use the Ray at `address`, at RAY_ADDRESS, or one started for this job; yield what it has.
 
     A Ray that the caller's program had started already is used and left running.
@@ -52,12 +52,13 @@ def connected(address: str | None, cluster: Cluster) -> Iterator[Machines]:
         os.environ.setdefault(name, value)
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     import ray
+    from ray.exceptions import RayError
 
     started = not ray.is_initialized()
     if started:
         try:
-            _start(address, cluster)
-        except (OSError, ValueError, RuntimeError) as error:
+            _start(address, job)
+        except (OSError, ValueError, RuntimeError, RayError) as error:
             text = " ".join(str(error).split())[:200] or f"nothing in {CONNECT_SECONDS:.0f} s"
             raise JobError(
                 f"cluster.address = {address!r}: no Ray answers there ({text}). Check the address; "
@@ -71,13 +72,13 @@ def connected(address: str | None, cluster: Cluster) -> Iterator[Machines]:
             ray.shutdown()
 
 
-def _start(address: str, cluster: Cluster) -> None:
+def _start(address: str, job: Job) -> None:
     """Start a Ray ("local", by name: else a stale file of another Ray is picked up) or connect."""
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address == "local":
-        ray.init("local", num_cpus=_cpus(cluster), include_dashboard=False, **quiet)
+        ray.init("local", num_cpus=_cpus(job), include_dashboard=False, **quiet)
         return
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
@@ -95,14 +96,13 @@ def _start(address: str, cluster: Cluster) -> None:
     connecting.result(timeout=CONNECT_SECONDS)
 
 
-def _cpus(cluster: Cluster) -> int:
+def _cpus(job: Job) -> int:
     """Return how many CPUs an own Ray is told it has: room for the actors and the cheap stages."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    asked = (
-        0 if cluster.actors == "auto" else cluster.actors * math.ceil(cluster.cpus_per_actor or 1)
-    )
+    each = job.cluster.cpus_per_actor or job.engine.threads
+    asked = 0 if job.cluster.actors == "auto" else math.ceil(job.cluster.actors * each)
     return max(cores, asked) + CHEAP_CPUS
 
 

@@ -78,6 +78,8 @@ class Driver:
         Raises:
             SdbatchError: the run ended before it could draw anything.
         """
+        from ray.exceptions import RayError
+
         arrived: Arrived = queue.Queue()
         threading.Thread(target=_stream, args=(flow, arrived), daemon=True).start()
         try:
@@ -97,12 +99,17 @@ class Driver:
                 self._stopped = self._why_ended(ended)
         except KeyboardInterrupt:
             self._stopped = "interrupted"
+        except RayError as error:  # the watch is gone, and so is its node
+            self._stopped = f"Ray = {' '.join(str(error).split())[:300]}"
         finally:
             watch.close()  # a flow that has not ended ends, also on a Ray that outlives the run
             self._snapshot = replace(self._snapshot, drawn=0, failed=0)  # not proved by receipts
-        missing = self._plan.images - self.show().done
+        missing = {s.shard for s in self._plan.shards} - receipts.committed(self._store)
         if missing and self._stopped is None:
-            self._stopped = f"{missing} images have no receipt, though Ray reported no error"
+            self._stopped = (
+                f"{len(missing)} shards have no receipt at {self._store.url}, though Ray reported "
+                f"no error: all nodes must write to the same place"
+            )
 
     def finish(self, job: Job) -> Report:
         """End the output if it is complete; return the report and show it."""
@@ -149,11 +156,15 @@ class Driver:
 
     def _why_ended(self, error: BaseException) -> str:
         """Return the reason behind what Ray raised; raise a bug, or what kept all from starting."""
-        if self._snapshot.refused is not None:
-            raise ModelError(self._snapshot.refused) from error
+        from ray.exceptions import RayError, RayTaskError
+
         cause = _ours(error)
+        if self._snapshot.refused is not None:
+            cause = ModelError(self._snapshot.refused)
+        if cause is None and isinstance(error, RayError) and not isinstance(error, RayTaskError):
+            return f"Ray = {' '.join(str(error).split())[:300]}"  # a node or the cluster is gone
         if cause is None:
-            raise error
+            raise error  # a bug of ours
         if isinstance(cause, ModelError) and not self._came:
             raise cause from error
         return str(cause)

@@ -136,7 +136,7 @@ class Cluster(Section):
 class Output(Section):
     """The dataset."""
 
-    path: str = Field(description="a folder or any fsspec URL")
+    path: str = Field(min_length=1, description="a folder or any fsspec URL")
     format: Literal["parquet", "webdataset"] = "parquet"
     image_format: Literal["jpg", "png", "webp"] = "jpg"
     quality: int | None = Field(None, ge=1, le=100, description="default: 95 jpg, 90 webp")

@@ -1,27 +1,44 @@
 """The output as a whole: make it this job's, end it, take it away. Shards are receipts.py's."""
 
+import os
 from collections.abc import Sequence
 
 from sdbatch import plan, receipts
 from sdbatch.errors import StorageError
-from sdbatch.job import Job
+from sdbatch.job import Job, Prompts
 from sdbatch.plan import Plan
 from sdbatch.receipts import Receipt
 from sdbatch.report import card, gallery
 from sdbatch.report.progress import PROGRESS_FILE
 from sdbatch.report.summary import Report
-from sdbatch.storage import Store
+from sdbatch.storage import TEMPORARY, Store, is_local
 
 
-def refuse_foreign(store: Store) -> None:
-    """Raise a StorageError if the folder holds files where the output's go, but is no output."""
-    if store.find(plan.JOB_FILE) is None:
-        for folder in (receipts.DATA, receipts.FAILED, receipts.RECEIPTS):
-            if store.names(folder):
-                raise StorageError(
-                    f"output.path = {store.url}: holds {folder}/ but no {plan.JOB_FILE}, so it is "
-                    f"no output of sdbatch and is left alone. Choose another path."
-                )
+def refuse_foreign(store: Store, prompts: Prompts) -> None:
+    """Raise a StorageError if the output would mix with files that are not of sdbatch."""
+    for path in [prompts.path] if isinstance(prompts.path, str) else prompts.path:
+        if is_local(path) and f"{store.url}/".startswith(f"{os.path.abspath(path)}/"):
+            raise StorageError(
+                f"output.path = {store.url}: is inside prompts.path, whose files it would join. "
+                f"Choose another path."
+            )
+    text = store.find(plan.JOB_FILE)
+    if text is not None and b"fingerprint:" not in text:
+        raise StorageError(
+            f"output.path = {store.url}: its {plan.JOB_FILE} is no output's. {_ALONE}"
+        )
+    if text is None:
+        here = store.names()
+        holds = [name for name in (card.CARD_FILE, receipts.MANIFEST_FILE) if name in here]
+        folders = (receipts.DATA, receipts.FAILED, receipts.RECEIPTS, gallery.FOLDER)
+        holds += [f"{folder}/" for folder in folders if store.names(folder)]
+        if holds:
+            raise StorageError(
+                f"output.path = {store.url}: holds {holds[0]} but no {plan.JOB_FILE}. {_ALONE}"
+            )
+
+
+_ALONE = "It is no output of sdbatch and is left alone. Choose another path."
 
 
 def begin(
@@ -53,9 +70,14 @@ def end(store: Store, job: Job, every: Sequence[Receipt], report: Report) -> Non
 
 
 def withdraw(store: Store) -> None:
-    """Remove an output; job.yaml goes last, so that a kill leaves an output and no riddle."""
-    for folder in (receipts.RECEIPTS, receipts.DATA, receipts.FAILED, gallery.FOLDER):
-        store.remove_folder(folder)
+    """Remove an output's own files; job.yaml goes last, so that a kill leaves no riddle."""
+    for folder in (receipts.RECEIPTS, receipts.DATA, receipts.FAILED):
+        for name in store.names(folder):
+            if receipts.OURS.fullmatch(name) or name.endswith(TEMPORARY):
+                store.remove(f"{folder}/{name}")
+        store.remove_if_empty(folder)
+    store.remove(gallery.PAGE)
+    store.remove_if_empty(gallery.FOLDER)
     files = (receipts.MANIFEST_FILE, card.CARD_FILE, PROGRESS_FILE, plan.PLAN_FILE, plan.JOB_FILE)
     for name in files:
         store.remove(name)

@@ -56,7 +56,7 @@ def run_job(
         What the output holds now. `stopped` says why the run ended early; run again to go on.
 
     Raises:
-        SdbatchError: the job could not start; nothing was written.
+        SdbatchError: the job could not start; nothing new was written.
     """
     ready = prepare(job, overwrite=overwrite, retry_failed=retry_failed)
     display = display or Silent()
@@ -76,7 +76,7 @@ class Ready:
     model: checkpoint.ModelFiles
     store: Store
     kept: list[Receipt]  # shards that are not drawn again
-    withdrawn: list[Receipt]  # shards to draw again, as rows of them failed
+    withdrawn: list[Receipt]  # shards to draw again: rows of them failed, or files are gone
     overwrite: bool
 
     @property
@@ -90,17 +90,23 @@ def prepare(job: Job, *, overwrite: bool = False, retry_failed: bool = False) ->
     """Find the table, the model and what the output holds; write nothing, start nothing."""
     store = Store(job.output.path)
     store.check_writable()
-    output.refuse_foreign(store)
+    output.refuse_foreign(store, job.prompts)
     begun = None if overwrite else plan.read(store)
     revision = job.model.revision or (begun.job.model.revision if begun else None)
     model = checkpoint.find(job.model.path, revision, job.model.config)
+    if job.model.sha256 and model.kind in ("builtin", "hub"):
+        raise ModelError(
+            "model.sha256 = given: only a folder or a file has one. Set model.revision."
+        )
     known = job.model.model_copy(update={"revision": model.revision})
     job = job.model_copy(update={"model": known})
     planned = plan.make(job, open_table(job.prompts), begun)
     done = receipts.read_all(store, receipts.committed(store)) if begun else []
-    again = [receipt for receipt in done if receipt.failed and retry_failed]
-    kept = [receipt for receipt in done if receipt not in again]
-    return Ready(planned, begun, model, store, kept, again, overwrite)
+    whole = receipts.whole(store, done)
+    again = {r.shard for r in done if r.shard not in whole or (r.failed and retry_failed)}
+    kept = [receipt for receipt in done if receipt.shard not in again]
+    withdrawn = [receipt for receipt in done if receipt.shard in again]
+    return Ready(planned, begun, model, store, kept, withdrawn, overwrite)
 
 
 def draw(
@@ -116,24 +122,24 @@ def draw(
     if not ready.todo:
         return driver.finish(ready.plan.job)
     driver.show("starting Ray")
-    settings = ready.plan.job.cluster
+    asked = ready.plan.job
     beside = ThreadPoolExecutor(1)  # reads the weights while Ray starts
     hashed = beside.submit(checkpoint.sha256, ready.model)
-    with beside, cluster.connected(address or settings.address, settings) as machines:
-        driver.note("ray")
-        job = resolve(ready, machines, hashed.result())
-        actors = cluster.actors(job.cluster, job.engine, machines, len(ready.todo))
-        planned = replace(ready.plan, job=job)
-        output.begin(ready.store, planned, ready.kept, ready.withdrawn, ready.overwrite)
-        watch = cluster.start_watch(actors)
-        factory = make_engine or partial(load_engine, ready.model, job.engine)
-        try:
+    try:
+        with beside, cluster.connected(address or asked.cluster.address, asked) as machines:
+            driver.note("ray")
+            job = resolve(ready, machines, hashed.result())
+            actors = cluster.actors(job.cluster, job.engine, machines, len(ready.todo))
+            planned = replace(ready.plan, job=job)
+            output.begin(ready.store, planned, ready.kept, ready.withdrawn, ready.overwrite)
+            watch = cluster.start_watch(actors)
+            factory = make_engine or partial(load_engine, ready.model, job.engine)
             driver.follow(graph(planned, ready, actors, factory, watch), watch)
-        except SdbatchError:  # nothing could be drawn: leave nothing behind either
-            if ready.begun is None:
-                output.withdraw(ready.store)
-            raise
-        return driver.finish(job)
+            return driver.finish(job)
+    except SdbatchError:  # it could not start: leave nothing behind
+        if ready.begun is None and not receipts.committed(ready.store):
+            output.withdraw(ready.store)
+        raise
 
 
 def graph(

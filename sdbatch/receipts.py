@@ -22,6 +22,7 @@ from sdbatch.storage import TEMPORARY, Store
 
 DATA, FAILED, RECEIPTS = "data", "failed", "receipts"
 MANIFEST_FILE = "manifest.parquet"
+OURS = re.compile(r"\d{6,}\.(parquet|tar|json)")  # names of shards' files and receipts
 _AT_ONCE = 32
 
 
@@ -76,6 +77,20 @@ def read_all(store: Store, shards: Iterable[int]) -> list[Receipt]:
         return list(pool.map(lambda shard: read(store, shard), sorted(shards)))
 
 
+def whole(store: Store, receipts: Iterable[Receipt]) -> set[int]:
+    """Return the shards whose files all stand, with the sizes that their receipts say."""
+    sizes = {
+        f"{folder}/{name}": size
+        for folder in (DATA, FAILED)
+        for name, size in store.names(folder).items()
+    }
+    return {
+        receipt.shard
+        for receipt in receipts
+        if all(sizes.get(file["name"]) == file["bytes"] for file in receipt.files)
+    }
+
+
 def withdraw(store: Store, receipt: Receipt) -> None:
     """Make the shard of `receipt` one that is still to be drawn."""
     store.remove(path(receipt.shard))
@@ -87,7 +102,7 @@ def sweep(store: Store, kept: Iterable[Receipt]) -> None:
     for folder in ("", DATA, FAILED, RECEIPTS):
         for name in store.names(folder):
             full = f"{folder}/{name}".lstrip("/")
-            ours = folder in (DATA, FAILED) and re.fullmatch(r"\d{6,}\.(parquet|tar)", name)
+            ours = folder in (DATA, FAILED) and OURS.fullmatch(name)
             temporary = name.startswith(".") and name.endswith(TEMPORARY)
             if temporary or (ours and full not in named):
                 store.remove(full)

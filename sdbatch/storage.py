@@ -85,7 +85,7 @@ class Store:
     """A folder of an output; names are relative to it, with `/` between the parts."""
 
     def __init__(self, url: str) -> None:
-        self.url = os.path.abspath(url) if "://" not in url else url.rstrip("/")
+        self.url = url.rstrip("/") if "://" in url else os.path.abspath(os.path.expanduser(url))
 
     @cached_property
     def _connection(self) -> tuple[Any, str]:
@@ -151,6 +151,7 @@ class Store:
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(beside, path)
+                _sync_folder(os.path.dirname(path))
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.remove(beside)
@@ -176,21 +177,25 @@ class Store:
         with errors(self.where(name)), contextlib.suppress(FileNotFoundError):
             self._connection[0].rm_file(self.path(name))
 
-    def remove_if_empty(self) -> None:
-        """Remove the store's own folder if it is local and nothing is in it."""
+    def remove_if_empty(self, folder: str = "") -> None:
+        """Remove `folder` if it is local and nothing is in it; an object store has no folders."""
         if is_local(self.url):
             with contextlib.suppress(OSError):
-                os.rmdir(self.path(""))
-
-    def remove_folder(self, folder: str) -> None:
-        """Remove `folder` and all in it if it is there."""
-        with errors(self.where(folder)), contextlib.suppress(FileNotFoundError):
-            self._connection[0].rm(self.path(folder), recursive=True)
+                os.rmdir(self.path(folder))
 
     def open(self, name: str) -> Any:
         """Open `name` for reading at any position."""
         with errors(self.where(name)):
             return self._connection[0].open(self.path(name), "rb")
+
+
+def _sync_folder(path: str) -> None:
+    """Force a folder's names to disk: a receipt must not outlive its data in a loss of power."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _compression(path: str, wanted: str | None) -> str | None:

@@ -40,5 +40,5 @@ def parse(text: str, where: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except _Twice as error:
         raise JobError(f"{where} {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
         raise JobError(f"{where} = no YAML: {' '.join(str(error).split())}.") from error

@@ -55,7 +55,7 @@ class Watch:
         self._signs += 1
         if self._loads > self._actors + MOST_LOADS:
             self._refused = (
-                f"model = loading it killed {self._loads - 1} actors: it must fit into memory. "
+                f"model = loading it killed {MOST_LOADS} actors or more: it must fit into memory. "
                 f"Set fewer cluster.actors or a smaller engine.dtype."
             )
             raise ModelError(self._refused)

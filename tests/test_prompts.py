@@ -105,6 +105,13 @@ def test_json_column_of_mixed_types_is_kept_as_json_text_wherever_they_mix(write
     assert found == [json.dumps(first)] * text.BATCH + ['"ä"', '{"k": [1]}', None, str(2**80)]
 
 
+def test_json_column_whose_type_changes_between_batches_is_json_text(write):
+    values = [1] * text.BATCH + ["one"] * 3
+    lines = "\n".join(json.dumps({"prompt": "a", "x": value}) for value in values)
+    found = [row["x"] for row in rows(write("a.jsonl", lines))]
+    assert found == ["1"] * text.BATCH + ['"one"'] * 3
+
+
 @pytest.mark.parametrize("group", [1_000_000, 9_999])
 def test_slice_of_a_million_rows_is_the_one_asked_for(tmp_path, group):
     prompts = pa.array(np.arange(1_000_000)).cast(pa.string())

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import pickle
 import uuid
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -131,13 +132,19 @@ def test_remove_takes_a_file_away_and_is_content_without_one(store):
     assert store.names() == {"b": 1}
 
 
-def test_remove_folder_takes_all_in_it_and_is_content_without_one(store):
-    for name in ("data/a", "data/deep/b", "database/c"):
-        store.put(name, b"1")
-    store.remove_folder("data")
-    store.remove_folder("data")
-    assert store.find("data/deep/b") is None
-    assert (store.names("data"), store.names("database")) == ({}, {"c": 1})
+def test_remove_if_empty_leaves_a_folder_that_holds_something(tmp_path):
+    store = Store(str(tmp_path / "out"))
+    store.put("data/a", b"1")
+    store.remove_if_empty("data")
+    assert store.names("data") == {"a": 1}
+    store.remove("data/a")
+    store.remove_if_empty("data")
+    store.remove_if_empty()
+    assert not (tmp_path / "out").exists()
+
+
+def test_home_is_expanded_as_in_prompt_paths():
+    assert Store("~/out").url == str(Path.home() / "out")
 
 
 def test_remove_if_empty_leaves_a_folder_that_holds_anything(tmp_path):

@@ -70,23 +70,28 @@ def sha256(files: ModelFiles) -> str | None:
     """Return the hash of the files that are loaded; None where the name and commit say it all."""
     if files.kind in ("builtin", "hub"):
         return None
-    root = Path(files.path)
+    root, config = Path(files.path), Path(files.config)
+    loaded = [root, *sorted(_configs(config))] if root.is_file() else sorted(_loaded(root))
     digest = hashlib.sha256()
-    for file in [root] if root.is_file() else sorted(_loaded(root)):
-        digest.update(file.relative_to(root.parent if root.is_file() else root).suffix.encode())
+    for file in loaded:
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()
 
 
 def _loaded(root: Path) -> Iterator[Path]:
-    yield root / "model_index.json"
-    yield from (file for part in ("tokenizer", "scheduler") for file in (root / part).iterdir())
+    yield from _configs(root)
     for part in PARTS:
-        yield root / part / "config.json"
         weights = list((root / part).glob("*.safetensors")) or list((root / part).glob("*.bin"))
         plain = [file for file in weights if "." not in file.stem]  # no variant such as .fp16
         yield from plain or weights
+
+
+def _configs(root: Path) -> Iterator[Path]:
+    """Yield a folder's configurations and the tokenizer's files; none where it is a hub id."""
+    for part in ("tokenizer", "scheduler", *PARTS):
+        yield from (root / part).glob("*.json")
+        yield from (root / part).glob("*.txt")
 
 
 def _check_folder(root: Path) -> None:
@@ -95,6 +100,8 @@ def _check_folder(root: Path) -> None:
     for part in (*PARTS, "tokenizer", "scheduler"):
         if not (root / part).is_dir():
             raise ModelError(f"model.path = {root}: has no folder {part}/. {_WAYS}")
+        if part in PARTS and not (root / part / "config.json").is_file():
+            raise ModelError(f"model.path = {root}: has no {part}/config.json. {_WAYS}")
     for part in PARTS:
         if not list((root / part).glob("*.safetensors")) + list((root / part).glob("*.bin")):
             raise ModelError(
@@ -110,7 +117,7 @@ def _check_file(file: Path) -> None:
             keys = _pickle_strings(file)
         else:
             raise ModelError(f"model.path = {file}: must end in .safetensors or .ckpt. {_WAYS}")
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
         raise ModelError(
             f"model.path = {file}: cannot be read as a model ({error}). {_WAYS}"
         ) from error

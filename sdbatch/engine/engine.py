@@ -48,6 +48,7 @@ class Engine:
         self._text = TextEncoder(model.tokenizer, model.text_encoder)
         self._waiting: deque[_Waiting] = deque()
         self._closed = False
+        self._reason = ModelError("engine = closed: takes no more requests.")
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="sdbatch-engine", daemon=True)
         self._thread.start()
@@ -60,7 +61,7 @@ class Engine:
         waiting = _Waiting(request, Future())
         with self._changed:
             if self._closed:
-                raise ModelError("engine = closed: takes no more requests.")
+                raise self._reason
             self._waiting.append(waiting)
             self._changed.notify()
         return waiting.future
@@ -118,7 +119,8 @@ class Engine:
     def _stop(self, batch: list[_Waiting], reason: ModelError) -> None:
         """Take no more requests; fail those that are unfinished, which is no fault of theirs."""
         with self._changed:
-            self._closed = True
+            if not self._closed:
+                self._closed, self._reason = True, reason
             unfinished = [*batch, *self._waiting]
             self._waiting.clear()
         for waiting in unfinished:

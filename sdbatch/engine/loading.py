@@ -5,11 +5,23 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdbatch.engine import builtin, checkpoint
 from sdbatch.engine.checkpoint import ModelFiles
 from sdbatch.errors import ModelError
+
+# What diffusers, transformers and safetensors raise for files that are no model.
+_FAULTS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,7 @@ def load(files: ModelFiles, device: str, dtype: str) -> Model:
     weights = getattr(torch, dtype)
     try:
         parts = _from_file(files, weights) if files.kind == "file" else _from_folder(files, weights)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except _FAULTS as error:
         text = " ".join(str(error).split())[:300]
         raise ModelError(
             f"model.path = {files.path!r}: cannot be loaded ({type(error).__name__}: {text}). "

@@ -25,7 +25,7 @@ def look(url: str) -> Contents:
 
 
 def checksum(url: str) -> str:
-    """Return the hash of the file's size and footer, which tells every page's size and range."""
+    """Return the hash of the file's size and footer: column chunks' sizes and ranges."""
     with storage.open_file(url) as file, faults(url, "a Parquet file"):
         return _footer_checksum(file, pq.read_metadata(file))
 

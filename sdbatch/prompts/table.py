@@ -85,13 +85,15 @@ def read(source: Source, start: int, stop: int, table: pa.Schema) -> pa.Table:
 def find(path: str | list[str]) -> dict[str, str]:
     """Return the table's files, name -> URL, sorted by name within each path given."""
     files: dict[str, str] = {}
+    seen: set[str] = set()
     paths = [path] if isinstance(path, str) else path
     if not paths:
         raise PromptTableError("prompts.path = []: must name a file at least.")
     for one in paths:
         for name, url in sorted(_find(one).items()):
-            if url in files.values():
+            if url in seen:
                 raise PromptTableError(f"prompts.path = {url} stands twice: name each file once.")
+            seen.add(url)
             files[name if name not in files else url] = url
     return files
 

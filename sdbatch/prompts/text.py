@@ -161,8 +161,8 @@ def _merge(one: pa.Schema, two: pa.Schema) -> pa.Schema:
         return unite(one, two)
     except pa.ArrowException:
         clash = [f.name for f in two if f.name in one.names and not _united(one.field(f.name), f)]
-        mixed = pa.schema([mixed(name) for name in clash])
-        return unite(unite(one, mixed), two)
+        as_text = pa.schema([mixed(name) for name in clash])
+        return unite(unite(one, as_text), two)
 
 
 def _united(one: pa.Field, two: pa.Field) -> bool:

@@ -30,7 +30,8 @@ def card(job: Job, report: Report) -> str:
         "configs": [{"config_name": "default", "data_files": f"data/*.{suffix}"}],
         **_features(job.output),
     }
-    failed = "".join(f"- {count:,}: {reason}\n" for reason, count in report.reasons.items())
+    shown = list(report.reasons.items())[:20]
+    failed = "".join(f"- {count:,}: {reason}\n" for reason, count in shown)
     return _CARD.format(
         front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True),
         title=job.title,

@@ -17,7 +17,7 @@ class Report:
     reasons: dict[str, int]  # why rows failed -> how many, most frequent first
     drawn_now: int
     seconds: float  # from the start of the command's work to its end
-    images_per_s: float  # drawn_now over the time from the first tick to the last receipt
+    images_per_s: float  # of this run, drawn or failed, since its first engine was ready
     began: float  # clock seconds
     stopped: str | None = None  # why the run ended early; None: every shard has its receipt
     startup: dict[str, float] = field(default_factory=dict)  # seconds from the start to each step

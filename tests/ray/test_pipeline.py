@@ -184,6 +184,31 @@ def test_a_model_that_cannot_be_loaded_leaves_nothing_behind(draw, make_job, tmp
     assert not (tmp_path / "out").exists()
 
 
+def loads_once(marker):
+    """The first actor draws and dies of a shard; none that comes after it can load."""
+    if Path(marker).exists():
+        raise ModelError("model.path = 'x': gone")
+    Path(marker).touch()
+    return FakeEngine(delay=0.05)
+
+
+def test_a_model_that_cannot_be_loaded_any_more_keeps_what_was_drawn(
+    draw, make_job, prompts, tmp_path
+):
+    job = make_job(
+        prompts={"path": prompts(*(f"dog {i}" for i in range(30)), "die")},
+        output={"images_per_shard": 2},
+        cluster={"actors": 1},
+    )
+    report = draw(job, make_engine=partial(loads_once, str(tmp_path / "marker")))
+    assert report.stopped == "model.path = 'x': gone"
+    assert report.exit_code == 1
+    assert report.images > 0
+    store = Store(str(tmp_path / "out"))
+    assert len(receipts.committed(store)) * 2 == report.images
+    assert draw(job, make_engine=Tolerant).exit_code == 0
+
+
 def dies_while_loading():
     import os
 

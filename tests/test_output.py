@@ -1,0 +1,82 @@
+"""The output as a whole: what is not of sdbatch is left alone."""
+
+import pytest
+
+from sdbatch import output, pipeline, plan, receipts
+from sdbatch.errors import ModelError, StorageError
+from sdbatch.job import Prompts
+from sdbatch.storage import Store
+from tests import finished
+
+PROMPTS = Prompts(path="elsewhere.txt")
+
+
+@pytest.mark.parametrize(
+    "name", ["data/x.csv", "README.md", "gallery/me.png", "manifest.parquet", "receipts/a"]
+)
+def test_folder_with_files_where_the_outputs_go_is_refused(tmp_path, name):
+    store = Store(str(tmp_path))
+    store.put(name, b"mine")
+    with pytest.raises(StorageError, match=r"holds .* but no job.yaml.*left alone"):
+        output.refuse_foreign(store, PROMPTS)
+
+
+def test_folder_with_a_job_file_of_the_user_is_refused(tmp_path):
+    store = Store(str(tmp_path))
+    store.put("job.yaml", b"prompts: {path: data/prompts.txt}\n")
+    with pytest.raises(StorageError, match=r"its job.yaml is no output's"):
+        output.refuse_foreign(store, PROMPTS)
+
+
+def test_output_inside_the_prompts_folder_is_refused(tmp_path):
+    with pytest.raises(StorageError, match=r"is inside prompts.path"):
+        output.refuse_foreign(Store(str(tmp_path / "p" / "out")), Prompts(path=str(tmp_path / "p")))
+
+
+def test_withdraw_takes_the_outputs_files_and_no_others(tmp_path):
+    store = Store(str(tmp_path / "out"))
+    for name in ("data/000000.parquet", "receipts/000000.json", "job.yaml", "README.md"):
+        store.put(name, b"ours")
+    store.put("data/notes.txt", b"mine")
+    output.withdraw(store)
+    assert store.names() == {}
+    assert store.names("data") == {"notes.txt": 4}
+    assert store.names("receipts") == {}
+
+
+@pytest.mark.parametrize("damage", ["remove", "cut"])
+def test_shard_whose_file_is_gone_or_short_is_drawn_again(make_job, prompts_of, tmp_path, damage):
+    job = make_job(prompts={"path": prompts_of(6)}, output={"images_per_shard": 2})
+    finished.finish(job)
+    data = tmp_path / "out" / "data" / "000001.parquet"
+    if damage == "remove":
+        data.unlink()
+    else:
+        data.write_bytes(data.read_bytes()[:-1])
+    ready = pipeline.prepare(job)
+    assert [shard.shard for shard in ready.todo] == [1]
+    assert [receipt.shard for receipt in ready.withdrawn] == [1]
+
+
+def test_hash_of_weights_is_refused_where_there_are_none_to_hash(make_job):
+    with pytest.raises(ModelError, match=r"model.sha256"):
+        pipeline.prepare(make_job(model={"path": "builtin:shapes", "sha256": "0" * 64}))
+
+
+def test_receipts_with_their_files_are_whole(make_job, prompts_of, tmp_path):
+    job = make_job(prompts={"path": prompts_of(4)}, output={"images_per_shard": 2})
+    finished.finish(job)
+    store = Store(str(tmp_path / "out"))
+    found = receipts.read_all(store, receipts.committed(store))
+    assert receipts.whole(store, found) == {0, 1}
+    assert plan.read(store) is not None
+
+
+@pytest.fixture
+def prompts_of(tmp_path):
+    def write(count: int) -> str:
+        path = tmp_path / "table.txt"
+        path.write_text("".join(f"a dog, number {i}\n" for i in range(count)))
+        return str(path)
+
+    return write
