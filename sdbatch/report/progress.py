@@ -71,6 +71,8 @@ class Bar:
             BarColumn(),
             TextColumn("{task.fields[text]}"),
             console=Console(file=file),
+            redirect_stdout=False,  # or what cli.quiet_terminal keeps away comes back through rich
+            redirect_stderr=False,
         )
         self._task = self._bar.add_task("images", text="")
 

@@ -123,7 +123,7 @@ def test_out_of_memory_stops_the_engine_and_loses_no_future(model, request_for, 
     for future in futures:
         with pytest.raises(ModelError, match=r"engine.lanes = 4: out of memory .* Set fewer lanes"):
             future.result()
-    with pytest.raises(ModelError, match="takes no more requests"):
+    with pytest.raises(ModelError, match="out of memory"):
         engine.submit(request_for())
 
 
