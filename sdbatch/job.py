@@ -127,7 +127,9 @@ class Cluster(Section):
 
     actors: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     gpus_per_actor: float = Field(1, gt=0, description="used when engine.device is cuda")
-    cpus_per_actor: float | None = Field(None, gt=0, description="default: engine.threads")
+    cpus_per_actor: float | None = Field(
+        None, gt=0, description="also the threads that encode images; default: engine.threads"
+    )
     address: str | None = Field(
         None, description="of a Ray cluster; default: RAY_ADDRESS, else a Ray of this job's own"
     )

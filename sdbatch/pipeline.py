@@ -165,7 +165,7 @@ def graph(
             )
             .map_batches(
                 DrawImages,
-                fn_constructor_args=(make_engine, encoding(job), watch),
+                fn_constructor_args=(make_engine, encoding(job), watch, max(1, int(cpus))),
                 compute=ActorPoolStrategy(
                     size=actors,
                     max_tasks_in_flight_per_actor=in_flight,

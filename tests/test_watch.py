@@ -50,9 +50,7 @@ def test_watch_refuses_another_load_when_too_many_in_a_row_never_ended(actors):
     for _ in range(actors + MOST_LOADS):
         watch.loading()
 
-    with pytest.raises(
-        ModelError, match="loading it killed 3 actors or more"
-    ) as caught:
+    with pytest.raises(ModelError, match="loading it killed 3 actors or more") as caught:
         watch.loading()
     assert watch.snapshot([]).refused == str(caught.value)  # for the driver to tell
 

@@ -28,7 +28,6 @@ from sdbatch.job import EngineSettings
 
 MOST_ATTEMPTS = 3  # a shard that has killed its actor so often is recorded as failed
 HEARTBEAT_SECONDS = 0.5
-ENCODERS = 2  # threads; they share the processor with an engine on a CPU
 
 
 class Draws(Protocol):
@@ -77,7 +76,9 @@ def load_engine(files: ModelFiles, settings: EngineSettings) -> Draws:
 class DrawImages:
     """Draws shards with one engine. No row is lost: one that fails leaves with its `error`."""
 
-    def __init__(self, make_engine: Callable[[], Draws], encoding: Encoding, watch: Watch) -> None:
+    def __init__(
+        self, make_engine: Callable[[], Draws], encoding: Encoding, watch: Watch, encoders: int = 1
+    ) -> None:
         watch.loading()
         try:
             self._engine = make_engine()
@@ -85,7 +86,7 @@ class DrawImages:
             watch.refused(str(error))
             raise
         self._encoding = encoding
-        self._encoders = ThreadPoolExecutor(ENCODERS, "sdbatch-encode")
+        self._encoders = ThreadPoolExecutor(encoders, "sdbatch-encode")
         self._watch = watch
         self._gate = _Gate()
         watch.loaded()

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,20 @@ def ray_head():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    start = [str(BIN / "ray"), "start", "--head", f"--port={port}", "--num-cpus=3"]
-    subprocess.run(
-        [*start, "--include-dashboard=false"], env=environment, check=True, capture_output=True
+    start = [str(BIN / "ray"), "start", "--head", f"--port={port}", "--num-cpus=3", "--block"]
+    head = subprocess.Popen(
+        [*start, "--include-dashboard=false"], env=environment, stdout=subprocess.DEVNULL
     )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            break
+        except OSError:
+            time.sleep(0.2)
     yield f"127.0.0.1:{port}", environment
-    subprocess.run([str(BIN / "ray"), "stop"], env=environment, check=True, capture_output=True)
+    head.terminate()  # and not `ray stop`, which ends every Ray of the machine
+    head.wait(60)
 
 
 @pytest.mark.parametrize("how", ["--address", "RAY_ADDRESS"])

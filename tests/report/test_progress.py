@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -205,6 +206,19 @@ def test_heartbeat_writes_the_progress_only_when_it_is_due(tmp_path):
         written.append(beat_of(store)["drawn"])
 
     assert written == [0, 0, 0, 3]
+
+
+def test_bar_leaves_stderr_to_its_owner_on_a_terminal(capsys, monkeypatch):
+    """Ray's Python log goes to sys.stderr, which the command line sends to a file."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the file for a terminal
+    file = io.StringIO()
+    bar = Bar(file)
+    bar.show(HALF)
+    print("a line of Ray's log", file=sys.stderr)  # noqa: T201
+    bar.close(None)
+    assert "1,000 of 2,000" in file.getvalue()
+    assert "Ray's log" not in file.getvalue()
+    assert "Ray's log" in capsys.readouterr().err
 
 
 def test_heartbeat_says_its_state_its_pace_and_the_progress(tmp_path):
