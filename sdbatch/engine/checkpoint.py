@@ -67,15 +67,24 @@ def find(path: str, revision: str | None, config: str) -> ModelFiles:
 
 
 def sha256(files: ModelFiles) -> str | None:
-    """Return the hash of the files that are loaded; None where the name and commit say it all."""
+    """Return the hash of the files that are loaded; None where the name and commit say it all.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
     if files.kind in ("builtin", "hub"):
         return None
     root, config = Path(files.path), Path(files.config)
     loaded = [root, *sorted(_configs(config))] if root.is_file() else sorted(_loaded(root))
     digest = hashlib.sha256()
-    for file in loaded:
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    try:
+        for file in loaded:
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    except OSError as error:
+        raise ModelError(
+            f"model.path = {root}: cannot be read ({error}). Mend the copy."
+        ) from error
     return digest.hexdigest()
 
 

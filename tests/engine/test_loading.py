@@ -146,3 +146,12 @@ def test_broken_weights_are_refused_in_one_line(tmp_path, tiny_model):
     (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"torn")
     with pytest.raises(ModelError, match=r"model.path = .*broken.*cannot be loaded"):
         load(broken)
+
+
+def test_weights_that_cannot_be_read_are_refused_in_one_line(tmp_path, tiny_model):
+    shutil.copytree(tiny_model, tmp_path / "copy")
+    files = checkpoint.find(str(tmp_path / "copy"), None, "")
+    (tmp_path / "copy" / "unet" / "config.json").unlink()
+    (tmp_path / "copy" / "unet" / "config.json").mkdir()
+    with pytest.raises(ModelError, match=r"model.path = .*copy: cannot be read"):
+        checkpoint.sha256(files)
