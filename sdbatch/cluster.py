@@ -106,20 +106,34 @@ def _cpus(job: Job) -> int:
     return max(cores, asked) + CHEAP_CPUS
 
 
-def resolve_engine(engine: EngineSettings, machines: Machines) -> EngineSettings:
+def resolve_engine(job: Job, machines: Machines) -> EngineSettings:
     """Replace every `auto` by what the machines have."""
+    engine = job.engine
     device = engine.device
     if device == "auto":
         device = "cuda" if machines.gpus else "cpu"
     if device == "cuda" and not machines.gpus:
         raise JobError("engine.device = 'cuda': the cluster has no GPU. Set cpu, or give it one.")
-    dtype = engine.dtype
-    if dtype == "auto":
-        dtype = "float16" if device == "cuda" else "float32"
-    lanes = engine.lanes
-    if lanes == "auto":
-        lanes = 32 if device == "cuda" else 16
-    return engine.model_copy(update={"device": device, "dtype": dtype, "lanes": lanes})
+    chosen = {
+        "device": device,
+        "dtype": "float16" if device == "cuda" else "float32",
+        "lanes": lanes(device, job.sampling.height, job.sampling.width),
+        "channels_last": device == "cuda",
+        "compile": False,
+    }
+    left = {name: value for name, value in chosen.items() if getattr(engine, name) == "auto"}
+    return engine.model_copy(update=left)
+
+
+def lanes(device: str, height: int, width: int) -> int:
+    """Return how many lanes draw fastest: a power of two, fewer for larger images.
+
+    Measured by benchmarks/lanes.py on a CPU; on a GPU 32 of 512x512 is a guess that leaves room.
+    """
+    at_512 = 32 if device == "cuda" else 2
+    most = 64 if device == "cuda" else 16
+    fitting = at_512 * 512 * 512 / (height * width)
+    return max(2, min(most, 1 << int(math.log2(max(2, fitting)))))
 
 
 def actors(cluster: Cluster, engine: EngineSettings, machines: Machines, shards: int) -> int:

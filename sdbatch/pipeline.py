@@ -93,12 +93,20 @@ def prepare(job: Job, *, overwrite: bool = False, retry_failed: bool = False) ->
     output.refuse_foreign(store, job.prompts)
     begun = None if overwrite else plan.read(store)
     revision = job.model.revision or (begun.job.model.revision if begun else None)
-    model = checkpoint.find(job.model.path, revision, job.model.config)
-    if job.model.sha256 and model.kind in ("builtin", "hub"):
+    model = checkpoint.find(job.model.path, revision, job.model.config, extras(job))
+    if job.model.sha256 and not checkpoint.hashed(model):
         raise ModelError(
-            "model.sha256 = given: only a folder or a file has one. Set model.revision."
+            "model.sha256 = given: only files have one, and no file here is loaded. Leave it out; "
+            "a hub id's commit is its model.revision."
         )
-    known = job.model.model_copy(update={"revision": model.revision})
+    if job.safety.policy != "flag" and model.extras.checker is None:
+        raise ModelError(
+            f"safety.policy = {job.safety.policy!r}: the model has no safety checker. Set "
+            f"safety.checker to a checker's folder, or the policy to flag."
+        )
+    known = job.model.model_copy(
+        update={"revision": model.revision, "variant": model.extras.variant}
+    )
     job = job.model_copy(update={"model": known})
     planned = plan.make(job, open_table(job.prompts), begun)
     done = receipts.read_all(store, receipts.committed(store)) if begun else []
@@ -142,6 +150,21 @@ def draw(
         raise
 
 
+def extras(job: Job) -> checkpoint.Extras:
+    """Return what the job says of its model beside where it is."""
+    model = job.model
+    return checkpoint.Extras(
+        variant=model.variant,
+        ema=model.ema,
+        prediction_type=model.prediction_type,
+        zero_snr=model.zero_snr,
+        vae=model.vae,
+        loras=tuple((lora.path, lora.weight) for lora in model.loras),
+        embeddings=tuple((embedding.path, embedding.token) for embedding in model.embeddings),
+        checker=None if job.safety.checker == "none" else job.safety.checker,
+    )
+
+
 def graph(
     planned: Plan, ready: Ready, actors: int, make_engine: MakeEngine, watch: RemoteWatch
 ) -> "Dataset":
@@ -165,7 +188,13 @@ def graph(
             )
             .map_batches(
                 DrawImages,
-                fn_constructor_args=(make_engine, encoding(job), watch, max(1, int(cpus))),
+                fn_constructor_args=(
+                    make_engine,
+                    encoding(job),
+                    watch,
+                    max(1, int(cpus)),
+                    job.safety.policy,
+                ),
                 compute=ActorPoolStrategy(
                     size=actors,
                     max_tasks_in_flight_per_actor=in_flight,
@@ -193,13 +222,13 @@ def encoding(job: Job) -> Encoding:
 def resolve(ready: Ready, machines: cluster.Machines, sha256: str | None) -> Job:
     """Replace every `auto` of the job by what the machines have, and name the model's weights."""
     job = ready.plan.job
-    if sha256 and job.model.sha256 not in (None, sha256):
+    if job.model.sha256 not in (None, sha256):
         raise ModelError(
             f"model.path = {job.model.path}: its weights' sha256 is {sha256}, and must be "
             f"{job.model.sha256}, as the job or the begun output says."
         )
     model = job.model.model_copy(update={"sha256": sha256})
-    engine = cluster.resolve_engine(job.engine, machines)
+    engine = cluster.resolve_engine(job, machines)
     job = job.model_copy(update={"model": model, "engine": engine})
     if ready.begun is not None:
         plan.refuse_changes(job, ready.begun)

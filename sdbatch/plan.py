@@ -175,6 +175,7 @@ def identity(job: Job, libraries: dict[str, str]) -> dict[str, Any]:
         "sampling": asked["sampling"],
         "engine": asked["engine"],
         "output": output,
+        "safety": asked["safety"],
         "versions": libraries,
     }
 

@@ -17,6 +17,13 @@ SAMPLING = (
     pa.field("sampler", pa.string()),
     pa.field("height", pa.int32()),  # pixels
     pa.field("width", pa.int32()),  # pixels
+    pa.field("guidance_rescale", pa.float64()),  # [0, 1]
+    pa.field("guidance_start", pa.float64()),  # part of the steps, [0, 1]
+    pa.field("guidance_stop", pa.float64()),  # part of the steps, [0, 1]
+    pa.field("eta", pa.float64()),  # [0, 1]
+    pa.field("clip_skip", pa.int32()),  # layers
+    pa.field("prompt_weights", pa.bool_()),
+    pa.field("chunk_prompts", pa.bool_()),
 )
 ROW = (
     pa.field("row_key", pa.string()),
@@ -26,6 +33,7 @@ DRAWN = (
     pa.field("prompt_tokens", pa.int32()),  # without the begin and end marks, before truncation
     pa.field("prompt_truncated", pa.bool_()),  # the prompt or the negative prompt lost tokens
     pa.field("nsfw", pa.bool_()),  # null: not checked
+    pa.field("nsfw_scores", pa.list_(pa.float32())),  # by the checker's concepts; above 0: nsfw
     pa.field("sha256", pa.string()),  # of the image file
 )
 KEY = pa.field("key", pa.string())

@@ -6,14 +6,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from sdbatch.engine.request import Drawn, Request
+from sdbatch.engine.request import Drawn, Request, Usage
 
 
 class FakeEngine:
     """Draws a flat colour from the seed. A prompt may ask for a fault: fail, die."""
 
     def __init__(self, delay: float = 0.0) -> None:
-        self.ticks = 0
+        self.usage = Usage()
         self._delay = delay  # seconds an image
         self._thread = ThreadPoolExecutor(1)
 
@@ -24,10 +24,10 @@ class FakeEngine:
         if request.prompt == "die":
             os._exit(1)
         time.sleep(self._delay)
-        self.ticks += 1
+        self.usage.ticks += 1
         if request.prompt == "fail":
             raise ValueError("this prompt cannot be drawn")
         colour = np.random.default_rng(request.seed).integers(0, 256, 3, dtype=np.uint8)
         image = np.broadcast_to(colour, (request.height, request.width, 3)).copy()
         tokens = len(request.prompt.split())
-        return Drawn(image=image, prompt_tokens=tokens, prompt_truncated=False)
+        return Drawn(image=image, prompt_tokens=tokens, prompt_truncated=False, lanes=2)

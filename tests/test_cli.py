@@ -67,7 +67,7 @@ CASES = {
     "sampling.widht=3": ["sampling.widht: unknown key", "Did you mean 'sampling.width'?"],
     "sampling.width=wide": ["sampling.width = 'wide'", "must be a whole number"],
     "sampling.height=513": ["sampling.height = 513", "multiple of 8", "Nearest: 512"],
-    "sampling.sampler=foo": ["sampling.sampler = 'foo'", "'dpmpp_2m'"],
+    "sampling.sampler=foo": ["sampling.sampler = 'foo'", "dpmpp_2m", "_karras"],
     "output.path=file/out": ["file is a file", "must be a folder"],
     "output.path=foo://bucket/x": ["foo://bucket/x", "Protocol not known"],
     "output.images_per_shard=1000000": ["images_per_shard = 1000000", "At most", "2 GiB"],
@@ -75,6 +75,10 @@ CASES = {
     "model=p.txt": ["model.path = p.txt", ".safetensors or .ckpt"],
     "model=./nothing": ["model.path = './nothing'", "no such file or folder"],
     "model=evil.ckpt": ["evil.ckpt", "would run posix.system", "not opened"],
+    "model.loras=[{path: none.safetensors}]": ["model.loras.0.path", "must be a file here"],
+    "model.vae=someone/vae": ["model.vae = 'someone/vae'", "a hub id will not do"],
+    "safety.policy=drop": ["safety.policy = 'drop'", "no safety checker"],
+    "safety.checker=folder": ["safety.checker = 'folder'", "config.json and weights"],
     "cluster.address=127.0.0.1:1": ["cluster.address = '127.0.0.1:1'", "no Ray answers"],
 }
 

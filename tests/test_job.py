@@ -26,14 +26,19 @@ prompts:
   keep: [breed]
   images_per_row: 4
   limit: 1000
-model: {path: m, revision: main, config: c, sha256: "0"}
-sampling: {sampler: ddim, num_inference_steps: 50, guidance_scale: 7, negative_prompt: blurry,
-           height: 768, width: 512, seed: 9223372036854775807}
-engine: {device: cpu, dtype: float32, lanes: 8, threads: 2}
+model: {path: m, revision: main, variant: fp16, config: c, ema: false, zero_snr: true,
+        prediction_type: v_prediction, vae: v, loras: [{path: l.safetensors, weight: 0.5}],
+        embeddings: [{path: e.pt, token: <e>}], sha256: "0"}
+sampling: {sampler: ddim, num_inference_steps: 50, guidance_scale: 7, guidance_rescale: 0.7,
+           guidance_start: 0.1, guidance_stop: 0.9, negative_prompt: blurry, eta: 0.5,
+           height: 768, width: 512, seed: 9223372036854775807, clip_skip: 1,
+           prompt_weights: true, chunk_prompts: true}
+engine: {device: cpu, dtype: float32, lanes: 8, threads: 2, channels_last: true, compile: true}
 cluster: {actors: 2, gpus_per_actor: 0.5, cpus_per_actor: 2, address: auto}
 output: {path: out, format: webdataset, image_format: webp, quality: 80, images_per_shard: 100}
+safety: {checker: none, policy: drop}
 """)
-SECTIONS = ("prompts", "model", "sampling", "engine", "cluster", "output")
+SECTIONS = ("prompts", "model", "sampling", "engine", "cluster", "output", "safety")
 
 
 def changed(section, **keys):
@@ -56,6 +61,7 @@ def write(tmp_path, text):
         ("engine", "lane", "lanes"),
         ("cluster", "actor", "actors"),
         ("output", "image_fromat", "image_format"),
+        ("safety", "polcy", "policy"),
     ],
 )
 def test_unknown_key_of_a_section_is_refused_with_the_one_meant(section, key, meant):
@@ -103,7 +109,14 @@ def test_unknown_name_in_columns_is_refused_with_the_names_there_are():
         ("prompts", "images_per_row", 1.5, "a whole number"),
         ("prompts", "limit", "10", "a whole number"),
         ("model", "revision", 7, "text"),
-        ("sampling", "sampler", "dpm", "'ddim', 'pndm'"),
+        ("sampling", "sampler", "dpm", "a sampler. Did you mean 'dpm2'. Known: ddim, pndm"),
+        ("sampling", "sampler", "ddim_karras", "a sampler. Did you mean"),
+        ("sampling", "guidance_rescale", 1.5, "less than or equal to 1"),
+        ("sampling", "prompt_weights", "yes", "true or false"),
+        ("engine", "compile", "yes", "'auto' or true or false"),
+        ("model", "loras", "l.safetensors", "a list"),
+        ("model", "prediction_type", "v", "'epsilon' or 'v_prediction'"),
+        ("safety", "policy", "hide", "'flag', 'blank' or 'drop'"),
         ("sampling", "num_inference_steps", "25", "a whole number"),
         ("sampling", "guidance_scale", "7.5", "a number"),
         ("sampling", "guidance_scale", float("nan"), "a number"),
@@ -169,6 +182,29 @@ def test_lanes_actors_and_images_per_shard_take_auto_or_a_number(value):
     for section, key in sections.items():
         job = parse(changed(section, **{key: value}))
         assert getattr(getattr(job, section), key) == value
+
+
+def test_keys_of_sections_in_a_list_are_refused_by_their_place():
+    loras = [{"path": "a.safetensors"}, {"pth": "b.safetensors"}]
+    with pytest.raises(JobError, match=r"^model.loras.1.pth: unknown key. Did you mean .*1.path"):
+        parse(changed("model", loras=[*loras[:1], {"path": "b", **loras[1]}]))
+    with pytest.raises(JobError, match=r"^model.loras.1.path = nothing: must be given"):
+        parse(changed("model", loras=[*loras[:1], {"weight": 1}]))
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"eta": 0.5}, "eta = 0.5: must be 0, as dpmpp_2m has none"),
+        (
+            {"guidance_start": 0.8, "guidance_stop": 0.2},
+            "guidance_start = 0.8: must not be after guidance_stop, 0.2",
+        ),
+    ],
+)
+def test_sampling_values_that_do_not_fit_together_are_refused(keys, words):
+    with pytest.raises(JobError, match=f"^sampling.{words}"):
+        parse(changed("sampling", **keys))
 
 
 def test_quality_is_refused_for_png_with_the_way_out():

@@ -206,7 +206,7 @@ BAD = {
     "null prompt": ("prompt", None, "prompt = null: must be text; an empty prompt is legal", None),
     "width": ("width", 513, "width = 513: must be a multiple of 8, the VAE's factor", 513),
     "steps": ("num_inference_steps", 0, "num_inference_steps = 0: must be greater than or", 0),
-    "sampler": ("sampler", "magic", "sampler = 'magic': must be 'ddim', 'pndm'", "magic"),
+    "sampler": ("sampler", "magic", "sampler = 'magic': must be a sampler. Known: ddim", "magic"),
     "seed": ("seed", -1, "seed = -1: must be greater than or equal to 0", -1),
     "great seed": ("seed", MAX_SEED + 1, f"seed = {MAX_SEED + 1}: must be less than or", None),
     "nan": ("guidance_scale", math.nan, "guidance_scale = nan: must be a number", math.nan),
@@ -214,6 +214,8 @@ BAD = {
     "half": ("num_inference_steps", 2.5, "num_inference_steps = 2.5: must be", None),
     "text": ("num_inference_steps", "many", "num_inference_steps = 'many': must be", None),
     "float": ("width", 513.0, "width = 513.0: must be a multiple of 8", 513),
+    "eta": ("eta", 0.5, "eta = 0.5: must be 0, as dpmpp_2m has none", 0.5),
+    "rescale": ("guidance_rescale", -1.0, "guidance_rescale = -1.0: must be greater", -1.0),
     "decimal": ("guidance_scale", decimal.Decimal("0.5"), "guidance_scale = ", 0.5),
 }
 

@@ -47,7 +47,7 @@ def folder(name: str) -> Path:
 
 def make(path: Path, seed: int = 0) -> None:
     """Write a random Stable Diffusion 1.5 in small at `path`, in diffusers' layout."""
-    tokenizer = _tokenizer()
+    tokenizer = byte_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         parts = {
@@ -108,7 +108,7 @@ def _text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def _tokenizer() -> CLIPTokenizer:
+def byte_tokenizer() -> CLIPTokenizer:
     """Return CLIP's tokenizer with a vocabulary of bytes, each also as the end of a word."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 

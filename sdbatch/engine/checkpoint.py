@@ -6,28 +6,35 @@ written. Loading (loading.py) trusts nothing of this: it reads pickles with weig
 
 import hashlib
 import json
-import pickletools
 import re
-import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from sdbatch.engine import pickles
 from sdbatch.errors import ModelError
 
 PARTS = ("text_encoder", "unet", "vae")
+CHECKER = "safety_checker"
+AUTO, OWN = "auto", "own"  # of Extras.checker: OWN is the one in the model's own folder
 _FIRST_UNET_KEY = "model.diffusion_model.input_blocks.0.0.weight"  # of the original layout
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_SAFE_MODULES = (
-    "torch",
-    "torch._utils",
-    "collections",
-    "_codecs",
-    "numpy",
-    "numpy.core.multiarray",
-)
 _WAYS = "Give a hub id, a folder in diffusers' layout, or one .safetensors or .ckpt file."
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a job says of its model beside where it is."""
+
+    variant: str | None = None  # of a folder's or hub id's weights, such as fp16
+    ema: bool = True  # of a single file that holds both: the averaged weights
+    prediction_type: str | None = None  # None: as the model's configuration says
+    zero_snr: bool | None = None  # the same
+    vae: str | None = None  # a folder or a .safetensors file
+    loras: tuple[tuple[str, float], ...] = ()  # file, weight
+    embeddings: tuple[tuple[str, str], ...] = ()  # file, word
+    checker: str | None = AUTO  # a folder, OWN (the model's own), or None
 
 
 @dataclass(frozen=True)
@@ -38,18 +45,22 @@ class ModelFiles:
     path: str  # builtin: its name; hub: its id
     revision: str | None  # hub: the commit
     config: str  # file: hub id or folder of its configuration
+    extras: Extras = Extras(checker=None)  # files with whole paths, nothing automatic left
 
 
-def find(path: str, revision: str | None, config: str) -> ModelFiles:
+def find(path: str, revision: str | None, config: str, extras: Extras = Extras()) -> ModelFiles:
     """Find the model that a job names.
 
     Raises:
-        ModelError: there is none, it is not a Stable Diffusion model, or its pickle holds code.
+        ModelError: there is none, it is not a Stable Diffusion model, a file beside it is missing,
+            or a pickle holds code.
     """
+    extras = _found(extras)
+    own = None if extras.checker == AUTO else extras.checker
     if path.startswith("builtin:"):
         if path != "builtin:shapes":
             raise ModelError(f"model.path = {path!r}: the only model built in is builtin:shapes.")
-        return ModelFiles("builtin", "shapes", None, config)
+        return ModelFiles("builtin", "shapes", None, config, replace(extras, checker=own))
     local = Path(path)
     if Path(config).exists():
         config = str(Path(config).resolve())  # an actor may stand in another folder
@@ -58,12 +69,18 @@ def find(path: str, revision: str | None, config: str) -> ModelFiles:
             raise ModelError(f"model.revision = {revision!r}: only a hub id has one. Leave it out.")
         if local.is_dir():
             _check_folder(local)
-            return ModelFiles("folder", str(local.resolve()), None, config)
+            if extras.checker == AUTO and _weights(local / CHECKER, None):
+                own = OWN
+            extras = replace(extras, variant=_variant(local, extras.variant), checker=own)
+            return ModelFiles("folder", str(local.resolve()), None, config, extras)
         _check_file(local)
-        return ModelFiles("file", str(local.resolve()), None, config)
+        return ModelFiles("file", str(local.resolve()), None, config, replace(extras, checker=own))
     if not _HUB_ID.fullmatch(path) or path.startswith("."):
         raise ModelError(f"model.path = {path!r}: no such file or folder. {_WAYS}")
-    return ModelFiles("hub", path, _commit(path, revision), config)
+    index = _index(path, revision)
+    if extras.checker == AUTO and (json.loads(index.read_text()).get(CHECKER) or [None])[0]:
+        own = OWN
+    return ModelFiles("hub", path, index.parent.name, config, replace(extras, checker=own))
 
 
 def sha256(files: ModelFiles) -> str | None:
@@ -72,28 +89,127 @@ def sha256(files: ModelFiles) -> str | None:
     Raises:
         ModelError: a file cannot be read.
     """
-    if files.kind in ("builtin", "hub"):
-        return None
-    root, config = Path(files.path), Path(files.config)
-    loaded = [root, *sorted(_configs(config))] if root.is_file() else sorted(_loaded(root))
     digest = hashlib.sha256()
     try:
-        for file in loaded:
+        for file in (loaded := hashed(files)):
             with file.open("rb") as opened:
                 digest.update(hashlib.file_digest(opened, "sha256").digest())
     except OSError as error:
         raise ModelError(
-            f"model.path = {root}: cannot be read ({error}). Mend the copy."
+            f"model.path = {files.path}: cannot be read ({error}). Mend the copy."
         ) from error
-    return digest.hexdigest()
+    return digest.hexdigest() if loaded else None
 
 
-def _loaded(root: Path) -> Iterator[Path]:
+def hashed(files: ModelFiles) -> list[Path]:
+    """Return the files whose hash names the model, where the name and commit do not say it all."""
+    loaded = list(_beside(files.extras))
+    if files.kind == "folder":
+        loaded += sorted(_loaded(Path(files.path), files.extras))
+    elif files.kind == "file":
+        loaded += [Path(files.path), *sorted(_configs(Path(files.config)))]
+    return loaded
+
+
+def _loaded(root: Path, extras: Extras) -> Iterator[Path]:
     yield from _configs(root)
-    for part in PARTS:
-        weights = list((root / part).glob("*.safetensors")) or list((root / part).glob("*.bin"))
-        plain = [file for file in weights if "." not in file.stem]  # no variant such as .fp16
-        yield from plain or weights
+    parts = (*PARTS, CHECKER) if extras.checker == OWN else PARTS
+    for part in parts:
+        yield from _weights(root / part, extras.variant if part in PARTS else None)
+
+
+def _beside(extras: Extras) -> Iterator[Path]:
+    """Yield the files that are loaded from elsewhere, in the order in which they are fused."""
+    folders = [extras.vae, None if extras.checker == OWN else extras.checker]
+    for folder in (Path(given) for given in folders if given):
+        if folder.is_file():
+            yield folder
+        else:
+            yield from sorted([*folder.glob("*.json"), *_weights(folder, None)])
+    for file, _ in (*extras.loras, *extras.embeddings):
+        yield Path(file)
+
+
+def _weights(folder: Path, variant: str | None) -> list[Path]:
+    """Return the files of weights of one part that diffusers would load."""
+    files = [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")]
+    return [file for file in files if file.stem.partition(".")[2] == (variant or "")]
+
+
+def _variant(root: Path, asked: str | None) -> str | None:
+    """Return the variant to load: the one asked for, none, or the only one that there is."""
+    have = [set(_variants(root / part)) for part in PARTS]
+    every = set.intersection(*have)
+    if asked is None and "" in every:
+        return None
+    if asked in every:
+        return asked
+    only = sorted(every)
+    if asked is None and len(only) == 1:
+        return only[0]
+    raise ModelError(
+        f"model.variant = {asked!r}: all parts of {root} have "
+        f"{', '.join(v or 'plain weights' for v in only) or 'no variant in common'}. "
+        f"Set model.variant to one of these, or leave it out."
+    )
+
+
+def _variants(folder: Path) -> Iterator[str]:
+    files = [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")]
+    for file in files:
+        yield file.stem.partition(".")[2]
+
+
+def _found(extras: Extras) -> Extras:
+    """Return `extras` with whole paths.
+
+    Raises:
+        ModelError: a file is missing, or is not what it is named for.
+    """
+    loras, embeddings = [], []
+    for number, (path, weight) in enumerate(extras.loras):
+        where = f"model.loras.{number}.path"
+        file = _file(path, where, (".safetensors",))
+        if not any("lora" in name.lower() for name in pickles.names(file, where)):
+            raise ModelError(f"{where} = {path!r}: holds no LoRA. Give a LoRA's file.")
+        loras.append((str(file), weight))
+    for number, (path, token) in enumerate(extras.embeddings):
+        where = f"model.embeddings.{number}.path"
+        file = _file(path, where, (".safetensors", ".pt", ".bin"))
+        pickles.names(file, where)
+        embeddings.append((str(file), token))
+    vae, checker = extras.vae, extras.checker
+    if vae is not None:
+        if Path(vae).is_dir():
+            vae = _part(vae, "model.vae")
+        else:
+            vae = str(_file(vae, "model.vae", (".safetensors",)))
+            pickles.names(Path(vae), "model.vae")
+    if checker not in (None, AUTO):
+        checker = _part(checker, "safety.checker")
+    return replace(
+        extras, vae=vae, loras=tuple(loras), embeddings=tuple(embeddings), checker=checker
+    )
+
+
+def _file(path: str, where: str, suffixes: tuple[str, ...]) -> Path:
+    file = Path(path)
+    if not file.is_file() or file.suffix not in suffixes:
+        raise ModelError(
+            f"{where} = {path!r}: must be a file here that ends in {', '.join(suffixes)}. "
+            f"Fetch it first; a hub id will not do."
+        )
+    return file.resolve()
+
+
+def _part(path: str, where: str) -> str:
+    folder = Path(path)
+    if not (folder / "config.json").is_file() or not _weights(folder, None):
+        raise ModelError(
+            f"{where} = {path!r}: must be a folder here with config.json and weights. "
+            f"Fetch it first; a hub id will not do."
+        )
+    return str(folder.resolve())
 
 
 def _configs(root: Path) -> Iterator[Path]:
@@ -119,55 +235,14 @@ def _check_folder(root: Path) -> None:
 
 
 def _check_file(file: Path) -> None:
-    try:
-        if file.suffix == ".safetensors":
-            keys = _safetensors_keys(file)
-        elif file.suffix == ".ckpt":
-            keys = _pickle_strings(file)
-        else:
-            raise ModelError(f"model.path = {file}: must end in .safetensors or .ckpt. {_WAYS}")
-    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
-        raise ModelError(
-            f"model.path = {file}: cannot be read as a model ({error}). {_WAYS}"
-        ) from error
-    if _FIRST_UNET_KEY not in keys:
+    if file.suffix not in (".safetensors", ".ckpt"):
+        raise ModelError(f"model.path = {file}: must end in .safetensors or .ckpt. {_WAYS}")
+    if _FIRST_UNET_KEY not in pickles.names(file, "model.path"):
         raise ModelError(f"model.path = {file}: holds no Stable Diffusion UNet. {_WAYS}")
 
 
-def _safetensors_keys(file: Path) -> set[str]:
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if not 0 < length < file.stat().st_size:
-            raise ValueError("no safetensors header")
-        return set(json.loads(opened.read(length)))
-
-
-def _pickle_strings(file: Path) -> set[str]:
-    """Return the strings in a checkpoint's pickle; refuse one that would call more than torch."""
-    with zipfile.ZipFile(file) as archive:
-        name = next((n for n in archive.namelist() if n.endswith("data.pkl")), None)
-        if name is None:
-            raise ValueError("no data.pkl")
-        pickled = archive.read(name)
-    strings: list[str] = []
-    for operation, argument, _ in pickletools.genops(pickled):
-        if isinstance(argument, str) and operation.name != "GLOBAL":
-            strings.append(argument)
-        called = None
-        if operation.name == "GLOBAL":
-            called = str(argument).partition(" ")
-        elif operation.name == "STACK_GLOBAL":
-            called = (strings[-2], " ", strings[-1])
-        if called and called[0] not in _SAFE_MODULES:
-            raise ModelError(
-                f"model.path = {file}: its pickle would run {called[0]}.{called[2]}, so it was not "
-                f"opened. Convert it to .safetensors where that is safe, or take another copy."
-            )
-    return set(strings)
-
-
-def _commit(path: str, revision: str | None) -> str:
-    """Return the commit that `revision` of the hub id `path` is now; needs the hub or its cache."""
+def _index(path: str, revision: str | None) -> Path:
+    """Return model_index.json of the hub id `path`, in a folder named for the commit."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -177,6 +252,7 @@ def _commit(path: str, revision: str | None) -> str:
         raise ModelError(
             f"model.path = {path!r}: no such folder here, and the hub gave none ({text}). {_WAYS}"
         ) from error
-    if not (Path(folder) / "model_index.json").is_file():
+    index = Path(folder) / "model_index.json"
+    if not index.is_file():
         raise ModelError(f"model.path = {path!r}: has no model_index.json on the hub. {_WAYS}")
-    return Path(folder).name
+    return index

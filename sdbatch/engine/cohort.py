@@ -1,76 +1,88 @@
 """A cohort: requests that step together, and the diffusers scheduler that steps them.
 
-n = requests of the cohort, C = 4 latent channels, H/W = latent height/width (pixels / 8),
-L = 77 text tokens, D = text width.
+n = requests of the cohort, C = 4 latent channels, h/w = latent height/width,
+L = text tokens, D = text width.
 """
 
-import inspect
 from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from sdbatch.engine.request import Request
-from sdbatch.engine.text import Text
-
-LATENT_CHANNELS = 4
-VAE_FACTOR = 8
+from sdbatch.engine.request import Drawn, Request
+from sdbatch.engine.samplers import brownian, takes
+from sdbatch.engine.sd1 import Prompts, StableDiffusion1, initial_noise
 
 
-def initial_noise(generator: torch.Generator, height: int, width: int) -> torch.Tensor:
-    """Draw an image's starting noise from that image's own generator; unit variance.
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A request on its way through the engine."""
 
-    On the CPU in float32, as CUDA's generator gives other numbers than the CPU's for a seed.
+    request: Request
+    prompts: Prompts
+    future: Future[Drawn] = field(default_factory=Future)
+    ticks: int = 0  # UNet calls that its sampler makes
+    overtaken_at: int = 0  # admissions after which it goes first
+    alone: bool = False  # its cohort failed: drawn again by itself, to find whose fault it was
+    settled: bool = False
 
-    Args:
-        generator: of the CPU, seeded with the image's seed; the sampler goes on drawing from it.
-        height: of the image in pixels, a multiple of 8.
-        width: of the image in pixels, a multiple of 8.
+    def settle(self, outcome: Drawn | Exception) -> None:
+        """End the future with `outcome`, once; one that was cancelled stays so."""
+        if self.settled:
+            return
+        self.settled = True
+        if not self.future.set_running_or_notify_cancel():
+            return
+        if isinstance(outcome, Drawn):
+            self.future.set_result(outcome)
+        else:
+            self.future.set_exception(outcome)
 
-    Returns:
-        (C, height/8, width/8); multiply by the sampler's `init_noise_sigma`.
-
-    Source: Rombach et al. 2022, sec. 3.1, with SD 1.x's choice of f = 8, 4 channels.
-    """
-    shape = (1, LATENT_CHANNELS, height // VAE_FACTOR, width // VAE_FACTOR)
-    return torch.randn(shape, generator=generator)[0]
+    def lanes(self) -> NDArray[np.int64]:
+        """Return the lanes that it takes, tick by tick."""
+        start, stop = self.request.guided_ticks(self.ticks)
+        lanes = np.ones(self.ticks, np.int64)
+        lanes[start:stop] = 2
+        return lanes
 
 
 class Cohort:
     """Requests of one kind on their way from noise to latents, one timestep at a time.
 
     Its lanes are the rows it needs in a UNet call: for each request one with the prompt, and for
-    a guided one another with the negative prompt.
+    one that is guided at this step another with the negative prompt.
     """
 
-    def __init__(
-        self,
-        requests: Sequence[Request],
-        prompts: Sequence[Text],
-        negatives: Sequence[Text],
-        scheduler: Any,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, tickets: Sequence[Ticket], sd: StableDiffusion1, scheduler: Any) -> None:
+        self.tickets = list(tickets)
         self._scheduler = scheduler
         self._step = 0
-        self._guided = [i for i, request in enumerate(requests) if request.guided]
+        self._dropped: set[int] = set()
+        requests = [ticket.request for ticket in tickets]
+        self._windows = [request.guided_ticks(len(scheduler.timesteps)) for request in requests]
         generators = [torch.Generator().manual_seed(request.seed) for request in requests]
-        draws = "generator" in inspect.signature(scheduler.step).parameters
-        self._noise = {"generator": generators} if draws else {}
-        noise = [
-            initial_noise(generator, request.height, request.width)
-            for generator, request in zip(generators, requests, strict=True)
-        ]
-        self.latents = torch.stack(noise).to(device) * scheduler.init_noise_sigma  # (n, C, H, W)
-        scales = torch.tensor([requests[i].guidance_scale for i in self._guided])
-        self._scales = scales.to(device).view(-1, 1, 1, 1)
-        texts = [*(t.embedding for t in prompts), *(negatives[i].embedding for i in self._guided)]
-        self.context = torch.stack(texts)  # (lanes, L, D)
-
-    @property
-    def lanes(self) -> int:
-        """Return how many rows of the UNet batch the cohort takes."""
-        return len(self.context)
+        noise = torch.stack(
+            [
+                initial_noise(generator, request.height, request.width)
+                for generator, request in zip(generators, requests, strict=True)
+            ]
+        )
+        self.latents = noise.to(sd.device) * scheduler.init_noise_sigma  # (n, C, h, w)
+        self._arguments: dict[str, Any] = {}
+        if takes(scheduler, "generator"):
+            self._arguments["generator"] = generators
+        if takes(scheduler, "eta"):
+            self._arguments["eta"] = requests[0].eta
+        if hasattr(scheduler, "noise_sampler_seed"):
+            seeds = [request.seed for request in requests]
+            scheduler.noise_sampler = brownian(scheduler, seeds, self.latents)
+        self._timesteps = scheduler.timesteps.to(sd.device, torch.float32)
+        self._prompts, self._negatives = sd.embed([ticket.prompts for ticket in tickets])
+        self._group()
 
     @property
     def done(self) -> bool:
@@ -78,24 +90,91 @@ class Cohort:
         return self._step == len(self._scheduler.timesteps)
 
     @property
-    def timestep(self) -> torch.Tensor:
-        """Return the scheduler's current timestep, a scalar."""
-        return self._scheduler.timesteps[self._step]  # type: ignore[no-any-return]
+    def alive(self) -> list[int]:
+        """Return the numbers of the requests that were not dropped."""
+        return [i for i in range(len(self.tickets)) if i not in self._dropped]
+
+    @property
+    def lanes(self) -> int:
+        """Return how many rows of the next UNet call the cohort takes."""
+        return len(self.context)
+
+    def plan(self) -> NDArray[np.int64]:
+        """Return the lanes that the cohort takes, from its next tick to its last."""
+        lanes = np.zeros(len(self._timesteps), np.int64)
+        for i in self.alive:
+            lanes += self.tickets[i].lanes()
+        return lanes[self._step :]
+
+    def drop_cancelled(self) -> bool:
+        """Give up the lanes of requests that were cancelled; tell whether there were any.
+
+        Their latents stay where they are, as the scheduler remembers them by place.
+        """
+        cancelled = {i for i in self.alive if self.tickets[i].future.cancelled()}
+        for i in cancelled:
+            self.tickets[i].settle(CancelledError())
+        self._dropped |= cancelled
+        if cancelled and self.alive:
+            self._group()
+        return bool(cancelled)
 
     def model_input(self) -> torch.Tensor:
-        """Return what the cohort's lanes put into the UNet: (lanes, C, H, W) in float32."""
-        scaled = self._scheduler.scale_model_input(self.latents, self.timestep)
-        return torch.cat([scaled, scaled[self._guided]])
+        """Return what the cohort's lanes put into the UNet: (lanes, C, h, w) in float32."""
+        scaled = self._scheduler.scale_model_input(self.latents, self._timestep)
+        if self._whole:
+            return torch.cat([scaled, scaled]) if len(self._guided) else scaled
+        return torch.cat([scaled[self._rows], scaled[self._guided]])
+
+    def timesteps(self) -> torch.Tensor:
+        """Return the lanes' timesteps, (lanes,), on the device."""
+        timestep: torch.Tensor = self._timesteps[self._step]
+        return timestep.expand(self.lanes)
 
     def advance(self, noise: torch.Tensor) -> None:
-        """Step all requests with the UNet's answer, (lanes, C, H, W).
-
-        Guidance as in Ho and Salimans 2022, in the form of Saharia et al. 2022 (Imagen), eq. 2.
-        """
+        """Step all requests with the UNet's answer, (lanes, C, h, w)."""
         noise = noise.float()
-        prompted, negative = noise[: len(self.latents)].clone(), noise[len(self.latents) :]
-        prompted[self._guided] = negative + self._scales * (prompted[self._guided] - negative)
+        prompted, negative = noise[: len(self._rows)], noise[len(self._rows) :]
+        if len(negative):
+            prompted = self._guide(prompted, negative)
+        if self._dropped:
+            prompted = torch.zeros_like(self.latents).index_copy(0, self._rows, prompted)
         self.latents = self._scheduler.step(
-            prompted, self.timestep, self.latents, return_dict=False, **self._noise
+            prompted, self._timestep, self.latents, return_dict=False, **self._arguments
         )[0]
         self._step += 1
+        if not self.done and any(self._step in window for window in self._windows):
+            self._group()
+
+    @property
+    def _timestep(self) -> torch.Tensor:
+        return self._scheduler.timesteps[self._step]  # type: ignore[no-any-return]
+
+    def _group(self) -> None:
+        """Find out which requests take lanes now, and which of them two."""
+        alive = self.alive
+        guided = [i for i in alive if self._windows[i][0] <= self._step < self._windows[i][1]]
+        requests = [self.tickets[i].request for i in guided]
+        device = self.latents.device
+        self._whole = len(alive) == len(self.tickets) and len(guided) in (0, len(alive))
+        self._rows = torch.tensor(alive, device=device)
+        self._guided = torch.tensor(guided, dtype=torch.int64, device=device)
+        self._among = torch.tensor([alive.index(i) for i in guided], device=device)  # the prompted
+        scales = torch.tensor([request.guidance_scale for request in requests])
+        self._scales = scales.to(device).view(-1, 1, 1, 1)
+        self._rescales = [request.guidance_rescale for request in requests]
+        self.context = torch.cat([self._prompts[self._rows], self._negatives[self._guided]])
+
+    def _guide(self, prompted: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+        """Guide as Ho and Salimans 2022 do, in the form of Saharia et al. 2022 (Imagen), eq. 2."""
+        text = prompted if self._whole else prompted[self._among]
+        guided = negative + self._scales * (text - negative)
+        for i, rescale in enumerate(self._rescales):
+            if rescale:  # image by image: a sum's order could depend on how many there are
+                guided[i] = _rescaled(guided[i], text[i], rescale)
+        return guided if self._whole else prompted.index_copy(0, self._among, guided)
+
+
+def _rescaled(guided: torch.Tensor, text: torch.Tensor, rescale: float) -> torch.Tensor:
+    """Give the guided answer the spread of the prompted one (Lin et al. 2023, sec. 3.4)."""
+    return rescale * (guided * (text.std() / guided.std())) + (1 - rescale) * guided

@@ -1,34 +1,26 @@
 """The engine: requests in, futures of drawn images out; one thread owns the device.
 
-Every UNet, text encoder and VAE call has a fixed shape, padded and never shrunk: then a row's
-bits depend neither on its neighbours nor on its place. (Other batch shapes differ in the last bit.)
+Round after round it admits waiting requests into free lanes, advances all requests of one shape by
+one UNet call, and decodes what is finished. Read `_round`.
 """
 
 import threading
+import time
 from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from sdbatch.engine.cohort import Cohort
+from sdbatch.engine.cohort import Ticket
+from sdbatch.engine.finish import Finisher, device_failed
+from sdbatch.engine.lanes import LEAST, Lanes, Schedulers
 from sdbatch.engine.loading import Model
-from sdbatch.engine.request import Drawn, Request
-from sdbatch.engine.samplers import make_scheduler
-from sdbatch.engine.text import Text, TextEncoder
+from sdbatch.engine.request import Drawn, Request, Usage
+from sdbatch.engine.sd1 import Shape, StableDiffusion1
 from sdbatch.errors import ModelError
 
-VAE_GROUP = 4  # images a call of the VAE: always so many, padded
-
-
-@dataclass(slots=True)
-class _Waiting:
-    request: Request
-    future: Future[Drawn]
+TURN = 32  # ticks that a shape keeps the device while others wait
 
 
 class Engine:
@@ -41,158 +33,185 @@ class Engine:
     """
 
     def __init__(self, model: Model, *, lanes: int, threads: int) -> None:
-        self.lanes = lanes
-        self.ticks = 0  # UNet calls so far: a sign of life
-        self._model = model
+        self._count = Usage()
+        self._lanes = lanes
         self._threads = threads
-        self._text = TextEncoder(model.tokenizer, model.text_encoder)
-        self._waiting: deque[_Waiting] = deque()
-        self._closed = False
+        self._sd = StableDiffusion1(model)
+        self._schedulers = Schedulers(model.scheduler_config)
+        self._shapes: dict[Shape, Lanes] = {}
+        self._turns: deque[Shape] = deque()  # the first has the device
+        self._turn_left = TURN
+        self._finisher = Finisher(self._sd)
+        self._arrived: deque[Ticket] = deque()
+        self._open: set[Ticket] = set()  # all that have not ended
+        self._began: float | None = None
+        self._closed = self._cancelled = False
         self._reason = ModelError("engine = closed: takes no more requests.")
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="sdbatch-engine", daemon=True)
         self._thread.start()
 
+    @property
+    def usage(self) -> Usage:
+        """Return what the engine has done so far."""
+        seconds = 0.0 if self._began is None else time.perf_counter() - self._began
+        return replace(self._count, seconds=seconds, shrunk=list(self._count.shrunk))
+
     def submit(self, request: Request) -> Future[Drawn]:
         """Queue `request`; its future ends with the image or with why it could not be drawn.
 
-        A ModelError in the future is no fault of the row: the engine cannot go on.
+        May be called from any thread. The future can be cancelled until it ends, which frees its
+        lanes. A ModelError in it is no fault of the row: the engine cannot go on.
         """
-        waiting = _Waiting(request, Future())
+        try:
+            ticket = Ticket(request, self._sd.read(request))
+        except ValueError as error:
+            failed: Future[Drawn] = Future()
+            failed.set_exception(error)
+            return failed
         with self._changed:
             if self._closed:
                 raise self._reason
-            self._waiting.append(waiting)
+            self._open.add(ticket)
+            self._arrived.append(ticket)
             self._changed.notify()
-        return waiting.future
+        ticket.future.add_done_callback(lambda _: self._open.discard(ticket))
+        return ticket.future
 
-    def close(self) -> None:
-        """Draw what waits, then stop."""
+    def close(self, *, cancel: bool = False) -> None:
+        """Draw what was submitted, or cancel it; then stop."""
         with self._changed:
             self._closed = True
+            self._cancelled |= cancel
             self._changed.notify()
         self._thread.join()
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
-        batch: list[_Waiting] = []
+        reason = ModelError("engine = stopped by a fault of its own: see the log.")
         try:
             with torch.inference_mode():
-                while batch := self._admit():
-                    self._draw(batch)
+                while self._receive():
+                    self._round()
+        except torch.AcceleratorError as error:
+            reason = device_failed(error)
         finally:
-            self._stop(batch, ModelError("engine = stopped by a fault of its own: see the log."))
+            self._stop(reason)
 
-    def _admit(self) -> list[_Waiting]:
-        """Wait for requests; take the oldest and those of its kind that the lanes hold with it."""
+    def _receive(self) -> bool:
+        """Take in what was submitted, waiting if there is nothing to do; tell whether to go on."""
         with self._changed:
-            while not self._waiting and not self._closed:
-                self._changed.wait()
-            taken: list[_Waiting] = []
-            left: deque[_Waiting] = deque()
-            lanes = self.lanes
-            for waiting in self._waiting:
-                need = 2 if waiting.request.guided else 1
-                kind = taken[0].request.kind if taken else waiting.request.kind
-                if need <= lanes and waiting.request.kind == kind:
-                    if waiting.future.set_running_or_notify_cancel():
-                        taken.append(waiting)
-                        lanes -= need
-                else:
-                    left.append(waiting)
-            self._waiting = left
-        return taken if taken or self._closed else self._admit()
+            busy = self._finisher.busy or any(lanes.busy for lanes in self._shapes.values())
+            if not busy and not self._arrived and not self._closed:
+                self._wait()
+            arrived, self._arrived = self._arrived, deque()
+            going = not self._cancelled and (busy or bool(arrived) or not self._closed)
+        for ticket in arrived:
+            self._put(ticket)
+        return going
 
-    def _draw(self, batch: list[_Waiting]) -> None:
+    def _wait(self) -> None:
+        began = time.perf_counter()
+        while not self._arrived and not self._closed:
+            self._changed.wait()
+        if self._began is None:
+            self._began = time.perf_counter()
+        else:
+            self._count.idle_seconds += time.perf_counter() - began
+
+    def _put(self, ticket: Ticket) -> None:
+        sampler, steps, _ = ticket.request.kind
         try:
-            for waiting, drawn in zip(batch, self._images([w.request for w in batch]), strict=True):
-                waiting.future.set_result(drawn)
-        except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
-            self._stop(batch, _cannot_go_on(error, self.lanes))
-        except Exception as error:  # noqa: BLE001  of one row: found by drawing each alone
-            if len(batch) == 1:
-                batch[0].future.set_exception(error)
-                return
-            for waiting in batch:
-                self._draw([waiting])
+            ticket.ticks = self._schedulers.ticks(sampler, steps)
+        except Exception as error:  # noqa: BLE001  diffusers' or numpy's, of these values
+            ticket.settle(error)
+            return
+        shape = self._sd.shape(ticket.request, ticket.prompts)
+        if shape not in self._shapes:
+            self._shapes[shape] = Lanes(self._sd, self._schedulers, self._lanes)
+            self._turns.append(shape)
+        self._shapes[shape].put(ticket)
 
-    def _stop(self, batch: list[_Waiting], reason: ModelError) -> None:
-        """Take no more requests; fail those that are unfinished, which is no fault of theirs."""
+    def _round(self) -> None:
+        """Admit, tick and decode once, for the shape whose turn it is."""
+        if any(lanes.busy for lanes in self._shapes.values()):
+            lanes = self._whose_turn()
+            try:
+                self._advance(lanes)
+            except torch.AcceleratorError:
+                raise
+            except Exception as error:  # noqa: BLE001  out of memory, as a rule
+                self._shrink(lanes, error)
+        hurry = not any(lanes.busy for lanes in self._shapes.values())
+        self._count.shrunk += self._finisher.decode(hurry=hurry)
+
+    def _whose_turn(self) -> Lanes:
+        """Return the lanes that tick next: a shape has TURN ticks, then the next that has work."""
+        self._turn_left -= 1
+        if self._turn_left <= 0 or not self._shapes[self._turns[0]].busy:
+            self._turn_left = TURN
+            self._turns.rotate(-1)
+            while not self._shapes[self._turns[0]].busy:
+                self._turns.rotate(-1)
+        return self._shapes[self._turns[0]]
+
+    def _advance(self, lanes: Lanes) -> None:
+        lanes.drop_cancelled()
+        joining = deque(lanes.admit())
+        try:
+            while joining:
+                self._start(lanes, joining[0])
+                joining.popleft()
+        finally:
+            for tickets in joining:
+                lanes.put_back(tickets)
+        if lanes.cohorts:
+            filled, faults = lanes.tick()
+            self._count.ticks += 1
+            self._count.rows += lanes.count
+            self._count.filled += filled
+            for cohort, error in faults:
+                self._blame(lanes, lanes.give_up([cohort]), error)
+        for ticket, latents in lanes.take_done():
+            self._finisher.add(ticket, latents, lanes.count)
+
+    def _start(self, lanes: Lanes, tickets: list[Ticket]) -> None:
+        try:
+            lanes.start(tickets)
+        except (ValueError, TypeError, ArithmeticError, LookupError) as error:
+            lanes.leave(tickets)
+            self._blame(lanes, tickets, error)
+
+    def _blame(self, lanes: Lanes, tickets: list[Ticket], error: Exception) -> None:
+        """Fail the ticket whose cohort failed; draw each of several again, in a cohort alone."""
+        if len(tickets) == 1:
+            tickets[0].settle(error)
+        else:
+            for ticket in tickets:
+                ticket.alone = True
+            lanes.put_back(tickets)
+
+    def _shrink(self, lanes: Lanes, error: Exception) -> None:
+        """Draw what stood in the lanes again in half as many; with the fewest, fail it."""
+        tickets = lanes.give_up(lanes.cohorts)
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if lanes.count // 2 < LEAST:
+            for ticket in tickets:
+                ticket.settle(error)
+            return
+        lanes.put_back(tickets)
+        lanes.count //= 2
+        self._count.shrunk.append(f"{lanes.count} lanes ({text})")
+
+    def _stop(self, reason: ModelError) -> None:
+        """Take no more requests; end those that are unfinished, which is no fault of theirs."""
         with self._changed:
             if not self._closed:
                 self._closed, self._reason = True, reason
-            unfinished = [*batch, *self._waiting]
-            self._waiting.clear()
-        for waiting in unfinished:
-            if not waiting.future.done():
-                waiting.future.set_exception(reason)
-
-    def _images(self, requests: list[Request]) -> list[Drawn]:
-        prompts = self._text.encode([request.prompt for request in requests])
-        negatives = self._text.encode([request.negative_prompt for request in requests])
-        sampler, steps, _, _ = requests[0].kind
-        scheduler = make_scheduler(sampler, self._model.scheduler_config, steps)
-        cohort = Cohort(requests, prompts, negatives, scheduler, self._model.device)
-        while not cohort.done:
-            self._tick([cohort])
-        _refuse_broken(cohort.latents)
-        images = self._decode(cohort.latents)
-        return [
-            _drawn(*result) for result in zip(requests, images, prompts, negatives, strict=True)
-        ]
-
-    def _tick(self, cohorts: Sequence[Cohort]) -> None:
-        """Advance the cohorts, which share a size, by one UNet call of exactly `lanes` rows."""
-        model = self._model
-        latents = _padded(torch.cat([c.model_input() for c in cohorts]), self.lanes)
-        context = _padded(torch.cat([c.context for c in cohorts]), self.lanes)
-        timesteps = torch.cat([c.timestep.expand(c.lanes).to(torch.float32) for c in cohorts])
-        noise = model.unet(
-            latents.to(model.dtype),
-            _padded(timesteps, self.lanes).to(model.device),
-            encoder_hidden_states=context,
-            return_dict=False,
-        )[0]
-        start = 0
-        for cohort in cohorts:
-            cohort.advance(noise[start : start + cohort.lanes])
-            start += cohort.lanes
-        self.ticks += 1
-
-    def _decode(self, latents: torch.Tensor) -> list[NDArray[np.uint8]]:
-        """Turn (n, C, H, W) latents into n images of (8H, 8W, 3), as diffusers rounds them."""
-        images: list[NDArray[np.uint8]] = []
-        vae: Any = self._model.vae
-        for start in range(0, len(latents), VAE_GROUP):
-            group = latents[start : start + VAE_GROUP]
-            scaled = _padded(group / vae.config.scaling_factor, VAE_GROUP).to(self._model.dtype)
-            pixels = vae.decode(scaled, return_dict=False)[0][: len(group)].float()
-            pixels = (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-            images += list((pixels * 255).round().to(torch.uint8).cpu().numpy())
-        return images
-
-
-def _cannot_go_on(error: Exception, lanes: int) -> ModelError:
-    text = " ".join(str(error).split())[:200]
-    if isinstance(error, torch.OutOfMemoryError):
-        return ModelError(f"engine.lanes = {lanes}: out of memory ({text}). Set fewer lanes.")
-    return ModelError(f"engine.device = failed ({text}): run the same command again to resume.")
-
-
-def _padded(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """Return `rows` with zeros appended to `count` rows."""
-    missing = count - len(rows)
-    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
-
-
-def _refuse_broken(latents: torch.Tensor) -> None:
-    if not torch.isfinite(latents).all():
-        raise ArithmeticError("latents = not finite: the model drew no picture for these values")
-
-
-def _drawn(request: Request, image: NDArray[np.uint8], prompt: Text, negative: Text) -> Drawn:
-    return Drawn(
-        image=image,
-        prompt_tokens=prompt.tokens,
-        prompt_truncated=prompt.truncated or (request.guided and negative.truncated),
-    )
+        self._finisher.close()
+        for ticket in list(self._open):
+            if self._cancelled:
+                ticket.future.cancel()
+            ticket.settle(reason)

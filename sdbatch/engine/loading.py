@@ -1,18 +1,20 @@
 """Loading a model's parts from a hub id, a folder or a single file, with diffusers' own loaders."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sdbatch.engine import builtin, checkpoint
-from sdbatch.engine.checkpoint import ModelFiles
+from sdbatch.engine import builtin, checkpoint, pickles
+from sdbatch.engine.checkpoint import Extras, ModelFiles
 from sdbatch.errors import ModelError
 
-# What diffusers, transformers and safetensors raise for files that are no model.
+# What diffusers, transformers, peft and safetensors raise for files that are no model.
 _FAULTS = (
     OSError,
     ValueError,
@@ -22,6 +24,7 @@ _FAULTS = (
     RuntimeError,
     SafetensorError,
 )
+_EMA = "model_ema."  # the averaged weights of the original full checkpoints
 
 
 @dataclass(frozen=True)
@@ -32,50 +35,208 @@ class Model:
     text_encoder: Any
     unet: Any
     vae: Any
+    checker: Any  # a safety.SafetyChecker, or None
     scheduler_config: dict[str, Any]
     device: torch.device
     dtype: torch.dtype
+    layout: torch.memory_format
+    has_embeddings: bool  # the tokenizer may know words that stand for several tokens
 
 
-def load(files: ModelFiles, device: str, dtype: str) -> Model:
-    """Load the model onto `device` ("cpu", "cuda") with weights in `dtype` ("float32", ...).
+@dataclass(frozen=True)
+class Build:
+    """How the parts are laid out on the device. All of it can change bits."""
+
+    device: str  # "cpu", "cuda"
+    dtype: str  # of the weights: "float32", ...
+    channels_last: bool = False
+    compile: bool = False
+
+
+def load(files: ModelFiles, build: Build) -> Model:
+    """Load the model as `build` says.
 
     Raises:
         ModelError: the files are not a Stable Diffusion model that diffusers can load.
     """
-    weights = getattr(torch, dtype)
+    dtype = getattr(torch, build.dtype)
     try:
-        parts = _from_file(files, weights) if files.kind == "file" else _from_folder(files, weights)
+        parts = _from_file(files, dtype) if files.kind == "file" else _from_folder(files, dtype)
+        _replace_vae(parts, files, dtype)
+        _fuse(parts, files.extras)
+        checker = _checker(files, build)
     except _FAULTS as error:
         text = " ".join(str(error).split())[:300]
         raise ModelError(
             f"model.path = {files.path!r}: cannot be loaded ({type(error).__name__}: {text}). "
-            f"It must be a whole Stable Diffusion model, with a single file's config within reach."
+            f"It must be a whole Stable Diffusion model, with a single file's config within reach, "
+            f"and what stands beside it must fit it."
         ) from error
+    _refuse_unknown(parts["unet"], files.path)
+    return assemble(parts, build, checker=checker, has_embeddings=bool(files.extras.embeddings))
+
+
+def assemble(
+    parts: dict[str, Any], build: Build, *, checker: Any = None, has_embeddings: bool = False
+) -> Model:
+    """Put the loaded `parts`, named as Model's fields, onto the device as `build` says."""
+    parts = dict(parts)
+    layout = torch.channels_last if build.channels_last else torch.contiguous_format
     for name in checkpoint.PARTS:
-        parts[name] = parts[name].to(device).requires_grad_(False).eval()
-    return Model(**parts, device=torch.device(device), dtype=weights)
+        part = parts[name].to(build.device, getattr(torch, build.dtype)).requires_grad_(False)
+        parts[name] = (
+            part.eval() if name == "text_encoder" else part.eval().to(memory_format=layout)
+        )
+    if build.compile:
+        _compile(parts)
+    return Model(
+        **parts,
+        checker=checker,
+        device=torch.device(build.device),
+        dtype=getattr(torch, build.dtype),
+        layout=layout,
+        has_embeddings=has_embeddings,
+    )
 
 
 def _from_folder(files: ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
     path = str(builtin.folder(files.path)) if files.kind == "builtin" else files.path
-    where = {"revision": files.revision} if files.kind == "hub" else {}
+    where: dict[str, Any] = {"revision": files.revision} if files.kind == "hub" else {}
+    weights = {**where, "dtype": dtype, "variant": files.extras.variant}
     return {
         "tokenizer": CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **where),
-        "text_encoder": CLIPTextModel.from_pretrained(
-            path, subfolder="text_encoder", dtype=dtype, **where
+        "text_encoder": CLIPTextModel.from_pretrained(path, subfolder="text_encoder", **weights),
+        "unet": UNet2DConditionModel.from_pretrained(path, subfolder="unet", **weights),
+        "vae": AutoencoderKL.from_pretrained(path, subfolder="vae", **weights),
+        "scheduler_config": _asked(
+            DDIMScheduler.load_config(path, subfolder="scheduler", **where), files.extras
         ),
-        "unet": UNet2DConditionModel.from_pretrained(path, subfolder="unet", dtype=dtype, **where),
-        "vae": AutoencoderKL.from_pretrained(path, subfolder="vae", dtype=dtype, **where),
-        "scheduler_config": DDIMScheduler.load_config(path, subfolder="scheduler", **where),
     }
 
 
 def _from_file(files: ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
     from diffusers import StableDiffusionPipeline  # here: half a second, needed for this kind only
 
+    given: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
+    if files.extras.ema and _has_averages(Path(files.path)):
+        given["unet"] = UNet2DConditionModel.from_single_file(
+            _averaged(Path(files.path)), config=files.config, subfolder="unet", dtype=dtype
+        )
     pipe = StableDiffusionPipeline.from_single_file(
-        files.path, config=files.config, dtype=dtype, safety_checker=None, feature_extractor=None
+        files.path, config=files.config, dtype=dtype, **given
     )
     parts: dict[str, Any] = {name: getattr(pipe, name) for name in ("tokenizer", *checkpoint.PARTS)}
-    return {**parts, "scheduler_config": dict(pipe.scheduler.config)}
+    return {**parts, "scheduler_config": _asked(dict(pipe.scheduler.config), files.extras)}
+
+
+def _has_averages(file: Path) -> bool:
+    return any(name.startswith(_EMA) for name in pickles.names(file, "model.path"))
+
+
+def _averaged(file: Path) -> dict[str, torch.Tensor]:
+    """Return the UNet's weights of a full checkpoint, averaged over its training."""
+    if file.suffix == ".safetensors":
+        weights = load_file(file)
+    else:
+        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        weights = weights.get("state_dict", weights)
+    return {
+        key: weights[_EMA + key.removeprefix("model.").replace(".", "")]
+        for key in weights
+        if key.startswith("model.diffusion_model.")
+    }
+
+
+def _asked(config: dict[str, Any], extras: Extras) -> dict[str, Any]:
+    """Return the scheduler's configuration with what the job says of the model's training."""
+    config = dict(config)
+    if extras.prediction_type is not None:
+        config["prediction_type"] = extras.prediction_type
+    if extras.zero_snr is not None:
+        config["rescale_betas_zero_snr"] = extras.zero_snr
+        if extras.zero_snr:  # such a model must be asked at its last timestep too
+            config["timestep_spacing"] = "trailing"
+    return config
+
+
+def _replace_vae(parts: dict[str, Any], files: ModelFiles, dtype: torch.dtype) -> None:
+    vae = files.extras.vae
+    if vae is None:
+        return
+    if Path(vae).is_dir():
+        parts["vae"] = AutoencoderKL.from_pretrained(vae, dtype=dtype)
+    else:
+        config = parts["vae"].config
+        parts["vae"] = _single_file_vae(vae, config, dtype)
+
+
+def _single_file_vae(path: str, config: Any, dtype: torch.dtype) -> Any:
+    """Load a VAE in the original layout, of the shape of the model's own."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        AutoencoderKL.from_config(config).save_config(folder)
+        return AutoencoderKL.from_single_file(path, config=folder, dtype=dtype)
+
+
+def _fuse(parts: dict[str, Any], extras: Extras) -> None:
+    """Add the embeddings' words, and fuse the LoRAs into the weights in the order given."""
+    if not extras.loras and not extras.embeddings:
+        return
+    from diffusers import StableDiffusionPipeline  # here: half a second, rarely needed
+
+    models = {name: parts[name] for name in ("tokenizer", *checkpoint.PARTS)}
+    scheduler = DDIMScheduler.from_config(parts["scheduler_config"])
+    pipe = StableDiffusionPipeline(
+        **models,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    for file, token in extras.embeddings:
+        pipe.load_textual_inversion(file, token=token)
+    names = [f"lora{number}" for number in range(len(extras.loras))]
+    for name, (file, _) in zip(names, extras.loras, strict=True):
+        pipe.load_lora_weights(file, adapter_name=name)
+    if names:
+        pipe.set_adapters(names, [weight for _, weight in extras.loras])
+        pipe.fuse_lora(adapter_names=names)
+        pipe.unload_lora_weights()
+
+
+def _checker(files: ModelFiles, build: Build) -> Any:
+    if files.extras.checker is None:
+        return None
+    from sdbatch.engine import safety  # here: diffusers' checker takes time to import
+
+    where: dict[str, Any] = {"revision": files.revision} if files.kind == "hub" else {}
+    if files.extras.checker == checkpoint.OWN:
+        checker = safety.load(files.path, subfolder=checkpoint.CHECKER, **where)
+    else:
+        checker = safety.load(files.extras.checker)
+    return checker.to(build.device, getattr(torch, build.dtype))
+
+
+def _refuse_unknown(unet: Any, path: str) -> None:
+    """Refuse a UNet that takes more than Stable Diffusion 1.x gives it, which diffusers ignores."""
+    config = unet.config
+    if config.in_channels != 4 or config.time_cond_proj_dim or config.addition_embed_type:
+        raise ModelError(
+            f"model.path = {path!r}: its UNet takes more than text and latents (in_channels "
+            f"{config.in_channels}, time_cond_proj_dim {config.time_cond_proj_dim}, "
+            f"addition_embed_type {config.addition_embed_type}), so it is no Stable Diffusion 1.x "
+            f"for text to image. An LCM is used as its LoRA, in model.loras."
+        )
+
+
+def _compile(parts: dict[str, Any]) -> None:
+    """Compile what takes the time. No autotuning: its choices, and so bits, differ from run to run.
+
+    A shape is compiled when it is first drawn. There is no limit to their number, as torch would
+    go on without compiling in silence, and with other bits.
+    """
+    torch._dynamo.config.recompile_limit = 10_000
+    parts["unet"].fuse_qkv_projections()
+    parts["unet"] = torch.compile(parts["unet"], fullgraph=True, dynamic=False)
+    parts["vae"].decode = torch.compile(parts["vae"].decode, fullgraph=True, dynamic=False)

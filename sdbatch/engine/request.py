@@ -1,6 +1,6 @@
 """What goes into the engine and what comes out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,29 +11,57 @@ class Request:
     """One image to draw: all values resolved and in range."""
 
     prompt: str
-    negative_prompt: str
+    negative_prompt: str = ""
     seed: int  # [0, 2**63); torch's CPU generator keeps the low 32 bits
-    sampler: str  # a key of samplers.SAMPLERS
+    sampler: str  # one of samplers.NAMES
     num_inference_steps: int
     guidance_scale: float  # 1 or less: unguided
+    guidance_rescale: float = 0.0  # [0, 1]: Lin et al. 2023, sec. 3.4
+    guidance_start: float = 0.0  # guided from this part of the steps on, [0, 1]
+    guidance_stop: float = 1.0  # and up to this one
     height: int  # pixels, a multiple of 8
     width: int  # pixels, a multiple of 8
+    clip_skip: int = 0  # last layers of the text encoder that are left out
+    eta: float = 0.0  # [0, 1]: noise that ddim and tcd add
+    prompt_weights: bool = False  # read (word:1.2) and [word] as AUTOMATIC1111 does
+    chunk_prompts: bool = False  # encode a long prompt in chunks of 75 tokens: else it is cut
 
     @property
     def guided(self) -> bool:
         """Tell whether the image takes two lanes: with the prompt, and with the negative prompt."""
-        return self.guidance_scale > 1.0
+        return self.guidance_scale > 1.0 and self.guidance_start < self.guidance_stop
 
     @property
-    def kind(self) -> tuple[str, int, int, int]:
-        """Return what requests must share to step together."""
-        return (self.sampler, self.num_inference_steps, self.height, self.width)
+    def kind(self) -> tuple[str, int, float]:
+        """Return what requests of one shape must share to step together."""
+        return (self.sampler, self.num_inference_steps, self.eta)
+
+    def guided_ticks(self, ticks: int) -> tuple[int, int]:
+        """Return the ticks [start, stop) of so many in which the image is guided."""
+        if not self.guided:
+            return 0, 0
+        return int(self.guidance_start * ticks), int(self.guidance_stop * ticks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """A drawn image and what was learned of its prompt."""
+    """A drawn image and what was learned of it."""
 
     image: NDArray[np.uint8]  # (H, W, 3), RGB
     prompt_tokens: int  # without the begin and end marks, before truncation
     prompt_truncated: bool  # the prompt or the negative prompt lost tokens
+    lanes: int  # rows of the UNet batch that it was drawn in: images of other counts differ
+    nsfw: bool | None = None  # None: not checked
+    nsfw_scores: tuple[float, ...] | None = None  # by concept of the checker; above 0 is flagged
+
+
+@dataclass(slots=True)
+class Usage:
+    """What an engine has done so far."""
+
+    seconds: float = 0.0  # since its first request
+    idle_seconds: float = 0.0  # of these, without any request
+    ticks: int = 0  # UNet calls
+    rows: int = 0  # of all those calls
+    filled: int = 0  # of these rows, how many were no padding
+    shrunk: list[str] = field(default_factory=list)  # what lanes were halved to, and why

@@ -1,62 +1,138 @@
-"""Prompts to embeddings: CLIP's text encoder in fixed-size groups, with a cache.
+"""Prompts to embeddings: tokens in chunks of 77, and CLIP's text encoder in fixed-size groups.
 
-B = prompts, L = 77 text tokens, D = text width (768 for SD 1.5).
+L = 77 text tokens of a chunk, D = text width (768 for SD 1.5).
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 
-GROUP = 8  # prompts a call of the text encoder: always so many, padded, so that bits never differ
-CACHED = 512  # prompts kept; an embedding of SD 1.5 is 231 KiB in float32
+from sdbatch.engine import emphasis
+
+GROUP = 8  # chunks a call of the text encoder: always so many, padded, so that bits never differ
+CACHED = 512  # chunks kept; an embedding of SD 1.5 is 231 KiB in float32
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """A prompt as the UNet takes it."""
+class Chunk:
+    """The tokens of a prompt or a part of one, as the text encoder takes them."""
 
-    embedding: torch.Tensor  # (L, D)
-    tokens: int  # without the begin and end marks, before truncation
+    ids: tuple[int, ...]  # L
+    weights: tuple[float, ...] | None  # L; None: all 1
+    clip_skip: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A prompt as tokens."""
+
+    chunks: tuple[Chunk, ...]
+    count: int  # without the begin and end marks, before truncation
     truncated: bool
 
 
-class TextEncoder:
-    """Encodes prompts; a prompt's embedding does not depend on those encoded beside it."""
+class Tokenizer:
+    """Cuts prompts into tokens; may be called from any thread."""
 
-    def __init__(self, tokenizer: Any, encoder: Any) -> None:
+    def __init__(self, tokenizer: Any, *, has_embeddings: bool = False) -> None:
         self._tokenizer = tokenizer
-        self._encoder = encoder
-        self._cache: OrderedDict[str, Text] = OrderedDict()
+        self._has_embeddings = has_embeddings
+        self._lock = threading.Lock()  # a call sets and resets padding inside the tokenizer
+        self.read = lru_cache(CACHED)(self._read)
 
-    def encode(self, prompts: Sequence[str]) -> list[Text]:
-        """Return the embeddings of `prompts`, in order. Under torch.inference_mode only."""
-        found = {prompt: self._cache[prompt] for prompt in prompts if prompt in self._cache}
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
+    def _read(self, prompt: str, clip_skip: int, *, weighted: bool, chunked: bool) -> Tokens:
+        """Return the tokens of `prompt`.
+
+        Raises:
+            ValueError: `weighted`, and the prompt holds syntax that is not drawn.
+        """
+        parts = emphasis.parse(prompt) if weighted else [(prompt, 1.0)]
+        ids: list[int] = []
+        weights: list[float] = []
+        for text, weight in parts:
+            part = self._ids(text)
+            ids += part
+            weights += [weight] * len(part)
+        room = self._tokenizer.model_max_length - 2
+        last = max(len(ids), 1) if chunked else 1
+        chunks = tuple(
+            self._chunk(ids[i : i + room], weights[i : i + room], clip_skip)
+            for i in range(0, last, room)
+        )
+        return Tokens(chunks, len(ids), not chunked and len(ids) > room)
+
+    def blank(self, clip_skip: int) -> Chunk:
+        """Return the chunk of no prompt: what a shorter prompt is filled up with."""
+        return self.read("", clip_skip, weighted=False, chunked=False).chunks[0]
+
+    def _ids(self, text: str) -> list[int]:
+        with self._lock:
+            if self._has_embeddings:  # a token of several vectors stands for several tokens
+                from diffusers.loaders import TextualInversionLoaderMixin
+
+                text = TextualInversionLoaderMixin().maybe_convert_prompt(text, self._tokenizer)
+            found = self._tokenizer(text, truncation=False, verbose=False).input_ids
+        return list(found[1:-1])
+
+    def _chunk(self, ids: list[int], weights: list[float], clip_skip: int) -> Chunk:
+        tokenizer = self._tokenizer
+        filled = tokenizer.model_max_length - len(ids) - 2
+        row = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
+        row += [tokenizer.pad_token_id] * filled
+        plain = all(weight == 1.0 for weight in weights)
+        return Chunk(
+            tuple(row), None if plain else (1.0, *weights, *[1.0] * (filled + 1)), clip_skip
+        )
+
+
+class TextEncoder:
+    """Encodes chunks; an embedding does not depend on those encoded beside it."""
+
+    def __init__(self, encoder: Any) -> None:
+        self._encoder = encoder
+        self._cache: OrderedDict[Chunk, torch.Tensor] = OrderedDict()
+
+    def encode(self, chunks: Sequence[Chunk]) -> list[torch.Tensor]:
+        """Return the embeddings (L, D) of `chunks`, in order. Under torch.inference_mode only."""
+        found = {chunk: self._cache[chunk] for chunk in chunks if chunk in self._cache}
+        new = [chunk for chunk in dict.fromkeys(chunks) if chunk not in found]
         for start in range(0, len(new), GROUP):
             group = new[start : start + GROUP]
             found |= zip(group, self._encode_group(group), strict=True)
-        for prompt, text in found.items():
-            self._cache[prompt] = text
-            self._cache.move_to_end(prompt)
+        for chunk, embedding in found.items():
+            self._cache[chunk] = embedding
+            self._cache.move_to_end(chunk)
         while len(self._cache) > CACHED:
             self._cache.popitem(last=False)
-        return [found[prompt] for prompt in prompts]
+        return [found[chunk] for chunk in chunks]
 
-    def _encode_group(self, prompts: list[str]) -> list[Text]:
-        length = self._tokenizer.model_max_length
-        end, pad = self._tokenizer.eos_token_id, self._tokenizer.pad_token_id
-        rows, counts = [], []
-        for prompt in prompts:
-            ids = self._tokenizer(prompt, truncation=False, verbose=False).input_ids
-            counts.append(len(ids) - 2)
-            kept = ids if len(ids) <= length else [*ids[: length - 1], end]
-            rows.append(kept + [pad] * (length - len(kept)))
+    def _encode_group(self, chunks: list[Chunk]) -> list[torch.Tensor]:
+        rows = [chunk.ids for chunk in chunks]
         rows += [rows[0]] * (GROUP - len(rows))
         device = next(self._encoder.parameters()).device
-        embeddings = self._encoder(torch.tensor(rows, device=device))[0]  # (GROUP, L, D)
+        states = self._encoder(
+            torch.tensor(rows, device=device), output_hidden_states=True
+        ).hidden_states
+        norm = self._encoder.final_layer_norm
+        by_skip = {skip: norm(states[-1 - skip]) for skip in {chunk.clip_skip for chunk in chunks}}
         return [
-            Text(embeddings[i].clone(), count, count > length - 2) for i, count in enumerate(counts)
+            _weighted(by_skip[chunk.clip_skip][i].clone(), chunk.weights)
+            for i, chunk in enumerate(chunks)
         ]
+
+
+def _weighted(embedding: torch.Tensor, weights: tuple[float, ...] | None) -> torch.Tensor:
+    """Scale each token's row and keep the mean of all, as AUTOMATIC1111 does."""
+    if weights is None:
+        return embedding
+    factors = torch.tensor(weights, dtype=torch.float32).to(embedding.device)
+    scaled = embedding.float() * factors[:, None]
+    mean = scaled.mean()
+    if mean != 0:
+        scaled = scaled * (embedding.float().mean() / mean)
+    return scaled.to(embedding.dtype)

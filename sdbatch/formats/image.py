@@ -18,22 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, PngImagePlugin
 
+from sdbatch import samplers, schema
+
 # https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia
 MADE_BY_A_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 # Characters of a text inside the file: a JPEG segment holds 64 KiB. The table has all of it.
 LONGEST = 2000
-_SAMPLER_NAMES = {  # as AUTOMATIC1111 writes them
-    "ddim": "DDIM",
-    "pndm": "PLMS",
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "heun": "Heun",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_karras": "DPM++ 2M Karras",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "unipc": "UniPC",
-    "lcm": "LCM",
-}
+_SAID = tuple(field.name for field in (*schema.SAMPLING, *schema.ROW))
 
 
 @dataclass(frozen=True)
@@ -49,11 +40,7 @@ class Encoding:
 
 def encode(image: NDArray[np.uint8], row: dict[str, Any], encoding: Encoding) -> bytes:
     """Return `image`, (H, W, 3) RGB, as a file that carries the values of `row`."""
-    said = {
-        name: row[name]
-        for name in ("prompt", "negative_prompt", "seed", "num_inference_steps", "guidance_scale")
-    }
-    said |= {name: row[name] for name in ("sampler", "height", "width", "row_key", "sample_index")}
+    said = {name: row[name] for name in _SAID}
     for name in ("prompt", "negative_prompt", "row_key"):
         if len(said[name]) > LONGEST:
             said[name], said[f"{name}_cut_at"] = said[name][:LONGEST], LONGEST
@@ -97,12 +84,15 @@ def parameters(file: bytes) -> dict[str, Any]:
 def infotext(said: dict[str, Any]) -> str:
     """Return the parameters as AUTOMATIC1111's `create_infotext` lays them out."""
     negative = f"\nNegative prompt: {said['negative_prompt']}" if said["negative_prompt"] else ""
+    # AUTOMATIC1111 counts the text encoder's layers from its end, the last as 1
+    skip = f"Clip skip: {said['clip_skip'] + 1}, " if said["clip_skip"] else ""
+    eta = f"Eta: {said['eta']:g}, " if said["eta"] else ""
     return (
         f"{said['prompt']}{negative}\n"
-        f"Steps: {said['num_inference_steps']}, Sampler: {_SAMPLER_NAMES[said['sampler']]}, "
+        f"Steps: {said['num_inference_steps']}, Sampler: {samplers.title(said['sampler'])}, "
         f"CFG scale: {said['guidance_scale']:g}, Seed: {said['seed']}, "
         f"Size: {said['width']}x{said['height']}, Model hash: {said['model_hash'][:10]}, "
-        f"Model: {_quoted(said['model'])}, RNG: CPU, Version: {said['software']}"
+        f"Model: {_quoted(said['model'])}, {skip}{eta}RNG: CPU, Version: {said['software']}"
     )
 
 

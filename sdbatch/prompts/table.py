@@ -15,7 +15,19 @@ from sdbatch.job import Column, Prompts
 from sdbatch.prompts import readers
 from sdbatch.prompts.contents import MIXED, Contents, unite
 
-_NUMBERS = ("seed", "num_inference_steps", "guidance_scale", "height", "width")
+_NUMBERS = (
+    "seed",
+    "num_inference_steps",
+    "guidance_scale",
+    "guidance_rescale",
+    "guidance_start",
+    "guidance_stop",
+    "eta",
+    "height",
+    "width",
+    "clip_skip",
+)
+_FLAGS = ("prompt_weights", "chunk_prompts")
 _HIVE = {b"sdbatch": b"hive folder"}  # metadata of a column that only the folders' names give
 _AT_ONCE = 32  # files looked at in parallel: the wait is the store's, not the processor's
 
@@ -181,8 +193,9 @@ def _check_type(ours: str, field: pa.Field) -> None:
     )
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     fits = text or pa.types.is_null(kind) or (number and ours in (*_NUMBERS, "id"))
+    fits = fits or (pa.types.is_boolean(kind) and ours in _FLAGS)
     if not fits or field.metadata == MIXED:
-        must = "numbers" if ours in _NUMBERS else "text"
+        must = "numbers" if ours in _NUMBERS else "true or false" if ours in _FLAGS else "text"
         held = "mixed types" if field.metadata == MIXED else str(field.type)
         raise PromptTableError(
             f"column {field.name!r} = {held}: must hold {must} to be used as {ours}."

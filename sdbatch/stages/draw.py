@@ -14,14 +14,16 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from sdbatch import schema
 from sdbatch.engine.checkpoint import ModelFiles
-from sdbatch.engine.request import Drawn, Request
+from sdbatch.engine.request import Drawn, Request, Usage
 from sdbatch.errors import ModelError, SdbatchError
 from sdbatch.formats.image import Encoding, encode
 from sdbatch.job import EngineSettings
@@ -33,7 +35,9 @@ HEARTBEAT_SECONDS = 0.5
 class Draws(Protocol):
     """What the stage needs of an engine; engine.Engine is one, the tests' fake engine another."""
 
-    ticks: int
+    @property
+    def usage(self) -> Usage:
+        """Return what the engine has done so far."""
 
     def submit(self, request: Request) -> Future[Drawn]:
         """Queue a request."""
@@ -67,17 +71,24 @@ class Watch(Protocol):
 def load_engine(files: ModelFiles, settings: EngineSettings) -> Draws:
     """Load the model and start an engine; `settings` must be resolved."""
     from sdbatch.engine.engine import Engine  # here: the driver imports this module, without torch
-    from sdbatch.engine.loading import load
+    from sdbatch.engine.loading import Build, load
 
-    model = load(files, settings.device, settings.dtype)
-    return Engine(model, lanes=int(settings.lanes), threads=settings.threads)
+    build = Build(
+        settings.device, settings.dtype, bool(settings.channels_last), bool(settings.compile)
+    )
+    return Engine(load(files, build), lanes=int(settings.lanes), threads=settings.threads)
 
 
 class DrawImages:
     """Draws shards with one engine. No row is lost: one that fails leaves with its `error`."""
 
     def __init__(
-        self, make_engine: Callable[[], Draws], encoding: Encoding, watch: Watch, encoders: int = 1
+        self,
+        make_engine: Callable[[], Draws],
+        encoding: Encoding,
+        watch: Watch,
+        encoders: int = 1,
+        policy: str = "flag",
     ) -> None:
         watch.loading()
         try:
@@ -86,6 +97,7 @@ class DrawImages:
             watch.refused(str(error))
             raise
         self._encoding = encoding
+        self._policy = policy
         self._encoders = ThreadPoolExecutor(encoders, "sdbatch-encode")
         self._watch = watch
         self._gate = _Gate()
@@ -107,14 +119,14 @@ class DrawImages:
     async def _draw(self, shard: int, rows: pa.Table, attempt: int) -> pa.Table:
         await self._watch.begin(shard)
         began = time.time()
-        drawing = _Drawing(rows.to_pylist(), self._encoding, self._encoders)
+        drawing = _Drawing(rows.to_pylist(), self._encoding, self._policy, self._encoders)
         beats = asyncio.ensure_future(self._beat(shard, drawing))
         try:
             drawing.start(self._engine)
             results = await asyncio.wrap_future(drawing.done)
         finally:
             beats.cancel()
-            await self._watch.beat(shard, drawing.drawn, drawing.failed, self._engine.ticks)
+            await self._watch.beat(shard, drawing.drawn, drawing.failed, self._engine.usage.ticks)
             await self._watch.end(shard, drawing.drawn, drawing.failed)
         facts = {
             "host": socket.gethostname(),
@@ -122,6 +134,8 @@ class DrawImages:
             "began": _clock(began),
             "ended": _clock(time.time()),
             "attempt": attempt,
+            "lanes": drawing.lanes,
+            "engine": asdict(self._engine.usage),  # of the actor, since it began
         }
         return schema.pack(shard, _with_results(rows, results), json.dumps(facts))
 
@@ -129,7 +143,8 @@ class DrawImages:
         going = True
         while going:
             await asyncio.sleep(HEARTBEAT_SECONDS)
-            going = await self._watch.beat(shard, drawing.drawn, drawing.failed, self._engine.ticks)
+            ticks = self._engine.usage.ticks
+            going = await self._watch.beat(shard, drawing.drawn, drawing.failed, ticks)
         drawing.give_up(ModelError("run = stopped: this shard is given up."))
 
 
@@ -141,13 +156,19 @@ class _Drawing:
     """
 
     def __init__(
-        self, rows: list[dict[str, Any]], encoding: Encoding, encoders: ThreadPoolExecutor
+        self,
+        rows: list[dict[str, Any]],
+        encoding: Encoding,
+        policy: str,
+        encoders: ThreadPoolExecutor,
     ) -> None:
         self.drawn = 0
         self.failed = 0
+        self.lanes: dict[int, int] = {}  # lanes of the batch -> images that were drawn in so many
         self.done: Future[list[dict[str, Any]]] = Future()  # what came of each row, in order
         self._rows = rows
         self._encoding = encoding
+        self._policy = policy
         self._encoders = encoders
         self._results: list[dict[str, Any]] = [{}] * len(rows)
         self._left = len(rows)
@@ -175,7 +196,9 @@ class _Drawing:
         row = self._rows[index]
         try:
             drawn = future.result()
-            file = encode(drawn.image, row, self._encoding)
+            blank = drawn.nsfw and self._policy == "blank"
+            image = np.zeros_like(drawn.image) if blank else drawn.image
+            file = encode(image, row, self._encoding)
         except SdbatchError as error:
             self.give_up(error)  # the engine cannot go on
         except Exception as error:  # noqa: BLE001  of this row alone, found by drawing it alone
@@ -186,9 +209,16 @@ class _Drawing:
                 "image": {"bytes": file, "path": f"{row['key']}.{self._encoding.image_format}"},
                 "prompt_tokens": drawn.prompt_tokens,
                 "prompt_truncated": drawn.prompt_truncated,
+                "nsfw": drawn.nsfw,
+                "nsfw_scores": drawn.nsfw_scores,
                 "sha256": hashlib.sha256(file).hexdigest(),
                 "error": None,
             }
+            with self._lock:
+                self.lanes[drawn.lanes] = self.lanes.get(drawn.lanes, 0) + 1
+            if drawn.nsfw and self._policy == "drop":
+                worst = max(drawn.nsfw_scores or ())
+                result = {"error": f"safety = nsfw by {worst:.3f}: dropped, as safety.policy says"}
             self._finish(index, result)
 
     def _finish(self, index: int, result: dict[str, Any]) -> None:

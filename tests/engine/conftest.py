@@ -4,12 +4,13 @@ import pytest
 
 from sdbatch.engine import checkpoint, loading
 from sdbatch.engine.engine import Engine
+from sdbatch.engine.loading import Build
 from sdbatch.engine.request import Request
 
 
 @pytest.fixture(scope="session")
 def model(tiny_model):
-    return loading.load(checkpoint.find(str(tiny_model), None, ""), "cpu", "float32")
+    return loading.load(checkpoint.find(str(tiny_model), None, ""), Build("cpu", "float32"))
 
 
 @pytest.fixture(scope="session")

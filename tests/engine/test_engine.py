@@ -1,62 +1,132 @@
-"""The engine's promises: a row's pixels are its own, no request is lost, faults stay put."""
+"""The engine: lanes are shared and freed, no request is lost, faults stay where they belong."""
 
-import random
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 
-from sdbatch.engine.engine import Engine
-from sdbatch.engine.samplers import SAMPLERS
+from sdbatch.engine.cohort import Cohort
+from sdbatch.engine.engine import TURN, Engine
+from sdbatch.engine.sd1 import StableDiffusion1
 from sdbatch.errors import ModelError
 
 
-def mixed(request_for, count: int):
-    """Requests of many kinds: all samplers, guided and not, several steps, prompts and sizes."""
-    samplers = list(SAMPLERS)
-    return [
-        request_for(
-            prompt=f"a dog, number {i % 4} " * (1 + i % 3),
-            negative_prompt="blurry" if i % 2 else "",
-            seed=i,
-            sampler=samplers[i % len(samplers)],
-            num_inference_steps=(5, 8)[i // len(samplers) % 2],
-            guidance_scale=(1.0, 7.5, 3.0)[i % 3],
-            height=(64, 64, 72)[i % 3],
-        )
-        for i in range(count)
-    ]
+@pytest.fixture
+def new_engine(model):
+    """Start engines; close them in the end."""
+    started = []
+
+    def start(lanes=4) -> Engine:
+        started.append(Engine(model, lanes=lanes, threads=1))
+        return started[-1]
+
+    yield start
+    for engine in started:
+        engine.close(cancel=True)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_pixels_are_a_function_of_the_row_whatever_is_drawn_beside_it(
-    tiny_model, request_for, dtype
-):
-    from sdbatch.engine import checkpoint, loading
+@pytest.fixture
+def held(monkeypatch):
+    """Hold the UNet back, so that requests queue up; returns the event that lets it go."""
+    go = threading.Event()
+    denoise = StableDiffusion1.denoise
 
-    files = checkpoint.find(str(tiny_model), None, "")
-    engine = Engine(loading.load(files, "cpu", dtype), lanes=6, threads=1)
-    requests = mixed(request_for, 40)
-    alone = [engine.submit(request).result().image for request in requests]
-    for seed in range(3):
-        order = random.Random(seed).sample(range(len(requests)), len(requests))
-        futures = {i: engine.submit(requests[i]) for i in order}
-        for i, future in futures.items():
-            assert np.array_equal(future.result().image, alone[i]), requests[i]
-    engine.close()
+    def wait(*args):
+        go.wait()
+        return denoise(*args)
+
+    monkeypatch.setattr(StableDiffusion1, "denoise", wait)
+    yield go
+    go.set()
 
 
-def test_requests_of_a_kind_share_a_batch(model, request_for):
-    engine = Engine(model, lanes=8, threads=1)
-    gate = threading.Event()
-    first = engine.submit(request_for(num_inference_steps=3))
-    first.add_done_callback(lambda _: gate.wait())  # holds the engine while the others queue up
-    futures = [engine.submit(request_for(seed=seed)) for seed in range(8)]
-    gate.set()
+def test_guided_takes_two_lanes_and_unguided_one(new_engine, request_for, held):
+    engine = new_engine(lanes=8)
+    futures = [engine.submit(request_for(seed=0, num_inference_steps=3))]
+    time.sleep(0.1)  # it stands in the first tick, alone
+    futures += [engine.submit(request_for(seed=i)) for i in range(3)]
+    futures += [engine.submit(request_for(seed=i, guidance_scale=1.0)) for i in range(2)]
+    held.set()
     [future.result() for future in futures]
+    # the three guided ones fill the lanes beside the first; the two unguided ones follow it
+    assert engine.usage.ticks == 3 + 6
+    assert engine.usage.filled == 3 * 2 + 3 * 6 * 2 + 2 * 6
+
+
+def test_requests_that_differ_in_all_but_size_share_the_ticks(new_engine, request_for, held):
+    engine = new_engine(lanes=16)
+    futures = [engine.submit(request_for(num_inference_steps=2, guidance_scale=1.0))]
+    time.sleep(0.1)
+    samplers = ["ddim", "euler_a", "dpmpp_2m_karras", "lcm"]
+    futures += [
+        engine.submit(request_for(sampler=sampler, num_inference_steps=4 + i, seed=i))
+        for i, sampler in enumerate(samplers)
+    ]
+    held.set()
+    [future.result() for future in futures]
+    assert engine.usage.ticks == 1 + 7  # as many as the longest needs, after the one alone
+    assert engine.usage.filled == 2 + 2 * (4 + 5 + 6 + 7)
+
+
+def test_an_image_takes_one_lane_outside_its_guidance_interval(new_engine, request_for):
+    engine = new_engine(lanes=2)
+    whole = engine.submit(request_for(num_inference_steps=10)).result()
+    assert engine.usage.filled == 20
+    part = engine.submit(
+        request_for(num_inference_steps=10, guidance_start=0.2, guidance_stop=0.7)
+    ).result()
+    assert engine.usage.filled == 20 + 10 + 5
+    assert (part.image != whole.image).any()
+
+
+def test_an_empty_guidance_interval_is_no_guidance(new_engine, request_for):
+    engine = new_engine()
+    one = engine.submit(request_for(guidance_start=0.5, guidance_stop=0.5)).result()
+    two = engine.submit(request_for(guidance_scale=1.0)).result()
+    assert np.array_equal(one.image, two.image)
+
+
+def test_lanes_that_an_interval_leaves_free_are_used_and_given_back_in_time(
+    new_engine, request_for, held
+):
+    engine = new_engine(lanes=2)
+    first = engine.submit(request_for(num_inference_steps=20, guidance_start=0.5))
+    time.sleep(0.1)
+    fits = engine.submit(request_for(num_inference_steps=8, guidance_scale=1.0))
+    waits = engine.submit(request_for(num_inference_steps=12, guidance_scale=1.0))
+    held.set()
+    [future.result() for future in (first, fits, waits)]
+    # the second runs beside the first's unguided half; the third, too long for that, after it
+    assert engine.usage.ticks == 20 + 12
+
+
+def test_no_request_waits_for_ever_while_longer_ones_keep_coming(new_engine, request_for):
+    engine = new_engine(lanes=2)
+    long = [engine.submit(request_for(num_inference_steps=3, seed=i)) for i in range(2)]
+    short = engine.submit(request_for(num_inference_steps=2))
+    came = 0
+    while not short.done():
+        if long[came].done():
+            came += 1
+        while len(long) < came + 2:  # one is always waiting
+            long.append(engine.submit(request_for(num_inference_steps=3, seed=len(long))))
+        time.sleep(0.001)
+    assert came < 100  # PATIENCE * lanes = 64 may overtake it, and no more
+
+
+def test_sizes_take_turns(new_engine, request_for, held):
+    engine = new_engine(lanes=2)
+    ended = []
+    sizes = [64] * 6 + [72]
+    for i, height in enumerate(sizes):
+        future = engine.submit(request_for(seed=i, height=height, num_inference_steps=20))
+        future.add_done_callback(lambda _, height=height: ended.append(height))
+    held.set()
     engine.close()
-    assert engine.ticks == 3 + 2 * 6  # 8 guided requests of 6 steps in 8 lanes: two batches
+    assert sorted(ended) == sorted(sizes)
+    assert ended.index(72) <= 1 + 2 * TURN // 20  # not last: the other size gave way
 
 
 def test_prompt_tokens_are_counted_and_truncation_is_told(engine, request_for):
@@ -69,11 +139,6 @@ def test_prompt_tokens_are_counted_and_truncation_is_told(engine, request_for):
     assert (negative.prompt_truncated, unused.prompt_truncated) == (True, False)
 
 
-def test_text_after_the_77th_token_changes_nothing(engine, request_for):
-    one, two = (engine.submit(request_for(prompt="x" * 75 + end)).result() for end in ("y", "z"))
-    assert np.array_equal(one.image, two.image)
-
-
 def test_a_request_that_fails_leaves_those_beside_it_alone(engine, request_for):
     bad = request_for(sampler="lcm", num_inference_steps=900)  # more than the sampler can
     good = request_for(sampler="lcm", num_inference_steps=4)
@@ -83,76 +148,189 @@ def test_a_request_that_fails_leaves_those_beside_it_alone(engine, request_for):
     assert futures[1].result().image.shape == (64, 64, 3)
 
 
-def test_one_of_a_batch_that_fails_is_found_by_drawing_each_alone(model, request_for, monkeypatch):
-    engine = Engine(model, lanes=8, threads=1)
-    original = engine._images
+@pytest.mark.parametrize("when", ["start", "advance"])
+def test_one_of_a_cohort_that_fails_is_found_by_drawing_each_in_its_own(
+    new_engine, request_for, monkeypatch, held, when
+):
+    name = "__init__" if when == "start" else "advance"
+    original = getattr(Cohort, name)
 
-    def fails_with_seed_2(requests):
-        if any(request.seed == 2 for request in requests):
+    def fails_with_seed_2(self, *args):
+        tickets = args[0] if when == "start" else self.tickets
+        if any(ticket.request.seed == 2 for ticket in tickets):
             raise ValueError("seed 2 is bad")
-        return original(requests)
+        original(self, *args)
 
-    monkeypatch.setattr(engine, "_images", fails_with_seed_2)
+    engine = new_engine(lanes=8)
+    first = engine.submit(request_for(seed=9))
+    time.sleep(0.1)
+    monkeypatch.setattr(Cohort, name, fails_with_seed_2)
     futures = [engine.submit(request_for(seed=seed)) for seed in range(4)]
+    held.set()
     assert [future.exception() is None for future in futures] == [True, True, False, True]
-    engine.close()
+    assert first.exception() is None
 
 
-def test_latents_that_are_not_finite_are_a_failed_row(model, request_for, monkeypatch):
-    engine = Engine(model, lanes=4, threads=1)
-    monkeypatch.setattr(
-        "sdbatch.engine.cohort.Cohort.advance",
-        lambda self, noise: (
-            self.latents.fill_(float("nan")),
-            setattr(self, "_step", self._step + 1),
-        ),
-    )
-    with pytest.raises(ArithmeticError, match="not finite"):
-        engine.submit(request_for()).result()
-    engine.close()
+def test_latents_that_are_not_finite_are_a_failed_row_and_its_neighbours_are_not(
+    engine, request_for, monkeypatch
+):
+    good = engine.submit(request_for(seed=1)).result().image
+    original = Cohort.advance
+
+    def breaks_seed_2(self, noise):
+        original(self, noise)
+        for i, ticket in enumerate(self.tickets):
+            if ticket.request.seed == 2:
+                self.latents[i] = float("nan")
+
+    monkeypatch.setattr(Cohort, "advance", breaks_seed_2)
+    futures = [engine.submit(request_for(seed=seed)) for seed in (1, 2, 1)]
+    with pytest.raises(ArithmeticError, match="latents = not finite: the model drew no picture"):
+        futures[1].result()
+    assert np.array_equal(futures[0].result().image, good)
+    assert np.array_equal(futures[2].result().image, good)
 
 
-def test_out_of_memory_stops_the_engine_and_loses_no_future(model, request_for, monkeypatch):
-    engine = Engine(model, lanes=4, threads=1)
+class OutOfMemory:
+    """Stands in for a call of the model: raises above so many rows, as a full device does."""
 
-    def out_of_memory(requests):
-        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+    def __init__(self, original, most):
+        self.original, self.most, self.raised = original, most, 0
 
-    monkeypatch.setattr(engine, "_images", out_of_memory)
+    def __get__(self, sd, _):
+        def call(latents, *args):
+            rows = args[0] if self.original.__name__ == "decode" else len(latents)
+            if rows > self.most:
+                self.raised += 1
+                raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+            return self.original(sd, latents, *args)
+
+        return call
+
+
+def test_out_of_memory_halves_the_lanes_and_draws_again_what_was_in_flight(
+    new_engine, model, request_for, monkeypatch
+):
+    few = new_engine(lanes=4)
+    expected = [few.submit(request_for(seed=seed)).result().image for seed in range(9)]
+    most = OutOfMemory(StableDiffusion1.denoise, most=7)
+    monkeypatch.setattr(StableDiffusion1, "denoise", most)
+    engine = new_engine(lanes=16)
+    futures = [engine.submit(request_for(seed=seed)) for seed in range(9)]
+    for future, image in zip(futures, expected, strict=True):
+        drawn = future.result()
+        assert np.array_equal(drawn.image, image)  # as if there had been 4 lanes all along
+        assert drawn.lanes == 4
+    assert most.raised == 2
+    assert [text.split(" (")[0] for text in engine.usage.shrunk] == ["8 lanes", "4 lanes"]
+    assert "OutOfMemoryError: tried to allocate 20 GiB" in engine.usage.shrunk[0]
+
+
+def test_out_of_memory_in_the_middle_of_a_batch_loses_nothing(new_engine, request_for, monkeypatch):
+    few = new_engine(lanes=4)
+    expected = [few.submit(request_for(seed=seed)).result().image for seed in range(9)]
+    engine = new_engine(lanes=8)
+    original = StableDiffusion1.denoise
+
+    def full_at_the_tenth_tick(sd, latents, *args):
+        if len(latents) == 8 and engine.usage.ticks == 10:
+            raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+        return original(sd, latents, *args)
+
+    monkeypatch.setattr(StableDiffusion1, "denoise", full_at_the_tenth_tick)
+    futures = [engine.submit(request_for(seed=seed)) for seed in range(9)]
+    drawn = [future.result() for future in futures]
+    lanes = [d.lanes for d in drawn]
+    assert 0 < lanes.count(8) < 9
+    assert lanes.count(8) + lanes.count(4) == 9
+    for d, image in zip(drawn, expected, strict=True):
+        assert d.lanes == 8 or np.array_equal(d.image, image)
+
+
+def test_a_size_that_no_lanes_can_draw_fails_and_others_go_on(new_engine, request_for, monkeypatch):
+    engine = new_engine(lanes=8)
+    original = StableDiffusion1.denoise
+
+    def too_large(sd, latents, *args):
+        if latents.shape[2] > 8:
+            raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+        return original(sd, latents, *args)
+
+    monkeypatch.setattr(StableDiffusion1, "denoise", too_large)
+    large = [engine.submit(request_for(seed=seed, height=72)) for seed in range(3)]
+    small = [engine.submit(request_for(seed=seed)) for seed in range(3)]
+    for future in large:
+        with pytest.raises(torch.OutOfMemoryError, match="20 GiB"):
+            future.result()
+    assert [future.result().lanes for future in small] == [8, 8, 8]
+
+
+@pytest.mark.parametrize(("most", "drawn"), [(3, 5), (0, 0)])
+def test_out_of_memory_in_decoding_decodes_smaller_groups(
+    new_engine, request_for, monkeypatch, most, drawn
+):
+    engine = new_engine(lanes=8)
+    monkeypatch.setattr(StableDiffusion1, "decode", OutOfMemory(StableDiffusion1.decode, most))
+    futures = [engine.submit(request_for(seed=seed)) for seed in range(5)]
+    assert sum(future.exception() is None for future in futures) == drawn
+    assert engine.usage.shrunk[0].startswith("2 images a VAE call (OutOfMemoryError")
+
+
+def test_a_broken_device_ends_the_engine_and_loses_no_future(new_engine, request_for, monkeypatch):
+    engine = new_engine()
+
+    def broken(*_):
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(StableDiffusion1, "denoise", broken)
     futures = [engine.submit(request_for(seed=seed)) for seed in range(9)]
     for future in futures:
-        with pytest.raises(ModelError, match=r"engine.lanes = 4: out of memory .* Set fewer lanes"):
+        with pytest.raises(ModelError, match=r"engine.device = failed \(an illegal memory.*again"):
             future.result()
-    with pytest.raises(ModelError, match="out of memory"):
+    with pytest.raises(ModelError, match=r"engine.device = failed"):
         engine.submit(request_for())
 
 
-def test_close_draws_what_waits(model, request_for):
-    engine = Engine(model, lanes=4, threads=1)
+def test_close_draws_what_waits(new_engine, request_for):
+    engine = new_engine()
     futures = [engine.submit(request_for(seed=seed)) for seed in range(5)]
     engine.close()
     assert all(future.done() and future.exception() is None for future in futures)
+    with pytest.raises(ModelError, match="engine = closed: takes no more requests"):
+        engine.submit(request_for())
 
 
-def test_a_request_cancelled_in_time_is_not_drawn(model, request_for):
-    engine = Engine(model, lanes=2, threads=1)
-    futures = [engine.submit(request_for(seed=seed)) for seed in range(4)]
-    cancelled = futures[3].cancel()
-    engine.close()
-    assert cancelled
-    assert [future.cancelled() for future in futures] == [False, False, False, True]
+def test_close_can_cancel_what_waits_and_what_is_drawn(new_engine, request_for, held):
+    engine = new_engine()
+    futures = [engine.submit(request_for(seed=seed)) for seed in range(5)]
+    time.sleep(0.1)
+    threading.Timer(0.1, held.set).start()
+    engine.close(cancel=True)
+    assert all(future.cancelled() for future in futures)
+    assert engine.usage.ticks <= 1
 
 
-def test_submit_may_be_called_from_many_threads(engine, request_for):
-    alone = [engine.submit(request_for(seed=seed)).result().image for seed in range(8)]
-    found = {}
+def test_a_cancelled_request_frees_its_lanes_and_changes_no_other(new_engine, request_for, held):
+    engine = new_engine(lanes=4)
+    steps = {"num_inference_steps": 30}
+    futures = [engine.submit(request_for(seed=seed, **steps)) for seed in range(4)]
+    time.sleep(0.1)
+    assert futures[0].cancel()
+    assert futures[3].cancel()
+    held.set()
+    others = [futures[1].result(), futures[2].result()]
+    assert engine.usage.ticks <= 2 * 30 - 20  # the third did not wait for the end of the second
+    alone = [engine.submit(request_for(seed=seed, **steps)).result() for seed in (1, 2)]
+    for one, two in zip(others, alone, strict=True):
+        assert np.array_equal(one.image, two.image)
 
-    def submit(seed):
-        found[seed] = engine.submit(request_for(seed=seed)).result().image
 
-    threads = [threading.Thread(target=submit, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(np.array_equal(found[seed], alone[seed]) for seed in range(8))
+def test_usage_counts_idle_time_and_padding(new_engine, request_for):
+    engine = new_engine(lanes=4)
+    assert engine.usage.ticks == engine.usage.seconds == 0
+    engine.submit(request_for(num_inference_steps=5)).result()
+    time.sleep(0.2)
+    engine.submit(request_for(num_inference_steps=5)).result()
+    usage = engine.usage
+    assert (usage.ticks, usage.rows, usage.filled) == (10, 40, 20)
+    assert 0.15 < usage.idle_seconds < usage.seconds

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sdbatch.engine import builtin, checkpoint, loading
+from sdbatch.engine.loading import Build
 from sdbatch.errors import ModelError
 from tests import tiny
 
@@ -27,7 +28,7 @@ def same(one, two) -> bool:
 
 
 def load(path, config="", revision=None, dtype="float32"):
-    return loading.load(checkpoint.find(str(path), revision, str(config)), "cpu", dtype)
+    return loading.load(checkpoint.find(str(path), revision, str(config)), Build("cpu", dtype))
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
@@ -50,7 +51,7 @@ def test_hub_id_loads_the_commit_that_the_hubs_cache_holds(tiny_model, tmp_path,
     probe = (
         "from sdbatch.engine import checkpoint, loading; import torch;"
         "files = checkpoint.find('someone/tiny', None, '');"
-        "loaded = loading.load(files, 'cpu', 'float32');"
+        "loaded = loading.load(files, loading.Build('cpu', 'float32'));"
         "print(files.kind, files.revision, loaded.unet.conv_in.weight.sum().item())"
     )
     done = subprocess.run(
@@ -107,9 +108,10 @@ def test_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, monkeypatch
 def test_pickle_that_slipped_past_the_look_is_not_run_by_loading(tmp_path, monkeypatch, tiny_model):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": {}, "extra": RunsCode()}, "model.ckpt")
-    files = checkpoint.ModelFiles("file", "model.ckpt", None, str(tiny_model))
+    extras = checkpoint.Extras(ema=False, checker=None)  # so that its names are not looked at
+    files = checkpoint.ModelFiles("file", "model.ckpt", None, str(tiny_model), extras)
     with pytest.raises(ModelError, match="cannot be loaded"):
-        loading.load(files, "cpu", "float32")
+        loading.load(files, Build("cpu", "float32"))
     assert not (tmp_path / "OWNED").exists()
 
 
@@ -124,7 +126,7 @@ def test_what_is_no_model_is_refused_with_the_way_out(tmp_path, tiny_model):
     cases = {
         "half": "no weights in unet/",
         "empty": "has no model_index.json",
-        "junk.safetensors": "cannot be read as a model",
+        "junk.safetensors": "cannot be read as weights",
         "text.txt": "must end in .safetensors or .ckpt",
         "other.ckpt": "holds no Stable Diffusion UNet",
         "missing/folder/deep": "no such file or folder",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sdbatch.engine.cohort import initial_noise
+from sdbatch.engine.sd1 import initial_noise
 
 
 def generator(seed):

@@ -3,7 +3,6 @@
 import io
 import json
 from dataclasses import replace
-from typing import get_args
 from xml.dom import minidom
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from sdbatch.formats.image import LONGEST, MADE_BY_A_MODEL, encode, infotext, parameters
-from sdbatch.job import Sampler
+from sdbatch.samplers import NAMES
 from tests.finished import encoding
 
 FORMATS = ("jpg", "png", "webp")
@@ -24,6 +23,13 @@ ROW = {
     "sampler": "dpmpp_2m_karras",
     "height": 24,
     "width": 16,
+    "guidance_rescale": 0.0,
+    "guidance_start": 0.0,
+    "guidance_stop": 1.0,
+    "eta": 0.0,
+    "clip_skip": 0,
+    "prompt_weights": False,
+    "chunk_prompts": False,
     "row_key": "row-3",
     "sample_index": 1,
 }
@@ -212,7 +218,7 @@ def test_infotext_quotes_the_models_name_when_it_holds_a_separator(model):
     assert f"Model: {json.dumps(model)}, RNG: CPU" in infotext({**SAID, "model": model})
 
 
-@pytest.mark.parametrize("sampler", get_args(Sampler))
+@pytest.mark.parametrize("sampler", NAMES)
 def test_infotext_names_every_sampler_that_a_job_may_ask_for(sampler):
     name = infotext({**SAID, "sampler": sampler}).partition("Sampler: ")[2].partition(",")[0]
 

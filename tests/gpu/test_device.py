@@ -7,7 +7,7 @@ import torch
 from sdbatch.engine import checkpoint, loading
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.request import Request
-from sdbatch.engine.samplers import SAMPLERS
+from sdbatch.samplers import NAMES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 
@@ -15,13 +15,13 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this mach
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_pixels_are_a_function_of_the_row_on_the_gpu(tiny_model, dtype):
     files = checkpoint.find(str(tiny_model), None, "")
-    engine = Engine(loading.load(files, "cuda", dtype), lanes=8, threads=1)
+    engine = Engine(loading.load(files, loading.Build("cuda", dtype)), lanes=8, threads=1)
     requests = [
         Request(
             prompt=f"dog {i}",
             negative_prompt="",
             seed=i,
-            sampler=list(SAMPLERS)[i % len(SAMPLERS)],
+            sampler=NAMES[i * 3 % len(NAMES)],
             num_inference_steps=5,
             guidance_scale=(1.0, 7.5)[i % 2],
             height=64,

@@ -1,32 +1,13 @@
-"""The job file: what is asked for, as frozen pydantic models; load, overrides, JSON Schema.
-
-Nothing here touches the prompt table, the model or the output, and no torch or ray is loaded.
-"""
+"""The sections of the job file, as frozen pydantic models: what each key may be, and means."""
 
 import difflib
-import json
-import reprlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from sdbatch import strict_yaml
-from sdbatch.errors import JobError
+from sdbatch import samplers
 
-Sampler = Literal[
-    "ddim",
-    "pndm",
-    "euler",
-    "euler_a",
-    "heun",
-    "dpmpp_2m",
-    "dpmpp_2m_karras",
-    "dpmpp_2m_sde",
-    "unipc",
-    "lcm",
-]
 Column = Literal[
     "id",
     "prompt",
@@ -34,9 +15,16 @@ Column = Literal[
     "seed",
     "num_inference_steps",
     "guidance_scale",
+    "guidance_rescale",
+    "guidance_start",
+    "guidance_stop",
     "sampler",
+    "eta",
     "height",
     "width",
+    "clip_skip",
+    "prompt_weights",
+    "chunk_prompts",
 ]
 MAX_SEED = 2**63 - 1
 VAE_FACTOR = 8  # Rombach et al. 2022, sec. 4: f = 8 for Stable Diffusion 1.x
@@ -49,6 +37,22 @@ def _multiple_of_8(value: Any) -> Any:
     return value
 
 
+def _a_sampler(value: str) -> str:
+    if value not in samplers.NAMES:
+        known = samplers.NAMES if "_" in value else samplers.SAMPLERS
+        close = difflib.get_close_matches(value, known, n=1)
+        hint = f"Did you mean {close[0]!r}? " if close else ""
+        raise ValueError(
+            f"a sampler. {hint}Known: {', '.join(samplers.SAMPLERS)}; where a sampler has them "
+            f"with _karras, _exponential, _beta or _ays for its steps"
+        )
+    return value
+
+
+Sampler = Annotated[
+    str, AfterValidator(_a_sampler), Field(json_schema_extra={"enum": list(samplers.NAMES)})
+]
+Share = Annotated[float, Field(ge=0, le=1)]
 Pixels = Annotated[int, BeforeValidator(_multiple_of_8), Field(ge=8, le=4096, multiple_of=8)]
 
 
@@ -73,6 +77,20 @@ class Prompts(Section):
     limit: int | None = Field(None, ge=1, description="read only the first rows of the table")
 
 
+class Lora(Section):
+    """A LoRA that is fused into the model."""
+
+    path: str = Field(description="a .safetensors file")
+    weight: float = Field(1, ge=-10, le=10)
+
+
+class Embedding(Section):
+    """A textual inversion: a word that prompts may use."""
+
+    path: str = Field(description="a .safetensors, .pt or .bin file")
+    token: str = Field(min_length=1, description="the word, such as <style>")
+
+
 class Model(Section):
     """The model: a Stable Diffusion 1.5 or one of its shape."""
 
@@ -81,10 +99,23 @@ class Model(Section):
         ".safetensors or .ckpt file in the original layout"
     )
     revision: str | None = Field(None, description="of a hub id: a branch, tag or commit")
+    variant: str | None = Field(
+        None, pattern=r"^[\w-]+$", description="of a folder's or hub id's weights, such as fp16"
+    )
     config: str = Field(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
         description="for a single file: hub id or folder that gives its configuration, tokenizer",
     )
+    ema: bool = Field(True, description="of a single file that holds both: its averaged weights")
+    prediction_type: Literal["epsilon", "v_prediction"] | None = Field(
+        None, description="what the UNet predicts; default: as the model's configuration says"
+    )
+    zero_snr: bool | None = Field(
+        None, description="trained to zero terminal SNR; default: as its configuration says"
+    )
+    vae: str | None = Field(None, description="another VAE: a folder, or a .safetensors file")
+    loras: list[Lora] = []
+    embeddings: list[Embedding] = []
     sha256: str | None = Field(None, description="of the weights; filled in when the job begins")
 
     @property
@@ -99,6 +130,9 @@ class Sampling(Section):
     sampler: Sampler = "dpmpp_2m"
     num_inference_steps: int = Field(25, ge=1, le=1000)
     guidance_scale: float = Field(7.5, ge=1, le=1000, description="1 turns guidance off")
+    guidance_rescale: Share = Field(0, description="0.7 keeps v-prediction models from glaring")
+    guidance_start: Share = Field(0, description="guide from this part of the steps on")
+    guidance_stop: Share = Field(1, description="guide up to this part of the steps")
     negative_prompt: str = ""
     height: Pixels = 512
     width: Pixels = 512
@@ -109,6 +143,27 @@ class Sampling(Section):
         description="a row's seed is drawn from this and the row's key, "
         "unless the table has a seed column",
     )
+    eta: Share = Field(0, description="noise that ddim and tcd add at every step")
+    clip_skip: int = Field(
+        0, ge=0, le=100, description="last layers of the text encoder to leave out"
+    )
+    prompt_weights: bool = Field(
+        False, description="read (word), (word:1.3), [word] and \\( as AUTOMATIC1111 does"
+    )
+    chunk_prompts: bool = Field(
+        False, description="encode all of a long prompt, 75 tokens at a time; else it is cut"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Sampling":
+        if self.eta and self.sampler not in ("ddim", "tcd"):
+            raise ValueError(f"eta = {self.eta:g}: must be 0, as {self.sampler} has none")
+        if self.guidance_start > self.guidance_stop:
+            raise ValueError(
+                f"guidance_start = {self.guidance_start:g}: must not be after guidance_stop, "
+                f"{self.guidance_stop:g}"
+            )
+        return self
 
 
 class EngineSettings(Section):
@@ -120,6 +175,23 @@ class EngineSettings(Section):
         "auto", description="rows of the UNet batch; a guided image takes two"
     )
     threads: int = Field(1, ge=1, description="of torch, on a CPU; more actors serve better")
+    channels_last: Literal["auto"] | bool = Field(
+        "auto", description="keep images in memory pixel by pixel; auto: on cuda"
+    )
+    compile: Literal["auto"] | bool = Field(
+        "auto", description="compile the UNet and the VAE, which takes minutes; auto: no"
+    )
+
+
+class Safety(Section):
+    """Which images are not safe for work, and what is done about them."""
+
+    checker: str = Field(
+        "auto", description="a safety checker's folder, or none; auto: the model's, if it has one"
+    )
+    policy: Literal["flag", "blank", "drop"] = Field(
+        "flag", description="mark it in the nsfw column; draw black instead; count it as failed"
+    )
 
 
 class Cluster(Section):
@@ -147,9 +219,7 @@ class Output(Section):
     @model_validator(mode="after")
     def _png_has_no_quality(self) -> "Output":
         if self.image_format == "png" and self.quality is not None:
-            raise ValueError(
-                f"output.quality = {self.quality}: png is lossless. Leave it out, or use jpg"
-            )
+            raise ValueError(f"quality = {self.quality}: png is lossless. Leave it out, or use jpg")
         return self
 
     @property
@@ -158,7 +228,8 @@ class Output(Section):
         return self.quality if self.quality is not None else {"webp": 90}.get(self.image_format, 95)
 
 
-def _path_alone(value: Any) -> Any:
+def path_alone(value: Any) -> Any:
+    """Return the section of a model that is given by its path alone."""
     return {"path": value} if isinstance(value, str) else value
 
 
@@ -169,110 +240,14 @@ class Job(Section):
         "", description="goes into the dataset card; default: output.path's last part"
     )
     prompts: Prompts
-    model: Annotated[Model, BeforeValidator(_path_alone, json_schema_input_type=str | Model)]
+    model: Annotated[Model, BeforeValidator(path_alone, json_schema_input_type=str | Model)]
     sampling: Sampling = Sampling()
     engine: EngineSettings = EngineSettings()
     cluster: Cluster = Cluster()
     output: Output
+    safety: Safety = Safety()
 
     @property
     def title(self) -> str:
         """Return the dataset's name."""
         return self.name or self.output.path.rstrip("/").rsplit("/", 1)[-1]
-
-
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Job:
-    """Read the job file at `path`; each override is `section.key=value`, its value in YAML.
-
-    Raises:
-        JobError: the file cannot be read, or is no job: says which key and what it must be.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"{path} = {error}: must be a readable job file in YAML.") from error
-    return parse(strict_yaml.parse(text, str(path)), overrides, str(path))
-
-
-def parse(values: Any, overrides: Sequence[str] = (), where: str = "the job") -> Job:
-    """Build a job from the mapping `values`, as YAML gives it; `where` it stands."""
-    if not isinstance(values, dict):
-        raise JobError(f"{where} = no mapping: must have prompts, model and output.")
-    for override in overrides:
-        values = _override(values, override)
-    try:
-        return Job.model_validate(values)
-    except ValidationError as error:
-        raise JobError(explain(error)) from error
-
-
-def explain(error: ValidationError) -> str:
-    """Say the first thing that is wrong in one line: where, what was found, what it must be."""
-    first, *others = error.errors()
-    where = _where(first)
-    if first["type"] == "extra_forbidden":
-        *parents, key = (str(part) for part in first["loc"])
-        return f"{'.'.join([*parents, key])}: unknown key. {_suggest(parents, key)}"
-    if first["type"] == "missing":
-        return f"{where} = nothing: must be given."
-    if first["type"] == "value_error" and " = " in first["msg"]:
-        return f"{first['msg'].removeprefix('Value error, ')}."
-    musts = [_must(first), *(_must(other) for other in others if _where(other) == where)]
-    return f"{where} = {reprlib.repr(first['input'])}: must be {' or '.join(dict.fromkeys(musts))}."
-
-
-def json_schema() -> str:
-    """Return the job file's JSON Schema, for editors."""
-    return json.dumps(Job.model_json_schema(), indent=2)
-
-
-def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
-    name, equals, text = override.partition("=")
-    if not equals or not name:
-        raise JobError(f"--set {override!r}: must be section.key=value.")
-    value = strict_yaml.parse(text, f"--set {override}") if text else ""
-    return _set(values, name.split("."), value, override)
-
-
-def _set(values: Any, keys: list[str], value: Any, override: str) -> dict[str, Any]:
-    if isinstance(values, str) and override.startswith("model."):
-        values = _path_alone(values)
-    if not isinstance(values, dict | None):
-        raise JobError(
-            f"--set {override!r}: {keys[0]!r} is inside {values!r}, which is no section."
-        )
-    values = values or {}
-    head, *rest = keys
-    return {**values, head: _set(values.get(head), rest, value, override) if rest else value}
-
-
-def _suggest(parents: list[str], key: str) -> str:
-    section: Any = Job
-    for parent in parents:
-        section = section.model_fields[parent].annotation
-    known = list(section.model_fields)
-    close = difflib.get_close_matches(key, known, n=1)
-    if close:
-        return f"Did you mean {'.'.join([*parents, close[0]])!r}?"
-    return f"Known: {', '.join(known)}."
-
-
-def _where(error: Any) -> str:
-    """Return the dotted key, without the names that pydantic adds for a union's branches."""
-    branches = ("[key]", "str", "int", "constrained-int", "list[str]")
-    parts = [str(part) for part in error["loc"] if part not in branches]
-    return ".".join(part for part in parts if "literal[" not in part)
-
-
-def _must(error: Any) -> str:
-    plain = {
-        "model_type": "a section of keys",
-        "dict_type": "a section of keys",
-        "string_type": "text",
-        "int_type": "a whole number",
-        "float_type": "a number",
-        "finite_number": "a number",
-        "list_type": "a list",
-    }
-    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("must be ")
-    return plain.get(error["type"], message.removeprefix("Input should be "))

@@ -1,0 +1,106 @@
+"""Models with random weights in the classes of Stable Diffusion 1.5, in three sizes.
+
+Random weights cost the same time as trained ones, and nothing has to be downloaded.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from sdbatch.engine import builtin
+
+SCHEDULER = {  # of the published model
+    "_class_name": "PNDMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "prediction_type": "epsilon",
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """The sizes of a model's parts."""
+
+    pixels: int  # of a side of its images
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    text: dict[str, Any]
+
+
+SIZES = {
+    # the tests' model
+    "tiny": Size(
+        64,
+        {
+            "block_out_channels": (32, 64),
+            "layers_per_block": 1,
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            "cross_attention_dim": 32,
+            "attention_head_dim": 4,
+            "norm_num_groups": 8,
+        },
+        {"block_out_channels": (8, 16, 16, 32), "layers_per_block": 1, "norm_num_groups": 4},
+        {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "heads": 4},
+    ),
+    # as large as a model of some megabytes that comes with the package
+    "embedded": Size(
+        64,
+        {
+            "block_out_channels": (96, 128),
+            "layers_per_block": 2,
+            "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            "cross_attention_dim": 64,
+            "attention_head_dim": 4,
+        },
+        {"block_out_channels": (16, 32, 48, 64), "layers_per_block": 1, "norm_num_groups": 8},
+        {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "heads": 4},
+    ),
+    # Stable Diffusion 1.5: 860 M parameters in the UNet
+    "sd15": Size(
+        512,
+        {"cross_attention_dim": 768, "attention_head_dim": 8},
+        {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2},
+        {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "heads": 12},
+    ),
+}
+
+
+def parts(name: str, device: str = "cpu", seed: int = 0) -> dict[str, Any]:
+    """Return the parts of the model `name`, one of SIZES, as engine.loading.assemble takes them."""
+    size = SIZES[name]
+    tokenizer = builtin.byte_tokenizer()
+    text = dict(size.text)
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(seed)
+        return {
+            "tokenizer": tokenizer,
+            "text_encoder": CLIPTextModel(
+                CLIPTextConfig(
+                    vocab_size=len(tokenizer),
+                    num_attention_heads=text.pop("heads"),
+                    projection_dim=text["hidden_size"],
+                    bos_token_id=tokenizer.bos_token_id,
+                    eos_token_id=tokenizer.eos_token_id,
+                    pad_token_id=tokenizer.pad_token_id,
+                    **text,
+                )
+            ),
+            "unet": UNet2DConditionModel(**size.unet),
+            "vae": AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                latent_channels=4,
+                **size.vae,
+            ),
+            "scheduler_config": SCHEDULER,
+        }

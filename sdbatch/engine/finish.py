@@ -1,0 +1,156 @@
+"""From finished latents to delivered images: decoding in fixed groups, copies, futures.
+
+Decoding is the engine thread's, as it owns the device; waiting for the copy off the device and
+calling whoever waits for the image is done in a thread of its own, so that no tick waits for it.
+"""
+
+import queue
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sdbatch.engine.cohort import Ticket
+from sdbatch.engine.request import Drawn
+from sdbatch.engine.sd1 import Pictures, StableDiffusion1
+from sdbatch.errors import ModelError
+
+GROUP = 4  # images a call of the VAE: always so many, padded
+PATIENCE = 8  # rounds that a finished image waits for others to fill its group
+
+
+@dataclass(slots=True)
+class _Finished:
+    ticket: Ticket
+    latents: torch.Tensor  # (C, h, w)
+    lanes: int
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Finished images of one size that wait for a whole group."""
+
+    images: list[_Finished]
+    group: int = GROUP
+    rounds: int = 0  # that the first of them has waited
+
+
+class Finisher:
+    """Decodes and delivers. All but its delivering thread belongs to the engine's thread."""
+
+    def __init__(self, sd: StableDiffusion1) -> None:
+        self._sd = sd
+        self._sizes: dict[tuple[int, int], _Waiting] = {}
+        self._copies: queue.SimpleQueue[_Copy | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._deliver, name="sdbatch-deliver", daemon=True)
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Tell whether images wait to be decoded."""
+        return any(size.images for size in self._sizes.values())
+
+    def add(self, ticket: Ticket, latents: torch.Tensor, lanes: int) -> None:
+        """Let a request's finished latents (C, h, w), drawn in so many lanes, wait for a group."""
+        key = (ticket.request.height, ticket.request.width)
+        size = self._sizes.setdefault(key, _Waiting([]))
+        size.images.append(_Finished(ticket, latents, lanes))
+
+    def decode(self, *, hurry: bool) -> list[str]:
+        """Decode the groups that are whole, and if `hurry` or long awaited also those that are not.
+
+        Returns:
+            What ran out of memory: that size is decoded in smaller groups from then on.
+        """
+        shrunk = []
+        for size in self._sizes.values():
+            size.rounds += bool(size.images)
+            while len(size.images) >= size.group or (
+                size.images and (hurry or size.rounds > PATIENCE)
+            ):
+                size.rounds = 0
+                group, size.images = size.images[: size.group], size.images[size.group :]
+                if (reason := self._decode(group, size)) is not None:
+                    shrunk.append(reason)
+        return shrunk
+
+    def close(self) -> None:
+        """Deliver what was decoded, then stop."""
+        self._copies.put(None)
+        self._thread.join()
+
+    def _decode(self, group: list[_Finished], size: _Waiting) -> str | None:
+        try:
+            latents = torch.stack([image.latents for image in group])
+            pictures = self._sd.decode(latents, size.group)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:  # noqa: BLE001  tried in smaller groups, then of this row
+            if size.group == 1:
+                group[0].ticket.settle(error)
+                return None
+            size.group //= 2
+            size.images = group + size.images
+            return f"{size.group} images a VAE call ({type(error).__name__}: {error})"
+        self._copies.put(_Copy(group, pictures))
+        return None
+
+    def _deliver(self) -> None:
+        while (copy := self._copies.get()) is not None:
+            copy.deliver()
+
+
+class _Copy:
+    """Decoded images on their way off the device; the copy begins at once and is not waited for."""
+
+    def __init__(self, group: list[_Finished], pictures: Pictures) -> None:
+        self._group = group
+        self._pixels = _to_host(pictures.pixels)
+        self._finite = _to_host(pictures.finite)
+        self._scores = None if pictures.scores is None else _to_host(pictures.scores)
+        self._event: Any = None
+        if pictures.pixels.is_cuda:
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def deliver(self) -> None:
+        """Wait for the copy and settle the requests."""
+        try:
+            if self._event is not None:
+                self._event.synchronize()
+        except torch.AcceleratorError as error:
+            for image in self._group:
+                image.ticket.settle(device_failed(error))
+        for i, image in enumerate(self._group):
+            image.ticket.settle(self._outcome(i, image))
+
+    def _outcome(self, i: int, image: _Finished) -> Drawn | Exception:
+        if not self._finite[i]:
+            return ArithmeticError(
+                "latents = not finite: the model drew no picture for these values"
+            )
+        scores = None
+        if self._scores is not None:
+            scores = tuple(round(score, 3) for score in self._scores[i].tolist())
+        return Drawn(
+            image=self._pixels[i].numpy(),
+            prompt_tokens=image.ticket.prompts.tokens,
+            prompt_truncated=image.ticket.prompts.truncated,
+            lanes=image.lanes,
+            nsfw=None if scores is None else any(score > 0 for score in scores),
+            nsfw_scores=scores,
+        )
+
+
+def device_failed(error: Exception) -> ModelError:
+    """Return what to tell those whose images a broken device will not draw."""
+    text = " ".join(str(error).split())[:200]
+    return ModelError(f"engine.device = failed ({text}): run the same command again to resume.")
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_cuda:
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)

@@ -1,0 +1,199 @@
+"""The lanes of one shape: who waits for them, which cohorts stand in them, one tick at a time.
+
+A tick is one UNet call of exactly `count` rows. Between ticks finished requests leave and waiting
+ones join. What each request will take of the lanes is known from its first tick to its last, so a
+request joins only where all its ticks have room.
+"""
+
+import copy
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sdbatch.engine.cohort import Cohort, Ticket
+from sdbatch.engine.samplers import make_scheduler
+from sdbatch.engine.sd1 import StableDiffusion1, padded
+
+LEAST = 2  # lanes: a guided image
+PATIENCE = 32  # lanes' worth of later requests that may overtake one
+SCHEDULERS = 256  # kept ready: some take 0.1 s to set up
+
+
+class Schedulers:
+    """Fresh diffusers schedulers by kind, copied from ones that were set up once."""
+
+    def __init__(self, model_config: dict[str, Any]) -> None:
+        self._config = model_config
+        self._ready: dict[tuple[str, int], Any] = {}
+
+    def make(self, sampler: str, num_inference_steps: int) -> Any:
+        """Return a scheduler at its start; raises ValueError where there is none."""
+        kind = (sampler, num_inference_steps)
+        if kind not in self._ready:
+            if len(self._ready) >= SCHEDULERS:
+                self._ready.pop(next(iter(self._ready)))
+            self._ready[kind] = make_scheduler(sampler, self._config, num_inference_steps)
+        return copy.deepcopy(self._ready[kind])
+
+    def ticks(self, sampler: str, num_inference_steps: int) -> int:
+        """Return how many UNet calls a request of the kind takes."""
+        kind = (sampler, num_inference_steps)
+        if kind not in self._ready:
+            self.make(*kind)
+        return len(self._ready[kind].timesteps)
+
+
+class Lanes:
+    """The lanes of one shape. Belongs to the engine's thread."""
+
+    def __init__(self, sd: StableDiffusion1, schedulers: Schedulers, count: int) -> None:
+        self.count = count
+        self.cohorts: list[Cohort] = []
+        self._sd = sd
+        self._schedulers = schedulers
+        # By kind, and within it by when two lanes are needed: all of a queue fit, or none does.
+        self._waiting: dict[Any, deque[Ticket]] = {}
+        self._waiting_count = 0
+        self._admitted = 0
+        self._busy: NDArray[np.int64] = np.zeros(0, np.int64)  # lanes taken, from the next tick on
+
+    @property
+    def busy(self) -> bool:
+        """Tell whether a request waits or is drawn here."""
+        return bool(self._waiting or self.cohorts)
+
+    def put(self, ticket: Ticket) -> None:
+        """Let `ticket`, whose ticks are known, wait."""
+        ticket.overtaken_at = self._admitted + self._waiting_count + PATIENCE * self.count
+        self._enqueue(ticket).append(ticket)
+
+    def put_back(self, tickets: list[Ticket]) -> None:
+        """Let tickets that were in lanes wait again, before all others."""
+        for ticket in tickets:
+            ticket.overtaken_at = 0
+            self._enqueue(ticket).appendleft(ticket)
+
+    def drop_cancelled(self) -> None:
+        """Free the lanes of requests that were cancelled."""
+        dropped = [cohort.drop_cancelled() for cohort in self.cohorts]
+        if any(dropped):
+            self.cohorts = [cohort for cohort in self.cohorts if cohort.alive]
+            self._count_busy()
+
+    def admit(self) -> list[list[Ticket]]:
+        """Take waiting tickets into free lanes, a list for each cohort that they will make.
+
+        Longest first, as a long one that begins late leaves lanes empty at the end; but one that
+        too many have overtaken goes before all, and then nobody takes the lanes that it needs.
+        """
+        taken: dict[Any, list[Ticket]] = {}
+        free = self.count - (int(self._busy[0]) if len(self._busy) else 0)
+        for key in self._order() if free else ():
+            queue = self._waiting[key]
+            while queue and (queue[0].future.cancelled() or self._fits(queue[0])):
+                ticket = self._take(key)
+                if ticket.future.cancelled():
+                    ticket.settle(CancelledError())
+                    continue
+                self._occupy(ticket.lanes())
+                kind = (ticket.request.kind, id(ticket) if ticket.alone else None)
+                taken.setdefault(kind, []).append(ticket)
+                self._admitted += 1
+            if queue and self._is_overdue(queue[0]):
+                break
+        return list(taken.values())
+
+    def start(self, tickets: list[Ticket]) -> None:
+        """Make a cohort of admitted tickets; raises what its scheduler or text raises."""
+        sampler, steps, _ = tickets[0].request.kind
+        self.cohorts.append(Cohort(tickets, self._sd, self._schedulers.make(sampler, steps)))
+
+    def leave(self, tickets: list[Ticket]) -> None:
+        """Give back the lanes of admitted tickets that made no cohort."""
+        for ticket in tickets:
+            self._busy[: ticket.ticks] -= ticket.lanes()
+
+    def tick(self) -> tuple[int, list[tuple[Cohort, Exception]]]:
+        """Advance all cohorts by one UNet call.
+
+        Returns:
+            How many of its rows were not padding, and the cohorts that failed at it, with why.
+        """
+        cohorts = self.cohorts
+        noise = self._sd.denoise(
+            padded(torch.cat([cohort.model_input() for cohort in cohorts]), self.count),
+            padded(torch.cat([cohort.timesteps() for cohort in cohorts]), self.count),
+            padded(torch.cat([cohort.context for cohort in cohorts]), self.count),
+        )
+        filled = 0
+        faults: list[tuple[Cohort, Exception]] = []
+        for cohort, rows in [(cohort, cohort.lanes) for cohort in cohorts]:
+            try:
+                cohort.advance(noise[filled : filled + rows])
+            except torch.AcceleratorError:
+                raise
+            except Exception as error:  # noqa: BLE001  of this cohort's rows
+                faults.append((cohort, error))
+            filled += rows
+        self._busy = self._busy[1:]
+        return filled, faults
+
+    def take_done(self) -> Iterator[tuple[Ticket, torch.Tensor]]:
+        """Take the finished requests out of their lanes, each with its latents (C, h, w)."""
+        done = [cohort for cohort in self.cohorts if cohort.done]
+        self.cohorts = [cohort for cohort in self.cohorts if not cohort.done]
+        for cohort in done:
+            for i in cohort.alive:
+                yield cohort.tickets[i], cohort.latents[i]
+
+    def give_up(self, cohorts: list[Cohort]) -> list[Ticket]:
+        """Take `cohorts` out of their lanes unfinished; return their requests."""
+        self.cohorts = [cohort for cohort in self.cohorts if cohort not in cohorts]
+        self._count_busy()
+        return [cohort.tickets[i] for cohort in cohorts for i in cohort.alive]
+
+    def _enqueue(self, ticket: Ticket) -> deque[Ticket]:
+        self._waiting_count += 1
+        key = (ticket.request.kind, ticket.request.guided_ticks(ticket.ticks))
+        return self._waiting.setdefault(key, deque())
+
+    def _take(self, key: Any) -> Ticket:
+        ticket = self._waiting[key].popleft()
+        self._waiting_count -= 1
+        if not self._waiting[key]:
+            del self._waiting[key]
+        return ticket
+
+    def _order(self) -> list[Any]:
+        heads = {key: queue[0] for key, queue in self._waiting.items()}
+        order = sorted(heads, key=lambda key: -heads[key].ticks)  # stable: first come first
+        oldest = min(heads, key=lambda key: heads[key].overtaken_at, default=None)
+        if oldest is not None and self._is_overdue(heads[oldest]):
+            order.remove(oldest)
+            order.insert(0, oldest)
+        return order
+
+    def _is_overdue(self, ticket: Ticket) -> bool:
+        return self._admitted >= ticket.overtaken_at
+
+    def _fits(self, ticket: Ticket) -> bool:
+        lanes = ticket.lanes()
+        over = min(len(lanes), len(self._busy))
+        return bool((self._busy[:over] + lanes[:over]).max(initial=0) <= self.count)
+
+    def _occupy(self, lanes: NDArray[np.int64]) -> None:
+        busy = np.zeros(max(len(lanes), len(self._busy)), np.int64)
+        busy[: len(self._busy)] = self._busy
+        busy[: len(lanes)] += lanes
+        self._busy = busy
+
+    def _count_busy(self) -> None:
+        """Work out anew which lanes are taken when."""
+        self._busy = np.zeros(0, np.int64)
+        for cohort in self.cohorts:
+            self._occupy(cohort.plan())
