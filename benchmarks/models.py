@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from sdbatch.engine import builtin
@@ -56,7 +57,7 @@ SIZES = {
         64,
         {
             "block_out_channels": (96, 128),
-            "layers_per_block": 2,
+            "layers_per_block": 1,
             "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
             "cross_attention_dim": 64,
@@ -75,15 +76,43 @@ SIZES = {
 }
 
 
-def parts(name: str, device: str = "cpu", seed: int = 0) -> dict[str, Any]:
-    """Return the parts of the model `name`, one of SIZES, as engine.loading.assemble takes them."""
+def _unet(size: Size) -> UNet2DConditionModel:
+    return UNet2DConditionModel(**size.unet)
+
+
+def _vae(size: Size) -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        **size.vae,
+    )
+
+
+def flop(name: str) -> tuple[float, float]:
+    """Return the TFLOP of the UNet a row, and of the VAE's decoder an image, by torch's count."""
+    size = SIZES[name]
+    side, width = size.pixels // 8, size.unet["cross_attention_dim"]
+    with torch.device("meta"), torch.inference_mode():
+        unet, vae = _unet(size), _vae(size)
+        with FlopCounterMode(display=False) as of_unet:
+            unet(torch.empty(1, 4, side, side), 1, encoder_hidden_states=torch.empty(1, 77, width))
+        with FlopCounterMode(display=False) as of_vae:
+            vae.decode(torch.empty(1, 4, side, side))
+    return of_unet.get_total_flops() / 1e12, of_vae.get_total_flops() / 1e12
+
+
+def parts(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Return the parts of the model `name`, one of SIZES, as engine.loading.assemble takes them.
+
+    The weights are drawn in float32 on `device` and then rounded: the same on every call.
+    """
     size = SIZES[name]
     tokenizer = builtin.byte_tokenizer()
     text = dict(size.text)
     with torch.random.fork_rng(), torch.device(device):
-        torch.manual_seed(seed)
-        return {
-            "tokenizer": tokenizer,
+        torch.manual_seed(0)
+        made: dict[str, torch.nn.Module] = {
             "text_encoder": CLIPTextModel(
                 CLIPTextConfig(
                     vocab_size=len(tokenizer),
@@ -95,12 +124,9 @@ def parts(name: str, device: str = "cpu", seed: int = 0) -> dict[str, Any]:
                     **text,
                 )
             ),
-            "unet": UNet2DConditionModel(**size.unet),
-            "vae": AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                latent_channels=4,
-                **size.vae,
-            ),
-            "scheduler_config": SCHEDULER,
+            "unet": _unet(size),
+            "vae": _vae(size),
         }
+    for part in made.values():
+        torch.nn.Module.to(part, dtype=dtype)  # diffusers' own `to` warns
+    return {"tokenizer": tokenizer, "scheduler_config": SCHEDULER, **made}

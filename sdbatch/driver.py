@@ -12,6 +12,7 @@ from sdbatch.errors import ModelError, SdbatchError
 from sdbatch.job import Job
 from sdbatch.plan import Plan
 from sdbatch.receipts import Receipt
+from sdbatch.report import engines
 from sdbatch.report.progress import Display, Heartbeat, Progress
 from sdbatch.report.summary import Report
 from sdbatch.storage import Store
@@ -127,6 +128,7 @@ class Driver:
             stopped=self._stopped,
             began=self._began,
             startup=self._startup,
+            engines=engines.of(self._came, self._drawing_seconds()),
         )
         if self._stopped is None:
             try:
@@ -136,6 +138,10 @@ class Driver:
         self._heartbeat.write("stopped" if report.stopped else "finished", progress)
         self._display.close(report)
         return report
+
+    def _drawing_seconds(self) -> float:
+        since = self._snapshot.loaded_at
+        return time.time() - since if since else 0.0
 
     def _note_start(self) -> None:
         for step, at in (("model", self._snapshot.loaded_at), ("tick", self._snapshot.ticked_at)):

@@ -4,7 +4,7 @@ n = requests of the cohort, C = 4 latent channels, h/w = latent height/width,
 L = text tokens, D = text width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,7 +57,13 @@ class Cohort:
     one that is guided at this step another with the negative prompt.
     """
 
-    def __init__(self, tickets: Sequence[Ticket], sd: StableDiffusion1, scheduler: Any) -> None:
+    def __init__(
+        self,
+        tickets: Sequence[Ticket],
+        sd: StableDiffusion1,
+        scheduler: Any,
+        waiting: Iterable[Ticket] = (),
+    ) -> None:
         self.tickets = list(tickets)
         self._scheduler = scheduler
         self._step = 0
@@ -81,7 +87,9 @@ class Cohort:
             seeds = [request.seed for request in requests]
             scheduler.noise_sampler = brownian(scheduler, seeds, self.latents)
         self._timesteps = scheduler.timesteps.to(sd.device, torch.float32)
-        self._prompts, self._negatives = sd.embed([ticket.prompts for ticket in tickets])
+        self._prompts, self._negatives = sd.embed(
+            [ticket.prompts for ticket in tickets], (ticket.prompts for ticket in waiting)
+        )
         self._group()
 
     @property

@@ -111,7 +111,9 @@ class Lanes:
     def start(self, tickets: list[Ticket]) -> None:
         """Make a cohort of admitted tickets; raises what its scheduler or text raises."""
         sampler, steps, _ = tickets[0].request.kind
-        self.cohorts.append(Cohort(tickets, self._sd, self._schedulers.make(sampler, steps)))
+        scheduler = self._schedulers.make(sampler, steps)
+        waiting = (ticket for key in self._order() for ticket in self._waiting[key])
+        self.cohorts.append(Cohort(tickets, self._sd, scheduler, waiting))
 
     def leave(self, tickets: list[Ticket]) -> None:
         """Give back the lanes of admitted tickets that made no cohort."""

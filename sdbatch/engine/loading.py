@@ -79,11 +79,11 @@ def load(files: ModelFiles, build: Build) -> Model:
 def assemble(
     parts: dict[str, Any], build: Build, *, checker: Any = None, has_embeddings: bool = False
 ) -> Model:
-    """Put the loaded `parts`, named as Model's fields, onto the device as `build` says."""
+    """Put the loaded `parts`, named as Model's fields and of the dtype, onto the device."""
     parts = dict(parts)
     layout = torch.channels_last if build.channels_last else torch.contiguous_format
     for name in checkpoint.PARTS:
-        part = parts[name].to(build.device, getattr(torch, build.dtype)).requires_grad_(False)
+        part = parts[name].to(build.device).requires_grad_(False)
         parts[name] = (
             part.eval() if name == "text_encoder" else part.eval().to(memory_format=layout)
         )

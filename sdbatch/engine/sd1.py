@@ -8,7 +8,7 @@ n = images, C = 4 latent channels, H/W = image height/width in pixels, h/w = H/8
 L = 77 text tokens a chunk, D = text width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,10 +87,16 @@ class StableDiffusion1:
         """Return what the request's lanes share with those beside them."""
         return Shape(request.height, request.width, len(prompts.prompt))
 
-    def embed(self, prompts: Sequence[Prompts]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what the lanes of the prompts and of the negatives carry: (n, chunks * L, D)."""
+    def embed(
+        self, prompts: Sequence[Prompts], soon: Iterable[Prompts]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the lanes of the prompts and of the negatives carry: (n, chunks * L, D).
+
+        Those that will be asked for `soon` are encoded too where that costs nothing.
+        """
         rows = [*(p.prompt for p in prompts), *(p.negative for p in prompts)]
-        flat = self._text.encode([chunk for row in rows for chunk in row])
+        later = (chunk for p in soon for chunk in (*p.prompt, *p.negative))
+        flat = self._text.encode([chunk for row in rows for chunk in row], later)
         chunks = len(rows[0])
         joined = [torch.cat(flat[i : i + chunks]) for i in range(0, len(flat), chunks)]
         return torch.stack(joined[: len(prompts)]), torch.stack(joined[len(prompts) :])

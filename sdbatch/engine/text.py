@@ -5,9 +5,10 @@ L = 77 text tokens of a chunk, D = text width (768 for SD 1.5).
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from sdbatch.engine import emphasis
 
 GROUP = 8  # chunks a call of the text encoder: always so many, padded, so that bits never differ
+AHEAD = 64  # chunks that are looked at to fill a group
 CACHED = 512  # chunks kept; an embedding of SD 1.5 is 231 KiB in float32
 
 
@@ -97,10 +99,16 @@ class TextEncoder:
         self._encoder = encoder
         self._cache: OrderedDict[Chunk, torch.Tensor] = OrderedDict()
 
-    def encode(self, chunks: Sequence[Chunk]) -> list[torch.Tensor]:
-        """Return the embeddings (L, D) of `chunks`, in order. Under torch.inference_mode only."""
+    def encode(self, chunks: Sequence[Chunk], soon: Iterable[Chunk] = ()) -> list[torch.Tensor]:
+        """Return the embeddings (L, D) of `chunks`, in order. Under torch.inference_mode only.
+
+        Room in the last group goes to those that are asked for `soon`.
+        """
         found = {chunk: self._cache[chunk] for chunk in chunks if chunk in self._cache}
         new = [chunk for chunk in dict.fromkeys(chunks) if chunk not in found]
+        if room := -len(new) % GROUP:
+            later = dict.fromkeys(islice(soon, AHEAD))
+            new += islice((c for c in later if c not in self._cache and c not in new), room)
         for start in range(0, len(new), GROUP):
             group = new[start : start + GROUP]
             found |= zip(group, self._encode_group(group), strict=True)

@@ -3,6 +3,7 @@
 import shlex
 from dataclasses import dataclass, field
 
+from sdbatch.report.engines import Engines
 from sdbatch.storage import is_local
 
 
@@ -21,6 +22,7 @@ class Report:
     began: float  # clock seconds
     stopped: str | None = None  # why the run ended early; None: every shard has its receipt
     startup: dict[str, float] = field(default_factory=dict)  # seconds from the start to each step
+    engines: Engines | None = None  # of this run; None: nothing was drawn
 
     @property
     def exit_code(self) -> int:
@@ -37,6 +39,8 @@ class Report:
             f"  {self.drawn_now:,} drawn now in {self.seconds:.1f} s, "
             f"{self.images_per_s:.1f} images/s",
         ]
+        if self.engines is not None:
+            lines += self.engines.lines()
         for reason, count in list(self.reasons.items())[:10]:
             lines.append(f"  {count:,} failed: {reason}")
         if len(self.reasons) > 10:

@@ -1,0 +1,38 @@
+"""What a benchmark has found so far; written after every part, so that a run cut off counts."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Findings:
+    """What was found so far; written after every part."""
+
+    path: Path | None
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, part: str, found: Any) -> None:
+        """Add a part, print it, and write all."""
+        self.values[part] = found
+        print(f"## {part}\n{_lines(found)}\n", flush=True)
+        if self.path:
+            self.path.with_suffix(".json").write_text(json.dumps(self.values, indent=2) + "\n")
+            text = "\n\n".join(
+                f"## {name}\n\n{_lines(value)}" for name, value in self.values.items()
+            )
+            self.path.with_suffix(".md").write_text(text + "\n")
+
+
+def _lines(found: Any) -> str:
+    """Return findings as a Markdown table where they are rows of columns, else as a list."""
+    rows = [row for row in found.values() if isinstance(row, dict)]
+    if not rows or len(rows) < len(found):
+        return "\n".join(f"- {name}: {value}" for name, value in found.items())
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in found.items():
+        cells = [str(row.get(column, "")) for column in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)

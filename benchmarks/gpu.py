@@ -1,0 +1,279 @@
+"""The yardstick on a GPU: the engine against diffusers as its users tune it, and the machine.
+
+    python benchmarks/gpu.py --output benchmarks/results/gpu-NAME     # under 8 minutes on an H200
+    python benchmarks/gpu.py --small                                  # the same code on a CPU
+
+No network: random weights in the true shape of Stable Diffusion 1.5, which cost the same time.
+
+    B1  diffusers, eager, float16             B2  with channels_last
+    B3  with channels_last, fused QKV and torch.compile, max-autotune, Inductor's documented flags
+    S   the engine, float16, channels_last    Sc  with engine.compile
+
+B1 and B2 at their own best batch size; B3, whose every size takes minutes to compile, at B2's.
+Rates are medians of runs in turns, forwards and backwards (A-B-B-A). Writes NAME.json and NAME.md
+after every part, so that a run that is cut off still counts.
+"""
+
+import json
+import os
+import platform
+import random
+import statistics
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import models
+import torch
+from findings import Findings
+from sides import Diffusers, Ours, Side, median_seconds, model_ms, synchronize
+
+from sdbatch.engine.engine import Engine
+from sdbatch.engine.loading import Build, Model, assemble
+from sdbatch.engine.request import Request
+from sdbatch.plan import versions
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured, and on what."""
+
+    name: str  # of models.SIZES
+    device: str
+    dtype: str
+    steps: tuple[int, ...]  # the last one without guidance, as few-step models are used
+    batches: tuple[int, ...]
+    lanes: int
+    images: int  # a run
+    rounds: int
+    matmul: int  # side of the matrices
+    tune: bool  # B3 with autotuning
+
+    @property
+    def pixels(self) -> int:
+        """Return the side of an image."""
+        return models.SIZES[self.name].pixels
+
+
+FULL = Setting(
+    "sd15", "cuda", "float16", (50, 25, 4), (4, 8, 16, 32, 64), 32, 32, 1, 8192, tune=True
+)
+SMALL = Setting("tiny", "cpu", "float32", (6, 3, 2), (2, 4), 8, 8, 1, 512, tune=False)
+
+
+def ceilings(setting: Setting) -> dict[str, Any]:
+    """Return what the machine can do at most: TFLOP/s of matrix products, TB/s of copies."""
+    device, n = torch.device(setting.device), setting.matmul
+    found: dict[str, Any] = {}
+    for dtype in (torch.bfloat16, torch.float16):
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        seconds = median_seconds(lambda a=a, b=b: a @ b, device, repeats=20)
+        found[f"matmul {dtype} TFLOP/s".replace("torch.", "")] = round(2 * n**3 / seconds / 1e12, 3)
+    source = torch.empty(n * n * 16, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = median_seconds(lambda: target.copy_(source), device, repeats=20)
+    found["copy TB/s"] = round(2 * source.numel() / seconds / 1e12, 4)
+    return found
+
+
+def requests(setting: Setting, steps: int, count: int) -> list[Request]:
+    """Return requests that are alike; guided unless the steps are the fewest."""
+    few = steps == setting.steps[-1]
+    return [
+        Request(
+            prompt=f"a photograph of a dog, number {i}",
+            seed=i,
+            sampler="lcm" if few else "dpmpp_2m",
+            num_inference_steps=steps,
+            guidance_scale=1.0 if few else 7.5,
+            height=setting.pixels,
+            width=setting.pixels,
+        )
+        for i in range(count)
+    ]
+
+
+def mixed(setting: Setting, count: int) -> list[Request]:
+    """Return requests whose steps, sampler and guidance vary; the same ones on every call."""
+    draw = random.Random(0)
+    most = setting.steps[0]
+    return [
+        replace(
+            request,
+            sampler=draw.choice(["ddim", "euler", "dpmpp_2m", "unipc"]),
+            num_inference_steps=draw.randint(most // 5, most),
+            guidance_scale=1.0 if draw.random() < 1 / 3 else 7.5,
+        )
+        for request in requests(setting, most, count)
+    ]
+
+
+def model(setting: Setting, dtype: str | None = None, **build: bool) -> Model:
+    """Return a model of its own: the same weights, laid out as `build` says."""
+    dtype = dtype or setting.dtype
+    parts = models.parts(setting.name, setting.device, getattr(torch, dtype))
+    return assemble(parts, Build(setting.device, dtype, **build))
+
+
+def best_batch(setting: Setting, found: Model) -> tuple[int, dict[str, float]]:
+    """Return the batch size of the cheapest UNet row, guided, and each one's milliseconds."""
+    costs = {
+        batch: model_ms(found, 2 * batch, min(batch, 4), setting.pixels)[0]
+        for batch in setting.batches
+    }
+    best = min(costs, key=lambda batch: costs[batch])
+    return best, {f"batch {batch}": round(ms, 3) for batch, ms in costs.items()}
+
+
+def in_turns(setting: Setting, sides: dict[str, Side], asked: list[Request]) -> dict[str, Any]:
+    """Draw the requests with all sides forwards and backwards; return images/s, and idle shares."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    idle: dict[str, float] = {}
+    for _ in range(setting.rounds):
+        for name in [*sides, *reversed(sides)]:
+            side = sides[name]
+            if isinstance(side, Ours):
+                side.busy_seconds()
+            began = time.perf_counter()
+            side.draw(asked)
+            synchronize(torch.device(setting.device))
+            seconds[name].append(time.perf_counter() - began)
+            if isinstance(side, Ours):
+                idle[name] = round(1 - side.busy_seconds() / seconds[name][-1], 4)
+    return {
+        name: {
+            "images/s": round(len(asked) / statistics.median(spent), 3),
+            "outside UNet and VAE": idle.get(name, ""),
+        }
+        for name, spent in seconds.items()
+    }
+
+
+def rates(
+    setting: Setting, sides: dict[str, Side], ceiling: float, several: tuple[int, ...] = ()
+) -> dict[str, Any]:
+    """Return every side's rate at `several` or all steps, with its arithmetic a second."""
+    unet, vae = models.flop(setting.name)
+    found: dict[str, Any] = {}
+    for steps in several or setting.steps:
+        asked = requests(setting, steps, setting.images)
+        rows = steps * (2 if asked[0].guided else 1)
+        for name, row in in_turns(setting, sides, asked).items():
+            tflops = row["images/s"] * (rows * unet + vae)
+            share = {"TFLOP/s": round(tflops, 3), "of the ceiling": round(tflops / ceiling, 3)}
+            found[f"{name}, {steps} steps"] = {**row, **share}
+    ours = {name: side for name, side in sides.items() if isinstance(side, Ours)}
+    for name, row in in_turns(setting, ours, mixed(setting, setting.images)).items():
+        found[f"{name}, mixed"] = row
+    return found
+
+
+@torch.inference_mode()
+def accuracy(setting: Setting, fast: Model, batch: int) -> dict[str, Any]:
+    """Return how far S and B1 are from float32, and whether lanes change bits."""
+    asked = requests(setting, setting.steps[1], 4)
+    exact = _images(model(setting, "float32"), asked, setting.lanes)
+    plain = _images(model(setting), asked, 2 * batch)
+    found: dict[str, Any] = {}
+    ours = _images(fast, asked, setting.lanes)
+    for name, images in (("S", ours), ("B1's layout", plain)):
+        off = (images - exact).abs()
+        found[f"{name} to float32, counts"] = f"mean {off.mean():.3f}, most {int(off.max())}"
+    permuted = [*mixed(setting, 6), *asked[::-1]]
+    again = _images(fast, permuted, setting.lanes)[6:].flip(0)
+    found["same bits in other lanes beside others"] = bool(torch.equal(again, ours))
+    return found
+
+
+def _images(found: Model, asked: list[Request], lanes: int) -> torch.Tensor:
+    engine = Engine(found, lanes=lanes, threads=1)
+    futures = [engine.submit(request) for request in asked]
+    images = [torch.from_numpy(future.result().image).float() for future in futures]
+    engine.close()
+    return torch.stack(images)
+
+
+def measure(setting: Setting, found: Findings) -> None:
+    """Measure part after part."""
+    ceiling = ceilings(setting)
+    found.add("ceilings", ceiling)
+    most = ceiling[f"matmul {'float16' if setting.tune else 'bfloat16'} TFLOP/s"]
+    nchw, nhwc = model(setting), model(setting, channels_last=True)
+    batches = {}
+    for name, one in (("B1", nchw), ("B2", nhwc)):
+        batches[name], costs = best_batch(setting, one)
+        found.add(f"{name}: UNet ms a row", costs)
+    sides: dict[str, Side] = {
+        "B1": Diffusers(nchw, batches["B1"]),
+        "B2": Diffusers(nhwc, batches["B2"]),
+        "S": Ours(nhwc, setting.lanes),
+    }
+    _calls(setting, found, {"B1": nchw, "S": nhwc})
+    found.add("eager", rates(setting, sides, most))
+    found.add("accuracy", accuracy(setting, nhwc, batches["B1"]))
+    compiled = model(setting, channels_last=True, compile=True)
+    sides = {"S": sides["S"], "Sc": Ours(compiled, setting.lanes)}
+    _warm(setting, found, "Sc", sides["Sc"])
+    found.add("engine, plain and compiled", rates(setting, sides, most, setting.steps[1:2]))
+    tuned = model(setting, channels_last=True)
+    sides["B3"] = Diffusers(tuned, batches["B2"], compiled=True, tune=setting.tune)
+    _warm(setting, found, "B3", sides["B3"])
+    _calls(setting, found, {"Sc": compiled})
+    found.add("compiled", rates(setting, sides, most))
+    for side in sides.values():
+        side.close()
+
+
+def _warm(setting: Setting, found: Findings, name: str, side: Side) -> None:
+    """Compile, which the first images of a shape cause; guided and not, as diffusers' differ."""
+    began = time.perf_counter()
+    for steps in {setting.steps[-1], setting.steps[0]}:
+        asked = [replace(r, num_inference_steps=2) for r in requests(setting, steps, 1)]
+        side.draw(asked)
+    found.add(f"{name}: compiling", {"seconds": round(time.perf_counter() - began, 1)})
+
+
+def _calls(setting: Setting, found: Findings, those: dict[str, Model]) -> None:
+    for name, one in those.items():
+        unet, vae = model_ms(one, setting.lanes, 4, setting.pixels)
+        cost = {"UNet ms a lane": round(unet, 3), "VAE ms an image": round(vae, 3)}
+        found.add(f"{name}: calls in {setting.lanes} lanes", cost)
+
+
+@click.command(help=__doc__)
+@click.option("--small", is_flag=True, help="The tests' model on a CPU.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write NAME.json and NAME.md.")
+def main(small: bool, output: Path | None) -> None:
+    """Measure."""
+    setting = SMALL if small else FULL
+    if not small and not torch.cuda.is_available():
+        raise click.ClickException("this machine has no GPU: run with --small")
+    found = Findings(output)
+    gpu = torch.cuda.get_device_properties(0) if setting.device == "cuda" else None
+    found.add(
+        "machine",
+        {
+            "date": time.strftime("%Y-%m-%d"),
+            "device": gpu.name if gpu else f"{platform.machine()}, {os.cpu_count()} cores",
+            "cuda": torch.version.cuda,
+            "driver": _driver() if gpu else None,
+            "command": f"python benchmarks/gpu.py{' --small' if small else ''}",
+            **versions(),
+        },
+    )
+    began = time.perf_counter()
+    measure(setting, found)
+    found.add("time", {"seconds": round(time.perf_counter() - began, 1)})
+    print(json.dumps(found.values))
+
+
+def _driver() -> str:
+    """Return the driver's version, as the kernel tells it."""
+    path = Path("/proc/driver/nvidia/version")
+    return path.read_text().splitlines()[0] if path.exists() else "not told"
+
+
+if __name__ == "__main__":
+    main()

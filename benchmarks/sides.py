@@ -1,0 +1,161 @@
+"""The sides that gpu.py compares: diffusers as its users run it, and the engine.
+
+A side draws requests of one kind, and says what one call of its UNet and its VAE costs.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from oracle import pipeline
+
+from sdbatch.engine.engine import Engine
+from sdbatch.engine.loading import Model
+from sdbatch.engine.request import Request
+from sdbatch.engine.samplers import make_scheduler
+
+# https://huggingface.co/docs/diffusers/optimization/fp16, "torch.compile"
+INDUCTOR = {
+    "conv_1x1_as_mm": True,
+    "coordinate_descent_tuning": True,
+    "epilogue_fusion": False,
+    "coordinate_descent_check_all_directions": True,
+}
+
+
+class Side(Protocol):
+    """One way to draw."""
+
+    def draw(self, requests: list[Request]) -> None:
+        """Draw all requests, which share size, sampler, steps and guidance, or at least size."""
+
+    def close(self) -> None:
+        """Stop."""
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device, so that queued work counts."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+class Diffusers:
+    """StableDiffusionPipeline in batches of `batch`, eager or compiled, NCHW or NHWC."""
+
+    def __init__(
+        self, model: Model, batch: int, *, compiled: bool = False, tune: bool = True
+    ) -> None:
+        self.batch = batch
+        self._model = model
+        if compiled:
+            options = {"mode": "max-autotune"} if tune else {}
+            if tune:
+                for name, value in INDUCTOR.items():
+                    setattr(torch._inductor.config, name, value)
+            model.unet.fuse_qkv_projections()
+            model.unet.compile(fullgraph=True, dynamic=False, **options)
+            model.vae.decode = torch.compile(
+                model.vae.decode, fullgraph=True, dynamic=False, **options
+            )
+        self._pipe = pipeline(model)
+
+    def draw(self, requests: list[Request]) -> None:
+        """Draw in batches; a last one that is too small is filled up, as its shape is compiled."""
+        for start in range(0, len(requests), self.batch):
+            group = requests[start : start + self.batch]
+            group += group[:1] * (self.batch - len(group))
+            first = group[0]
+            self._pipe.scheduler = make_scheduler(
+                first.sampler, self._model.scheduler_config, first.num_inference_steps
+            )
+            images = self._pipe(
+                [request.prompt for request in group],
+                num_inference_steps=first.num_inference_steps,
+                guidance_scale=first.guidance_scale,
+                height=first.height,
+                width=first.width,
+                generator=[torch.Generator().manual_seed(request.seed) for request in group],
+                output_type="np",
+            ).images
+            (images * 255).round().astype("uint8")
+
+    def close(self) -> None:
+        """Nothing runs on."""
+
+
+class Ours:
+    """The engine; counts the device's time in its UNet and VAE calls."""
+
+    def __init__(self, model: Model, lanes: int) -> None:
+        self._device = model.device
+        self.engine = Engine(model, lanes=lanes, threads=torch.get_num_threads())
+        self._spans: list[Any] = []
+        sd = self.engine._sd
+        sd.denoise = self._spanned(sd.denoise)  # type: ignore[method-assign]
+        sd.decode = self._spanned(sd.decode)  # type: ignore[method-assign]
+
+    def _spanned(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def spanned(*args: Any) -> Any:
+            began = self._mark()
+            answer = call(*args)
+            self._spans.append((began, self._mark()))
+            return answer
+
+        return spanned
+
+    def _mark(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def busy_seconds(self) -> float:
+        """Return the device's seconds inside the model since the last call of this."""
+        spans, self._spans = self._spans, []
+        if self._device.type != "cuda":
+            return float(sum(end - began for began, end in spans))
+        torch.cuda.synchronize()
+        return sum(began.elapsed_time(end) for began, end in spans) / 1000
+
+    def draw(self, requests: list[Request]) -> None:
+        """Draw all requests."""
+        for future in [self.engine.submit(request) for request in requests]:
+            future.result()
+
+    def close(self) -> None:
+        """Stop the engine."""
+        self.engine.close()
+
+
+def median_seconds(call: Callable[[], Any], device: torch.device, repeats: int = 5) -> float:
+    """Return the median seconds of `call`, warmed up."""
+    call()
+    seconds = []
+    for _ in range(repeats):
+        synchronize(device)
+        began = time.perf_counter()
+        call()
+        synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+@torch.inference_mode()
+def model_ms(model: Model, rows: int, images: int, pixels: int) -> tuple[float, float]:
+    """Return the milliseconds of the UNet a row of `rows`, and of the VAE an image of `images`."""
+    device, dtype, side = model.device, model.dtype, pixels // 8
+    width = model.unet.config.cross_attention_dim
+    latents = torch.randn(rows, 4, side, side, device=device, dtype=dtype)
+    latents = latents.to(memory_format=model.layout)
+    times = torch.full((rows,), 500.0, device=device)
+    context = torch.randn(rows, 77, width, device=device, dtype=dtype)
+    unet = median_seconds(
+        lambda: model.unet(latents, times, encoder_hidden_states=context, return_dict=False),
+        device,
+    )
+    few = latents[:1].expand(images, -1, -1, -1).contiguous(memory_format=model.layout)
+    vae = median_seconds(lambda: model.vae.decode(few, return_dict=False), device)
+    return 1000 * unet / rows, 1000 * vae / images

@@ -1,0 +1,117 @@
+"""Promise 1, by property: a row's pixels are its own, whatever is drawn beside it and when."""
+
+import time
+from functools import lru_cache
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sdbatch.engine import checkpoint, loading
+from sdbatch.engine.engine import Engine
+from sdbatch.engine.loading import Build
+from sdbatch.engine.request import Request
+from sdbatch.samplers import NAMES
+
+# Small on purpose: 2 latents a side cost no less Python than 64, and much less arithmetic.
+requests = st.builds(
+    Request,
+    prompt=st.sampled_from(["", "a dog", "a (red:1.3) dog", "a cat and a dog " * 6]),
+    negative_prompt=st.sampled_from(["", "blurry"]),
+    seed=st.integers(0, 50),
+    sampler=st.sampled_from(NAMES),
+    num_inference_steps=st.integers(1, 7),
+    guidance_scale=st.sampled_from([1.0, 3.0, 7.5]),
+    guidance_rescale=st.sampled_from([0.0, 0.0, 0.7]),
+    guidance_start=st.sampled_from([0.0, 0.0, 0.3]),
+    guidance_stop=st.sampled_from([1.0, 1.0, 0.6]),
+    height=st.sampled_from([16, 16, 24]),
+    width=st.just(16),
+    clip_skip=st.sampled_from([0, 0, 1]),
+    prompt_weights=st.booleans(),
+    chunk_prompts=st.booleans(),
+)
+# Each request, and after how many ticks more it comes: 0 comes with the one before.
+arrivals = st.lists(st.tuples(requests, st.integers(0, 4)), min_size=2, max_size=7)
+LANES = (2, 3, 5, 8)
+
+
+class Engines:
+    """An engine for every number of lanes, and what each drew of a request alone."""
+
+    def __init__(self, folder, dtype):
+        files = checkpoint.find(str(folder), None, "")
+        model = loading.load(files, Build("cpu", dtype))
+        self.by_lanes = {lanes: Engine(model, lanes=lanes, threads=1) for lanes in LANES}
+        self.alone = lru_cache(None)(self._alone)
+
+    def _alone(self, lanes, request):
+        return outcome(self.by_lanes[lanes].submit(request))
+
+
+def outcome(future):
+    """Return the image's bytes, or the words of the error where there is none."""
+    error = future.exception()
+    return future.result().image.tobytes() if error is None else f"{type(error)}: {error}"
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def engines(tiny_model, request):
+    engines = Engines(tiny_model, request.param)
+    engines.examples = {"float32": 200, "bfloat16": 50}[request.param]
+    yield engines
+    for engine in engines.by_lanes.values():
+        engine.close()
+
+
+def test_a_row_has_the_same_bits_beside_any_others_and_whenever_it_comes(engines):
+    drawn = 0
+
+    @settings(
+        max_examples=engines.examples,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+        print_blob=True,
+    )
+    @given(arrivals, st.sampled_from(LANES), st.randoms(use_true_random=False))
+    def check(coming, lanes, order):
+        nonlocal drawn
+        engine = engines.by_lanes[lanes]
+        order.shuffle(coming)
+        futures = []
+        for request, ticks in coming:
+            wait_for(engine, ticks)
+            futures.append((request, engine.submit(request)))
+        for request, future in futures:
+            assert outcome(future) == engines.alone(lanes, request), request
+        drawn += len(coming)
+
+    check()
+    assert drawn >= 2 * engines.examples
+
+
+def wait_for(engine, ticks):
+    """Wait until the engine has done so many ticks, or has nothing to do."""
+    until = engine.usage.ticks + ticks
+    end = time.monotonic() + 0.1
+    while engine.usage.ticks < until and time.monotonic() < end:
+        time.sleep(0.0005)
+
+
+def test_a_row_drawn_in_other_lanes_is_the_same_to_a_count(engines):
+    """Across configurations promise 1 allows a tolerance: in float32 it is one count of 255."""
+    if engines.examples < 200:
+        pytest.skip("bfloat16 differs by more, which benchmarks/parity.py shows")
+    request = Request(
+        prompt="a dog",
+        seed=3,
+        sampler="dpmpp_2m",
+        num_inference_steps=10,
+        guidance_scale=7.5,
+        height=24,
+        width=16,
+    )
+    images = [engine.submit(request).result().image for engine in engines.by_lanes.values()]
+    for image in images:
+        assert np.abs(image.astype(int) - images[0]).max() <= 1
