@@ -118,7 +118,7 @@ def resolve_engine(job: Job, machines: Machines) -> EngineSettings:
         "device": device,
         "dtype": "float16" if device == "cuda" else "float32",
         "lanes": lanes(device, job.sampling.height, job.sampling.width),
-        "channels_last": device == "cuda",
+        "channels_last": True,
         "compile": False,
     }
     left = {name: value for name, value in chosen.items() if getattr(engine, name) == "auto"}
@@ -128,10 +128,10 @@ def resolve_engine(job: Job, machines: Machines) -> EngineSettings:
 def lanes(device: str, height: int, width: int) -> int:
     """Return how many lanes draw fastest: a power of two, fewer for larger images.
 
-    Measured by benchmarks/lanes.py on a CPU; on a GPU 32 of 512x512 is a guess that leaves room.
+    Measured by benchmarks/lanes.py on a CPU, where large images gain nothing from a batch. On a
+    GPU 32 of 512x512 keep it busy by arithmetic and leave room in its memory: not measured yet.
     """
-    at_512 = 32 if device == "cuda" else 2
-    most = 64 if device == "cuda" else 16
+    at_512, most = (32, 64) if device == "cuda" else (1, 32)
     fitting = at_512 * 512 * 512 / (height * width)
     return max(2, min(most, 1 << int(math.log2(max(2, fitting)))))
 

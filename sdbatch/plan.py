@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -39,6 +40,9 @@ LIBRARIES = (
     "diffusers",
     "transformers",
     "tokenizers",
+    "peft",
+    "torchsde",
+    "scipy",
     "numpy",
     "pillow",
     "pyarrow",
@@ -168,7 +172,7 @@ def identity(job: Job, libraries: dict[str, str]) -> dict[str, Any]:
     asked = job.model_dump(mode="json")
     prompts = {name: value for name, value in asked["prompts"].items() if name != "path"}
     output = {name: value for name, value in asked["output"].items() if name != "path"}
-    model = {**asked["model"], "path": job.model.name}
+    model = {**_without_folders(asked["model"]), "path": job.model.name}
     return {
         "prompts": prompts,
         "model": model,
@@ -178,6 +182,15 @@ def identity(job: Job, libraries: dict[str, str]) -> dict[str, Any]:
         "safety": asked["safety"],
         "versions": libraries,
     }
+
+
+def _without_folders(model: dict[str, Any]) -> dict[str, Any]:
+    """Return the model's section with files by name: their hash, in it too, tells them apart."""
+    beside = {
+        kind: [{**one, "path": Path(one["path"]).name} for one in model[kind]]
+        for kind in ("loras", "embeddings")
+    }
+    return {**model, **beside, "vae": model["vae"] and Path(model["vae"]).name}
 
 
 def fingerprint(job: Job, libraries: dict[str, str]) -> str:

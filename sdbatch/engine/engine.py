@@ -41,7 +41,7 @@ class Engine:
         self._shapes: dict[Shape, Lanes] = {}
         self._turns: deque[Shape] = deque()  # the first has the device
         self._turn_left = TURN
-        self._finisher = Finisher(self._sd)
+        self._finisher = Finisher(self._sd, lanes)
         self._arrived: deque[Ticket] = deque()
         self._open: set[Ticket] = set()  # all that have not ended
         self._began: float | None = None

@@ -6,7 +6,7 @@ calling whoever waits for the image is done in a thread of its own, so that no t
 
 import queue
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from sdbatch.engine.request import Drawn
 from sdbatch.engine.sd1 import Pictures, StableDiffusion1
 from sdbatch.errors import ModelError
 
-GROUP = 4  # images a call of the VAE: always so many, padded
+GROUP = 4  # images a call of the VAE at most: always as many, padded
 PATIENCE = 8  # rounds that a finished image waits for others to fill its group
 
 
@@ -31,16 +31,23 @@ class _Finished:
 class _Waiting:
     """Finished images of one size that wait for a whole group."""
 
-    images: list[_Finished]
-    group: int = GROUP
+    group: int
+    images: list[_Finished] = field(default_factory=list)
     rounds: int = 0  # that the first of them has waited
 
 
 class Finisher:
-    """Decodes and delivers. All but its delivering thread belongs to the engine's thread."""
+    """Decodes and delivers. All but its delivering thread belongs to the engine's thread.
 
-    def __init__(self, sd: StableDiffusion1) -> None:
+    Args:
+        sd: decodes.
+        lanes: of the engine. A size with few lanes has large images, or draws few at a time, and is
+            decoded in smaller groups.
+    """
+
+    def __init__(self, sd: StableDiffusion1, lanes: int) -> None:
         self._sd = sd
+        self._group = max(1, min(GROUP, lanes // 2))
         self._sizes: dict[tuple[int, int], _Waiting] = {}
         self._copies: queue.SimpleQueue[_Copy | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._deliver, name="sdbatch-deliver", daemon=True)
@@ -54,7 +61,7 @@ class Finisher:
     def add(self, ticket: Ticket, latents: torch.Tensor, lanes: int) -> None:
         """Let a request's finished latents (C, h, w), drawn in so many lanes, wait for a group."""
         key = (ticket.request.height, ticket.request.width)
-        size = self._sizes.setdefault(key, _Waiting([]))
+        size = self._sizes.setdefault(key, _Waiting(self._group))
         size.images.append(_Finished(ticket, latents, lanes))
 
     def decode(self, *, hurry: bool) -> list[str]:

@@ -176,7 +176,7 @@ class EngineSettings(Section):
     )
     threads: int = Field(1, ge=1, description="of torch, on a CPU; more actors serve better")
     channels_last: Literal["auto"] | bool = Field(
-        "auto", description="keep images in memory pixel by pixel; auto: on cuda"
+        "auto", description="keep images in memory pixel by pixel; auto: yes"
     )
     compile: Literal["auto"] | bool = Field(
         "auto", description="compile the UNet and the VAE, which takes minutes; auto: no"

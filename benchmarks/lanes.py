@@ -1,0 +1,76 @@
+"""How many lanes draw fastest, by image size and memory layout: the rule of cluster.lanes.
+
+    python benchmarks/lanes.py [--model tiny] [--device cpu]
+
+Times one UNet call of random weights for 2 to 64 lanes at several sizes, and prints milliseconds a
+lane; the best is the fewest lanes within 3 % of the fastest. On the last line JSON.
+"""
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import models
+import torch
+from sides import model_ms
+
+from sdbatch.engine.loading import Build, assemble
+from sdbatch.plan import versions
+
+LANES = (2, 4, 8, 16, 32, 64)
+MOST_SECONDS = 2.0  # of one call: no more lanes are tried beyond it
+
+
+def sweep(name: str, device: str, pixels: int, channels_last: bool) -> dict[str, float]:
+    """Return the milliseconds a lane by the number of lanes."""
+    dtype = torch.float16 if device == "cuda" else torch.float32
+    parts = models.parts(name, device, dtype)
+    build = Build(device, str(dtype).removeprefix("torch."), channels_last)
+    model = assemble(parts, build)
+    found: dict[str, float] = {}
+    for lanes in LANES:
+        ms, _ = model_ms(model, lanes, 1, pixels)
+        found[str(lanes)] = round(ms, 3)
+        if ms * lanes > 1000 * MOST_SECONDS:
+            break
+    return found
+
+
+@click.command(help=__doc__)
+@click.option("--model", "names", multiple=True, type=click.Choice(list(models.SIZES)))
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--pixels", multiple=True, type=int, help="Default: 64 to 512.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the JSON here.")
+def main(names: tuple[str, ...], device: str, pixels: tuple[int, ...], output: Path | None) -> None:
+    """Time lanes."""
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    for name in names or ("tiny", "embedded"):
+        for side in pixels or (64, 128, 256, 512):
+            for channels_last in (False, True):
+                row = sweep(name, device, side, channels_last)
+                fastest = min(row.values())
+                best = next(lanes for lanes, ms in row.items() if ms <= 1.03 * fastest)
+                layout = "NHWC" if channels_last else "NCHW"
+                found[f"{name} {side} {layout}"] = {"ms_a_lane": row, "best": int(best)}
+                cells = "  ".join(f"{lanes}: {ms:.2f}" for lanes, ms in row.items())
+                print(f"{name:9} {side:4} {layout}  {cells}  best {best}", flush=True)
+    result = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "device": device,
+        "threads": 1,
+        "versions": versions(),
+        "found": found,
+    }
+    if output:
+        output.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
