@@ -2,9 +2,9 @@
 
     python benchmarks/engine.py [--model tiny] [--requests 160] [--repeats 3] [--lanes 32]
 
-Both draw the same requests with the same random weights (benchmarks/models.py) and one thread, in
-turns: (a) requests that are all alike, and (b) requests whose steps (10 to 50), samplers (four)
-and guidance (off for a third) vary, which diffusers gets sorted into groups of equal parameters.
+Both draw the same requests in turns, with the same random weights (benchmarks/models.py) in NHWC,
+in one thread: (a) requests that are all alike, and (b) requests whose steps (10 to 50), samplers
+(four) and guidance (off for a third) vary, which diffusers gets sorted into equal groups.
 Prints a table and, on the last line, JSON.
 """
 
@@ -232,7 +232,7 @@ def main(
     found: dict[str, Any] = {}
     for name in names or ("tiny", "embedded"):
         pixels = models.SIZES[name].pixels
-        model = assemble(models.parts(name), Build("cpu", "float32"))
+        model = assemble(models.parts(name), Build("cpu", "float32", channels_last=True))
         for kind, asked in (
             ("uniform", uniform(requests, pixels)),
             ("mixed", mixed(requests, pixels)),

@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -213,6 +214,9 @@ def measure(setting: Setting, found: Findings) -> None:
     _calls(setting, found, {"B1": nchw, "S": nhwc})
     found.add("eager", rates(setting, sides, most))
     found.add("accuracy", accuracy(setting, nhwc, batches["B1"]))
+    if setting.device == "cpu" and not shutil.which("g++"):
+        found.add("compiled", {"not measured": "there is no C++ compiler here"})
+        return
     compiled = model(setting, channels_last=True, compile=True)
     sides = {"S": sides["S"], "Sc": Ours(compiled, setting.lanes)}
     _warm(setting, found, "Sc", sides["Sc"])

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from sdbatch import pipeline
-from sdbatch.engine.request import Drawn, Request
+from sdbatch.engine.request import Drawn, Request, Usage
 from sdbatch.job import Job, parse
 from sdbatch.plan import versions
 from sdbatch.report.progress import Progress, Silent
@@ -57,12 +57,12 @@ class ReadyEngine:
     """An engine whose image is ready before it is asked for."""
 
     def __init__(self) -> None:
-        self.ticks = 0
-        self._drawn = Drawn(image=picture(), prompt_tokens=5, prompt_truncated=False)
+        self.usage = Usage()
+        self._drawn = Drawn(image=picture(), prompt_tokens=5, prompt_truncated=False, lanes=2)
 
     def submit(self, request: Request) -> Future[Drawn]:
         """Return the ready image."""
-        self.ticks += 1
+        self.usage.ticks += 1
         future: Future[Drawn] = Future()
         future.set_result(self._drawn)
         return future

@@ -116,6 +116,10 @@ def test_files_are_short(path):
     assert len(path.read_text().splitlines()) <= 300
 
 
+def test_what_is_peculiar_to_stable_diffusion_1_stands_in_one_short_file():
+    assert len((ROOT / "engine" / "sd1.py").read_text().splitlines()) <= 150
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_functions_are_short(path):
     long = [

@@ -57,6 +57,7 @@ def find(path: str, revision: str | None, config: str, extras: Extras = Extras()
     """
     extras = _found(extras)
     own = None if extras.checker == AUTO else extras.checker
+    _refuse_for_kind(path, extras)
     if path.startswith("builtin:"):
         if path != "builtin:shapes":
             raise ModelError(f"model.path = {path!r}: the only model built in is builtin:shapes.")
@@ -69,7 +70,7 @@ def find(path: str, revision: str | None, config: str, extras: Extras = Extras()
             raise ModelError(f"model.revision = {revision!r}: only a hub id has one. Leave it out.")
         if local.is_dir():
             _check_folder(local)
-            if extras.checker == AUTO and _weights(local / CHECKER, None):
+            if extras.checker == AUTO and (local / CHECKER / "config.json").is_file():
                 own = OWN
             extras = replace(extras, variant=_variant(local, extras.variant), checker=own)
             return ModelFiles("folder", str(local.resolve()), None, config, extras)
@@ -115,7 +116,9 @@ def _loaded(root: Path, extras: Extras) -> Iterator[Path]:
     yield from _configs(root)
     parts = (*PARTS, CHECKER) if extras.checker == OWN else PARTS
     for part in parts:
-        yield from _weights(root / part, extras.variant if part in PARTS else None)
+        yield from _weights(root / part, extras.variant)
+    if extras.checker == OWN:
+        yield root / CHECKER / "config.json"
 
 
 def _beside(extras: Extras) -> Iterator[Path]:
@@ -217,6 +220,16 @@ def _configs(root: Path) -> Iterator[Path]:
     for part in ("tokenizer", "scheduler", *PARTS):
         yield from (root / part).glob("*.json")
         yield from (root / part).glob("*.txt")
+
+
+def _refuse_for_kind(path: str, extras: Extras) -> None:
+    """Refuse what only another kind of model has."""
+    if extras.variant is not None and (path.startswith("builtin:") or Path(path).is_file()):
+        raise ModelError(
+            f"model.variant = {extras.variant!r}: only a folder or hub id has one. Leave it out."
+        )
+    if not extras.ema and not Path(path).is_file():
+        raise ModelError("model.ema = False: only a single file can hold both. Leave it out.")
 
 
 def _check_folder(root: Path) -> None:

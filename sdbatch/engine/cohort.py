@@ -77,7 +77,7 @@ class Cohort:
                 for generator, request in zip(generators, requests, strict=True)
             ]
         )
-        self.latents = noise.to(sd.device) * scheduler.init_noise_sigma  # (n, C, h, w)
+        self.latents = moved(noise, sd.device) * scheduler.init_noise_sigma  # (n, C, h, w)
         self._arguments: dict[str, Any] = {}
         if takes(scheduler, "generator"):
             self._arguments["generator"] = generators
@@ -86,7 +86,7 @@ class Cohort:
         if hasattr(scheduler, "noise_sampler_seed"):
             seeds = [request.seed for request in requests]
             scheduler.noise_sampler = brownian(scheduler, seeds, self.latents)
-        self._timesteps = scheduler.timesteps.to(sd.device, torch.float32)
+        self._timesteps = moved(scheduler.timesteps.float(), sd.device)
         self._prompts, self._negatives = sd.embed(
             [ticket.prompts for ticket in tickets], (ticket.prompts for ticket in waiting)
         )
@@ -165,11 +165,12 @@ class Cohort:
         requests = [self.tickets[i].request for i in guided]
         device = self.latents.device
         self._whole = len(alive) == len(self.tickets) and len(guided) in (0, len(alive))
-        self._rows = torch.tensor(alive, device=device)
-        self._guided = torch.tensor(guided, dtype=torch.int64, device=device)
-        self._among = torch.tensor([alive.index(i) for i in guided], device=device)  # the prompted
+        self._rows = moved(torch.tensor(alive), device)
+        self._guided = moved(torch.tensor(guided, dtype=torch.int64), device)
+        among = [alive.index(i) for i in guided]  # the prompted
+        self._among = moved(torch.tensor(among, dtype=torch.int64), device)
         scales = torch.tensor([request.guidance_scale for request in requests])
-        self._scales = scales.to(device).view(-1, 1, 1, 1)
+        self._scales = moved(scales, device).view(-1, 1, 1, 1)
         self._rescales = [request.guidance_rescale for request in requests]
         self.context = torch.cat([self._prompts[self._rows], self._negatives[self._guided]])
 
@@ -181,6 +182,13 @@ class Cohort:
             if rescale:  # image by image: a sum's order could depend on how many there are
                 guided[i] = _rescaled(guided[i], text[i], rescale)
         return guided if self._whole else prompted.index_copy(0, self._among, guided)
+
+
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor of the CPU to `device`; the copy to a GPU is not waited for."""
+    if device.type != "cuda":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _rescaled(guided: torch.Tensor, text: torch.Tensor, rescale: float) -> torch.Tensor:

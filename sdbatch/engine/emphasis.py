@@ -13,19 +13,22 @@ _PART = re.compile(
     r"|(?P<bracket>[()\[\]])"
     r"|(?P<text>[^\\()\[\]:]+|[:\\])"
 )
-_OTHER_SYNTAX = re.compile(r"<(?:lora|lyco|hypernet):|\[[^\[\]]*:\s*\d*\.?\d+\s*\]|\[[^\[\]]*\|")
+_INSIDE = r"(?:\\.|[^\\\[\]]|\[(?:\\.|[^\\\[\]])*\])*?"  # of [ ], with one pair within it
+_OTHER_SYNTAX = re.compile(
+    r"<(?:lora|lyco|hypernet):|\bBREAK\b|\bAND\b"
+    rf"|(?<!\\)\[{_INSIDE}:\s*(?:\d+\.?\d*|\.\d+)\s*\]|(?<!\\)\[{_INSIDE}\|"
+)
 
 
 def parse(prompt: str) -> list[tuple[str, float]]:
     """Return the parts of `prompt` with the weight of each; brackets that stay open end with it.
 
     Raises:
-        ValueError: the prompt uses syntax of AUTOMATIC1111's that changes it from step to step, or
-            loads a network.
+        ValueError: the prompt uses syntax of AUTOMATIC1111's that is more than weights.
     """
     if found := _OTHER_SYNTAX.search(prompt):
         raise ValueError(
-            f"prompt = {found[0]!r}: prompt editing and networks are not drawn from the prompt. "
+            f"{found[0]!r}: networks, prompt editing, BREAK and AND are not drawn from the prompt. "
             f"Take it out; LoRAs stand in model.loras"
         )
     parts: list[tuple[str, float]] = []

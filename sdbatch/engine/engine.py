@@ -65,7 +65,7 @@ class Engine:
         """
         try:
             ticket = Ticket(request, self._sd.read(request))
-        except ValueError as error:
+        except Exception as error:  # noqa: BLE001  of this row's text
             failed: Future[Drawn] = Future()
             failed.set_exception(error)
             return failed

@@ -123,14 +123,15 @@ class _Copy:
 
     def deliver(self) -> None:
         """Wait for the copy and settle the requests."""
+        outcomes: list[Drawn | Exception]
         try:
             if self._event is not None:
                 self._event.synchronize()
+            outcomes = [self._outcome(i, image) for i, image in enumerate(self._group)]
         except torch.AcceleratorError as error:
-            for image in self._group:
-                image.ticket.settle(device_failed(error))
-        for i, image in enumerate(self._group):
-            image.ticket.settle(self._outcome(i, image))
+            outcomes = [device_failed(error)] * len(self._group)
+        for image, outcome in zip(self._group, outcomes, strict=True):
+            image.ticket.settle(outcome)
 
     def _outcome(self, i: int, image: _Finished) -> Drawn | Exception:
         if not self._finite[i]:

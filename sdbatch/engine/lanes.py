@@ -173,7 +173,8 @@ class Lanes:
 
     def _order(self) -> list[Any]:
         heads = {key: queue[0] for key, queue in self._waiting.items()}
-        order = sorted(heads, key=lambda key: -heads[key].ticks)  # stable: first come first
+        # those of a kind stand together, and so join one cohort
+        order = sorted(heads, key=lambda key: (-heads[key].ticks, heads[key].request.kind))
         oldest = min(heads, key=lambda key: heads[key].overtaken_at, default=None)
         if oldest is not None and self._is_overdue(heads[oldest]):
             order.remove(oldest)

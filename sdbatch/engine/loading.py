@@ -6,25 +6,14 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sdbatch.engine import builtin, checkpoint, pickles
+from sdbatch.engine import adapt, builtin, checkpoint, pickles
 from sdbatch.engine.checkpoint import Extras, ModelFiles
 from sdbatch.errors import ModelError
 
-# What diffusers, transformers, peft and safetensors raise for files that are no model.
-_FAULTS = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    SafetensorError,
-)
-_EMA = "model_ema."  # the averaged weights of the original full checkpoints
+_EMA = "model_ema."  # before the averaged weights of the original full checkpoints
 
 
 @dataclass(frozen=True)
@@ -60,19 +49,13 @@ def load(files: ModelFiles, build: Build) -> Model:
         ModelError: the files are not a Stable Diffusion model that diffusers can load.
     """
     dtype = getattr(torch, build.dtype)
-    try:
+    whole = "It must be a whole Stable Diffusion model, with a single file's config within reach."
+    with adapt.named("model.path", files.path, whole):
         parts = _from_file(files, dtype) if files.kind == "file" else _from_folder(files, dtype)
-        _replace_vae(parts, files, dtype)
-        _fuse(parts, files.extras)
-        checker = _checker(files, build)
-    except _FAULTS as error:
-        text = " ".join(str(error).split())[:300]
-        raise ModelError(
-            f"model.path = {files.path!r}: cannot be loaded ({type(error).__name__}: {text}). "
-            f"It must be a whole Stable Diffusion model, with a single file's config within reach, "
-            f"and what stands beside it must fit it."
-        ) from error
+        _refuse_parts(parts)
     _refuse_unknown(parts["unet"], files.path)
+    adapt.fuse(parts, files.extras)
+    checker = _checker(files, build)
     return assemble(parts, build, checker=checker, has_embeddings=bool(files.extras.embeddings))
 
 
@@ -103,21 +86,44 @@ def _from_folder(files: ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
     path = str(builtin.folder(files.path)) if files.kind == "builtin" else files.path
     where: dict[str, Any] = {"revision": files.revision} if files.kind == "hub" else {}
     weights = {**where, "dtype": dtype, "variant": files.extras.variant}
+    if files.extras.vae is None:
+        vae = _whole(AutoencoderKL, path, "vae", weights)
+    else:
+        own = AutoencoderKL.load_config(path, subfolder="vae", **where)
+        vae = adapt.load_vae(files.extras.vae, own, dtype)
     return {
         "tokenizer": CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **where),
-        "text_encoder": CLIPTextModel.from_pretrained(path, subfolder="text_encoder", **weights),
-        "unet": UNet2DConditionModel.from_pretrained(path, subfolder="unet", **weights),
-        "vae": AutoencoderKL.from_pretrained(path, subfolder="vae", **weights),
+        "text_encoder": _whole(CLIPTextModel, path, "text_encoder", weights),
+        "unet": _whole(UNet2DConditionModel, path, "unet", weights),
+        "vae": vae,
         "scheduler_config": _asked(
             DDIMScheduler.load_config(path, subfolder="scheduler", **where), files.extras
         ),
     }
 
 
+def _whole(kind: Any, path: str, part: str, weights: dict[str, Any]) -> Any:
+    """Load a part; refuse one that lacks weights, which the libraries make up at random."""
+    loaded, info = kind.from_pretrained(path, subfolder=part, output_loading_info=True, **weights)
+    if info["missing_keys"]:
+        raise ValueError(f"{part} lacks {', '.join(sorted(info['missing_keys']))}")
+    return loaded
+
+
+def _refuse_parts(parts: dict[str, Any]) -> None:
+    """Refuse parts of which weights were never loaded, as a single file may leave them."""
+    for name in checkpoint.PARTS:
+        if any(weight.is_meta for weight in parts[name].parameters()):
+            raise ValueError(f"{name} lacks weights")
+
+
 def _from_file(files: ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
     from diffusers import StableDiffusionPipeline  # here: half a second, needed for this kind only
 
     given: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
+    if files.extras.vae is not None:
+        own = AutoencoderKL.load_config(files.config, subfolder="vae")
+        given["vae"] = adapt.load_vae(files.extras.vae, own, dtype)
     if files.extras.ema and _has_averages(Path(files.path)):
         given["unet"] = UNet2DConditionModel.from_single_file(
             _averaged(Path(files.path)), config=files.config, subfolder="unet", dtype=dtype
@@ -130,7 +136,8 @@ def _from_file(files: ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _has_averages(file: Path) -> bool:
-    return any(name.startswith(_EMA) for name in pickles.names(file, "model.path"))
+    first = f"{_EMA}diffusion_model"  # a file may have kept the averaging's own numbers alone
+    return any(name.startswith(first) for name in pickles.names(file, "model.path"))
 
 
 def _averaged(file: Path) -> dict[str, torch.Tensor]:
@@ -159,62 +166,19 @@ def _asked(config: dict[str, Any], extras: Extras) -> dict[str, Any]:
     return config
 
 
-def _replace_vae(parts: dict[str, Any], files: ModelFiles, dtype: torch.dtype) -> None:
-    vae = files.extras.vae
-    if vae is None:
-        return
-    if Path(vae).is_dir():
-        parts["vae"] = AutoencoderKL.from_pretrained(vae, dtype=dtype)
-    else:
-        config = parts["vae"].config
-        parts["vae"] = _single_file_vae(vae, config, dtype)
-
-
-def _single_file_vae(path: str, config: Any, dtype: torch.dtype) -> Any:
-    """Load a VAE in the original layout, of the shape of the model's own."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        AutoencoderKL.from_config(config).save_config(folder)
-        return AutoencoderKL.from_single_file(path, config=folder, dtype=dtype)
-
-
-def _fuse(parts: dict[str, Any], extras: Extras) -> None:
-    """Add the embeddings' words, and fuse the LoRAs into the weights in the order given."""
-    if not extras.loras and not extras.embeddings:
-        return
-    from diffusers import StableDiffusionPipeline  # here: half a second, rarely needed
-
-    models = {name: parts[name] for name in ("tokenizer", *checkpoint.PARTS)}
-    scheduler = DDIMScheduler.from_config(parts["scheduler_config"])
-    pipe = StableDiffusionPipeline(
-        **models,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    for file, token in extras.embeddings:
-        pipe.load_textual_inversion(file, token=token)
-    names = [f"lora{number}" for number in range(len(extras.loras))]
-    for name, (file, _) in zip(names, extras.loras, strict=True):
-        pipe.load_lora_weights(file, adapter_name=name)
-    if names:
-        pipe.set_adapters(names, [weight for _, weight in extras.loras])
-        pipe.fuse_lora(adapter_names=names)
-        pipe.unload_lora_weights()
-
-
 def _checker(files: ModelFiles, build: Build) -> Any:
-    if files.extras.checker is None:
+    extras = files.extras
+    if extras.checker is None:
         return None
     from sdbatch.engine import safety  # here: diffusers' checker takes time to import
 
-    where: dict[str, Any] = {"revision": files.revision} if files.kind == "hub" else {}
-    if files.extras.checker == checkpoint.OWN:
-        checker = safety.load(files.path, subfolder=checkpoint.CHECKER, **where)
-    else:
-        checker = safety.load(files.extras.checker)
+    path, where = extras.checker, {}
+    if extras.checker == checkpoint.OWN:
+        path = files.path
+        where = {"subfolder": checkpoint.CHECKER, "variant": extras.variant}
+        where |= {"revision": files.revision} if files.kind == "hub" else {}
+    with adapt.named("safety.checker", path, "It must be Stable Diffusion's safety checker."):
+        checker = safety.load(path, **where)
     return checker.to(build.device, getattr(torch, build.dtype))
 
 

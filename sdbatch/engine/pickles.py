@@ -3,6 +3,7 @@
 import json
 import pickletools
 import zipfile
+import zlib
 from pathlib import Path
 
 from sdbatch.errors import ModelError
@@ -14,6 +15,16 @@ _SAFE_MODULES = (
     "_codecs",
     "numpy",
     "numpy.core.multiarray",
+)
+# What json, zipfile, zlib and pickletools raise for bytes that are not theirs.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    RuntimeError,
+    zlib.error,
+    zipfile.BadZipFile,
 )
 
 
@@ -29,7 +40,7 @@ def names(file: Path, where: str) -> set[str]:
     """
     try:
         return _safetensors(file) if file.suffix == ".safetensors" else _pickled(file, where)
-    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise ModelError(
             f"{where} = {file}: cannot be read as weights ({error}). Fetch it again."
         ) from error
@@ -40,7 +51,10 @@ def _safetensors(file: Path) -> set[str]:
         length = int.from_bytes(opened.read(8), "little")
         if not 0 < length < file.stat().st_size:
             raise ValueError("no safetensors header")
-        return set(json.loads(opened.read(length)))
+        header = json.loads(opened.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("no safetensors header")
+    return set(header)
 
 
 def _pickled(file: Path, where: str) -> set[str]:

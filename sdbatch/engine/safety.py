@@ -16,9 +16,14 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 CARE = 0.01  # by how much a concept that asks for special care lowers all thresholds
 
 
-def load(path: str, **where: str) -> "SafetyChecker":
+def load(path: str, **where: Any) -> "SafetyChecker":
     """Load the checker from a folder or hub id, as diffusers does."""
-    return SafetyChecker(StableDiffusionSafetyChecker.from_pretrained(path, **where))
+    checker, info = StableDiffusionSafetyChecker.from_pretrained(
+        path, output_loading_info=True, **where
+    )
+    if info["missing_keys"]:
+        raise ValueError(f"lacks {', '.join(sorted(info['missing_keys']))}")
+    return SafetyChecker(checker)
 
 
 class SafetyChecker:
@@ -59,8 +64,8 @@ class SafetyChecker:
         """Resize the shorter side, cut out the middle and normalise, as CLIPImageProcessor does."""
         images = pixels.permute(0, 3, 1, 2).float()
         height, width = images.shape[2:]
-        scale = self._side / min(height, width)
-        size = (max(self._side, int(height * scale)), max(self._side, int(width * scale)))
+        short = min(height, width)
+        size = (self._side * height // short, self._side * width // short)
         images = interpolate(images, size, mode="bicubic", antialias=True).round().clamp(0, 255)
         top, left = (size[0] - self._side) // 2, (size[1] - self._side) // 2
         images = images[:, :, top : top + self._side, left : left + self._side] / 255

@@ -16,7 +16,7 @@ import torch
 
 from sdbatch.engine.loading import Model
 from sdbatch.engine.request import Request
-from sdbatch.engine.text import Chunk, TextEncoder, Tokenizer
+from sdbatch.engine.text import Chunk, TextEncoder, Tokenizer, Tokens
 
 LATENT_CHANNELS = 4
 VAE_FACTOR = 8
@@ -70,10 +70,9 @@ class StableDiffusion1:
         if request.clip_skip >= layers:
             raise ValueError(f"clip_skip = {request.clip_skip}: the text encoder has {layers}")
         options = {"weighted": request.prompt_weights, "chunked": request.chunk_prompts}
-        prompt = self._tokenizer.read(request.prompt, request.clip_skip, **options)
-        negative = prompt
+        prompt = negative = self._tokens("prompt", request, options)
         if request.guided:
-            negative = self._tokenizer.read(request.negative_prompt, request.clip_skip, **options)
+            negative = self._tokens("negative_prompt", request, options)
         blank = (self._tokenizer.blank(request.clip_skip),)
         chunks = max(len(prompt.chunks), len(negative.chunks))
         return Prompts(
@@ -82,6 +81,12 @@ class StableDiffusion1:
             prompt.count,
             prompt.truncated or negative.truncated,
         )
+
+    def _tokens(self, where: str, request: Request, options: dict[str, bool]) -> Tokens:
+        try:
+            return self._tokenizer.read(getattr(request, where), request.clip_skip, **options)
+        except ValueError as error:
+            raise ValueError(f"{where} = {error}") from error
 
     def shape(self, request: Request, prompts: Prompts) -> Shape:
         """Return what the request's lanes share with those beside them."""

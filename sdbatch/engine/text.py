@@ -17,6 +17,7 @@ from sdbatch.engine import emphasis
 
 GROUP = 8  # chunks a call of the text encoder: always so many, padded, so that bits never differ
 AHEAD = 64  # chunks that are looked at to fill a group
+NOISE = 1e-4  # of the mean size: a mean below is rounding, as an untrained layer norm's is
 CACHED = 512  # chunks kept; an embedding of SD 1.5 is 231 KiB in float32
 
 
@@ -43,7 +44,7 @@ class Tokenizer:
 
     def __init__(self, tokenizer: Any, *, has_embeddings: bool = False) -> None:
         self._tokenizer = tokenizer
-        self._has_embeddings = has_embeddings
+        self._vectors = _vectors(tokenizer) if has_embeddings else {}
         self._lock = threading.Lock()  # a call sets and resets padding inside the tokenizer
         self.read = lru_cache(CACHED)(self._read)
 
@@ -74,12 +75,8 @@ class Tokenizer:
 
     def _ids(self, text: str) -> list[int]:
         with self._lock:
-            if self._has_embeddings:  # a token of several vectors stands for several tokens
-                from diffusers.loaders import TextualInversionLoaderMixin
-
-                text = TextualInversionLoaderMixin().maybe_convert_prompt(text, self._tokenizer)
             found = self._tokenizer(text, truncation=False, verbose=False).input_ids
-        return list(found[1:-1])
+        return [part for token in found[1:-1] for part in self._vectors.get(token, (token,))]
 
     def _chunk(self, ids: list[int], weights: list[float], clip_skip: int) -> Chunk:
         tokenizer = self._tokenizer
@@ -90,6 +87,21 @@ class Tokenizer:
         return Chunk(
             tuple(row), None if plain else (1.0, *weights, *[1.0] * (filled + 1)), clip_skip
         )
+
+
+def _vectors(tokenizer: Any) -> dict[int, list[int]]:
+    """Return the tokens that each word of several vectors stands for.
+
+    diffusers names them word, word_1, word_2, ... Its own expansion replaces text in the order of
+    a set, which differs from process to process where one word begins with another.
+    """
+    added: dict[str, int] = tokenizer.added_tokens_encoder
+    found: dict[int, list[int]] = {}
+    for word, token in added.items():
+        found[token] = [token]
+        while (following := f"{word}_{len(found[token])}") in added:
+            found[token].append(added[following])
+    return found
 
 
 class TextEncoder:
@@ -140,7 +152,7 @@ def _weighted(embedding: torch.Tensor, weights: tuple[float, ...] | None) -> tor
         return embedding
     factors = torch.tensor(weights, dtype=torch.float32).to(embedding.device)
     scaled = embedding.float() * factors[:, None]
-    mean = scaled.mean()
-    if mean != 0:
-        scaled = scaled * (embedding.float().mean() / mean)
+    mean, kept = scaled.mean(), embedding.float().mean()
+    if min(mean.abs(), kept.abs()) > NOISE * scaled.abs().mean():
+        scaled = scaled * (kept / mean)
     return scaled.to(embedding.dtype)

@@ -37,7 +37,7 @@ class Engines:
 def of(receipts: Iterable[Receipt], seconds: float) -> Engines | None:
     """Sum up the engines of a run that drew `receipts` in `seconds` from its first engine's start.
 
-    None where no receipt tells of an engine's ticks.
+    None where no receipt tells of an engine's work.
     """
     last: dict[tuple[str, int], dict[str, float]] = {}
     lanes: Counter[str] = Counter()
@@ -46,7 +46,7 @@ def of(receipts: Iterable[Receipt], seconds: float) -> Engines | None:
         facts = receipt.facts
         lanes.update(facts.get("lanes", {}))
         engine = facts.get("engine", {})
-        if not engine.get("ticks"):
+        if not engine.get("rows"):
             continue
         who = (facts["host"], facts["pid"])
         if engine["ticks"] >= last.get(who, {"ticks": 0})["ticks"]:

@@ -59,7 +59,7 @@ def test_the_true_shape_loads_and_draws_what_diffusers_draws(tmp_path, capsys):
     reference = oracle.draw(oracle.pipeline(model), request, model.scheduler_config)
     off = np.abs(image - oracle.counts(reference))
     with capsys.disabled():
-        print(
+        print(  # noqa: T201  these figures are what the test is run for
             f"\n860 M parameters: loaded in {loaded:.1f} s, one image in 2 steps in {drawn:.1f} s "
             f"with {threads} threads, peak {peak:.1f} GiB, diffusers {lap():.1f} s; "
             f"off by {off.max()} counts at most, {off.mean():.4f} on average"

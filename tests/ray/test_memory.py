@@ -1,0 +1,39 @@
+"""A device whose memory runs out in the middle of a run."""
+
+import json
+
+import pyarrow.dataset as ds
+import torch
+
+from sdbatch.engine import checkpoint, loading
+from sdbatch.engine.engine import Engine
+from sdbatch.engine.loading import Build
+
+
+class SmallDevice(Engine):
+    """An engine on a device that holds 4 lanes, and finds it out after 6 ticks."""
+
+    def __init__(self):
+        files = checkpoint.find("builtin:shapes", None, "")
+        super().__init__(loading.load(files, Build("cpu", "float32")), lanes=8, threads=1)
+        denoise = self._sd.denoise
+
+        def holds_four(latents, *rest):
+            if len(latents) > 4 and self.usage.ticks >= 6:
+                raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+            return denoise(latents, *rest)
+
+        self._sd.denoise = holds_four
+
+
+def test_a_run_goes_on_in_fewer_lanes_and_says_so(make_job, draw, prompts, tmp_path):
+    table = prompts(*(f"dog {i}" for i in range(12)))
+    sampling = {"num_inference_steps": 4}
+    job = make_job(prompts={"path": table}, sampling=sampling, output={"images_per_shard": 6})
+    report = draw(job, make_engine=SmallDevice)
+    assert (report.images, report.failed, report.stopped) == (12, 0, None)
+    assert ds.dataset(tmp_path / "out" / "data").count_rows() == 12
+    assert report.engines.lanes == {"8": 4, "4": 8}
+    assert "went on with 4 lanes (OutOfMemoryError: tried to allocate 20 GiB)" in report.text()
+    receipts = [json.loads(p.read_text()) for p in (tmp_path / "out" / "receipts").iterdir()]
+    assert sum(receipt["facts"]["lanes"].get("4", 0) for receipt in receipts) == 8
