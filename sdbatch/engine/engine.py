@@ -178,7 +178,11 @@ class Engine:
     def _start(self, lanes: Lanes, tickets: list[Ticket]) -> None:
         try:
             lanes.start(tickets)
-        except (ValueError, TypeError, ArithmeticError, LookupError) as error:
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError) and lanes.count > LEAST:
+                raise
             lanes.leave(tickets)
             self._blame(lanes, tickets, error)
 
@@ -197,12 +201,12 @@ class Engine:
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if lanes.count // 2 < LEAST:
+        if lanes.count == LEAST:
             for ticket in tickets:
                 ticket.settle(error)
             return
         lanes.put_back(tickets)
-        lanes.count //= 2
+        lanes.count = max(LEAST, lanes.count // 2)
         self._count.shrunk.append(f"{lanes.count} lanes ({text})")
 
     def _stop(self, reason: ModelError) -> None:

@@ -137,7 +137,7 @@ class Lanes:
         for cohort, rows in [(cohort, cohort.lanes) for cohort in cohorts]:
             try:
                 cohort.advance(noise[filled : filled + rows])
-            except torch.AcceleratorError:
+            except (torch.AcceleratorError, torch.OutOfMemoryError):
                 raise
             except Exception as error:  # noqa: BLE001  of this cohort's rows
                 faults.append((cohort, error))

@@ -1,11 +1,14 @@
 """One tiny model for all engine tests, and engines that close."""
 
+import threading
+
 import pytest
 
 from sdbatch.engine import checkpoint, loading
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.loading import Build
 from sdbatch.engine.request import Request
+from sdbatch.engine.sd1 import StableDiffusion1
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +21,35 @@ def engine(model):
     engine = Engine(model, lanes=8, threads=1)
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def new_engine(model):
+    """Start engines; close them in the end."""
+    started = []
+
+    def start(lanes=4) -> Engine:
+        started.append(Engine(model, lanes=lanes, threads=1))
+        return started[-1]
+
+    yield start
+    for engine in started:
+        engine.close(cancel=True)
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Hold the UNet back, so that requests queue up; returns the event that lets it go."""
+    go = threading.Event()
+    denoise = StableDiffusion1.denoise
+
+    def wait(*args):
+        go.wait()
+        return denoise(*args)
+
+    monkeypatch.setattr(StableDiffusion1, "denoise", wait)
+    yield go
+    go.set()
 
 
 @pytest.fixture

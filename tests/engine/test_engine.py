@@ -8,38 +8,9 @@ import pytest
 import torch
 
 from sdbatch.engine.cohort import Cohort
-from sdbatch.engine.engine import TURN, Engine
+from sdbatch.engine.engine import TURN
 from sdbatch.engine.sd1 import StableDiffusion1
 from sdbatch.errors import ModelError
-
-
-@pytest.fixture
-def new_engine(model):
-    """Start engines; close them in the end."""
-    started = []
-
-    def start(lanes=4) -> Engine:
-        started.append(Engine(model, lanes=lanes, threads=1))
-        return started[-1]
-
-    yield start
-    for engine in started:
-        engine.close(cancel=True)
-
-
-@pytest.fixture
-def held(monkeypatch):
-    """Hold the UNet back, so that requests queue up; returns the event that lets it go."""
-    go = threading.Event()
-    denoise = StableDiffusion1.denoise
-
-    def wait(*args):
-        go.wait()
-        return denoise(*args)
-
-    monkeypatch.setattr(StableDiffusion1, "denoise", wait)
-    yield go
-    go.set()
 
 
 def test_guided_takes_two_lanes_and_unguided_one(new_engine, request_for, held):
@@ -189,91 +160,6 @@ def test_latents_that_are_not_finite_are_a_failed_row_and_its_neighbours_are_not
         futures[1].result()
     assert np.array_equal(futures[0].result().image, good)
     assert np.array_equal(futures[2].result().image, good)
-
-
-class OutOfMemory:
-    """Stands in for a call of the model: raises above so many rows, as a full device does."""
-
-    def __init__(self, original, most):
-        self.original, self.most, self.raised = original, most, 0
-
-    def __get__(self, sd, _):
-        def call(latents, *args):
-            rows = args[0] if self.original.__name__ == "decode" else len(latents)
-            if rows > self.most:
-                self.raised += 1
-                raise torch.OutOfMemoryError("tried to allocate 20 GiB")
-            return self.original(sd, latents, *args)
-
-        return call
-
-
-def test_out_of_memory_halves_the_lanes_and_draws_again_what_was_in_flight(
-    new_engine, model, request_for, monkeypatch
-):
-    few = new_engine(lanes=4)
-    expected = [few.submit(request_for(seed=seed)).result().image for seed in range(9)]
-    most = OutOfMemory(StableDiffusion1.denoise, most=7)
-    monkeypatch.setattr(StableDiffusion1, "denoise", most)
-    engine = new_engine(lanes=16)
-    futures = [engine.submit(request_for(seed=seed)) for seed in range(9)]
-    for future, image in zip(futures, expected, strict=True):
-        drawn = future.result()
-        assert np.array_equal(drawn.image, image)  # as if there had been 4 lanes all along
-        assert drawn.lanes == 4
-    assert most.raised == 2
-    assert [text.split(" (")[0] for text in engine.usage.shrunk] == ["8 lanes", "4 lanes"]
-    assert "OutOfMemoryError: tried to allocate 20 GiB" in engine.usage.shrunk[0]
-
-
-def test_out_of_memory_in_the_middle_of_a_batch_loses_nothing(new_engine, request_for, monkeypatch):
-    few = new_engine(lanes=4)
-    expected = [few.submit(request_for(seed=seed)).result().image for seed in range(9)]
-    engine = new_engine(lanes=8)
-    original = StableDiffusion1.denoise
-
-    def full_at_the_tenth_tick(sd, latents, *args):
-        if len(latents) == 8 and engine.usage.ticks == 10:
-            raise torch.OutOfMemoryError("tried to allocate 20 GiB")
-        return original(sd, latents, *args)
-
-    monkeypatch.setattr(StableDiffusion1, "denoise", full_at_the_tenth_tick)
-    futures = [engine.submit(request_for(seed=seed)) for seed in range(9)]
-    drawn = [future.result() for future in futures]
-    lanes = [d.lanes for d in drawn]
-    assert 0 < lanes.count(8) < 9
-    assert lanes.count(8) + lanes.count(4) == 9
-    for d, image in zip(drawn, expected, strict=True):
-        assert d.lanes == 8 or np.array_equal(d.image, image)
-
-
-def test_a_size_that_no_lanes_can_draw_fails_and_others_go_on(new_engine, request_for, monkeypatch):
-    engine = new_engine(lanes=8)
-    original = StableDiffusion1.denoise
-
-    def too_large(sd, latents, *args):
-        if latents.shape[2] > 8:
-            raise torch.OutOfMemoryError("tried to allocate 20 GiB")
-        return original(sd, latents, *args)
-
-    monkeypatch.setattr(StableDiffusion1, "denoise", too_large)
-    large = [engine.submit(request_for(seed=seed, height=72)) for seed in range(3)]
-    small = [engine.submit(request_for(seed=seed)) for seed in range(3)]
-    for future in large:
-        with pytest.raises(torch.OutOfMemoryError, match="20 GiB"):
-            future.result()
-    assert [future.result().lanes for future in small] == [8, 8, 8]
-
-
-@pytest.mark.parametrize(("most", "drawn"), [(3, 5), (0, 0)])
-def test_out_of_memory_in_decoding_decodes_smaller_groups(
-    new_engine, request_for, monkeypatch, most, drawn
-):
-    engine = new_engine(lanes=8)
-    monkeypatch.setattr(StableDiffusion1, "decode", OutOfMemory(StableDiffusion1.decode, most))
-    futures = [engine.submit(request_for(seed=seed)) for seed in range(5)]
-    assert sum(future.exception() is None for future in futures) == drawn
-    assert engine.usage.shrunk[0].startswith("2 images a VAE call (OutOfMemoryError")
 
 
 def test_a_broken_device_ends_the_engine_and_loses_no_future(new_engine, request_for, monkeypatch):
