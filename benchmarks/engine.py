@@ -8,9 +8,6 @@ in one thread: (a) requests that are all alike, and (b) requests whose steps (10
 Prints a table and, on the last line, JSON.
 """
 
-import json
-import os
-import platform
 import random
 import statistics
 import time
@@ -23,13 +20,13 @@ import click
 import models
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from findings import report
 from oracle import pipeline
+from sides import draw_alike
 
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.loading import Build, Model, assemble
 from sdbatch.engine.request import Request
-from sdbatch.engine.samplers import make_scheduler
-from sdbatch.plan import versions
 
 SAMPLERS = ("ddim", "euler", "dpmpp_2m", "unipc")
 BATCHES = (1, 4, 8, 16, 32)
@@ -83,21 +80,7 @@ def draw_with_diffusers(
 ) -> None:
     """Draw all requests with diffusers in batches of up to `most`."""
     for group in groups(requests, most):
-        first = group[0]
-        pipe.scheduler = make_scheduler(
-            first.sampler, model.scheduler_config, first.num_inference_steps
-        )
-        images = pipe(
-            [request.prompt for request in group],
-            num_inference_steps=first.num_inference_steps,
-            guidance_scale=first.guidance_scale,
-            height=first.height,
-            width=first.width,
-            generator=[torch.Generator().manual_seed(request.seed) for request in group],
-            output_type="np",
-        ).images
-        assert len(images) == len(group)
-        (images * 255).round().astype("uint8")
+        draw_alike(pipe, model, group)
 
 
 @dataclass
@@ -247,18 +230,7 @@ def main(
                 f"own work {100 * result['own_share']:.1f} %",
                 flush=True,
             )
-    result = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "threads": 1,
-        "versions": versions(),
-        "requests": requests,
-        "repeats": repeats,
-        "found": found,
-    }
-    if output:
-        output.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    report(output, threads=1, requests=requests, repeats=repeats, found=found)
 
 
 if __name__ == "__main__":

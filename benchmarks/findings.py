@@ -1,14 +1,32 @@
-"""What a benchmark has found so far; written after every part, so that a run cut off counts."""
+"""What a benchmark has found, and on what: printed for people, and written as JSON."""
 
 import json
+import os
+import platform
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdbatch.plan import versions
+
+
+def report(output: Path | None, **found: Any) -> None:
+    """Print all that was found on the last line, with date, machine and versions; write it."""
+    result = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "versions": versions(),
+        **found,
+    }
+    if output:
+        output.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result))
+
 
 @dataclass
 class Findings:
-    """What was found so far; written after every part."""
+    """What was found so far; written after every part, so that a run that is cut off counts."""
 
     path: Path | None
     values: dict[str, Any] = field(default_factory=dict)

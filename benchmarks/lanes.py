@@ -6,20 +6,16 @@ Times one UNet call of random weights for 2 to 64 lanes at several sizes, and pr
 lane; the best is the fewest lanes within 3 % of the fastest. On the last line JSON.
 """
 
-import json
-import os
-import platform
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 import models
 import torch
+from findings import report
 from sides import model_ms
 
 from sdbatch.engine.loading import Build, assemble
-from sdbatch.plan import versions
 
 LANES = (2, 4, 8, 16, 32, 64)
 MOST_SECONDS = 2.0  # of one call: no more lanes are tried beyond it
@@ -59,17 +55,7 @@ def main(names: tuple[str, ...], device: str, pixels: tuple[int, ...], output: P
                 found[f"{name} {side} {layout}"] = {"ms_a_lane": row, "best": int(best)}
                 cells = "  ".join(f"{lanes}: {ms:.2f}" for lanes, ms in row.items())
                 print(f"{name:9} {side:4} {layout}  {cells}  best {best}", flush=True)
-    result = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "device": device,
-        "threads": 1,
-        "versions": versions(),
-        "found": found,
-    }
-    if output:
-        output.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    report(output, device=device, threads=1, found=found)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ diffusers drawing the request alone. What is left is rounding: the UNet's batch 
 hands that on from step to step. Prints a table and, on the last line, JSON.
 """
 
-import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,11 @@ import models
 import numpy as np
 import oracle
 import torch
+from findings import report
 
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.loading import Build, Model, assemble
 from sdbatch.engine.request import Request
-from sdbatch.plan import versions
 from sdbatch.samplers import NAMES
 
 
@@ -60,7 +58,7 @@ def main(steps: int, dtype: str, output: Path | None) -> None:
     """Compare every sampler with diffusers."""
     torch.set_num_threads(1)
     model = assemble(
-        models.parts("tiny", dtype=getattr(torch, dtype)), Build("cpu", dtype, False, False)
+        models.parts("tiny", dtype=getattr(torch, dtype)), Build("cpu", dtype, channels_last=True)
     )
     engine = Engine(model, lanes=8, threads=1)
     kept = LatentsOf(engine)
@@ -89,16 +87,7 @@ def main(steps: int, dtype: str, output: Path | None) -> None:
     print(
         f"greatest difference: {worst:.1e} of the latents, {max(d['counts'] for d in every)} counts"
     )
-    result = {
-        "date": time.strftime("%Y-%m-%d"),
-        "dtype": dtype,
-        "steps": steps,
-        "versions": versions(),
-        "samplers": found,
-    }
-    if output:
-        output.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    report(output, dtype=dtype, steps=steps, samplers=found)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,25 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
+def draw_alike(pipe: Any, model: Model, group: list[Request]) -> None:
+    """Draw requests that differ in prompt and seed alone in one call of diffusers' pipeline."""
+    first = group[0]
+    pipe.scheduler = make_scheduler(
+        first.sampler, model.scheduler_config, first.num_inference_steps
+    )
+    images = pipe(
+        [request.prompt for request in group],
+        num_inference_steps=first.num_inference_steps,
+        guidance_scale=first.guidance_scale,
+        height=first.height,
+        width=first.width,
+        generator=[torch.Generator().manual_seed(request.seed) for request in group],
+        output_type="np",
+    ).images
+    assert len(images) == len(group)
+    (images * 255).round().astype("uint8")
+
+
 class Diffusers:
     """StableDiffusionPipeline in batches of `batch`, eager or compiled, NCHW or NHWC."""
 
@@ -66,20 +85,7 @@ class Diffusers:
         for start in range(0, len(requests), self.batch):
             group = requests[start : start + self.batch]
             group += group[:1] * (self.batch - len(group))
-            first = group[0]
-            self._pipe.scheduler = make_scheduler(
-                first.sampler, self._model.scheduler_config, first.num_inference_steps
-            )
-            images = self._pipe(
-                [request.prompt for request in group],
-                num_inference_steps=first.num_inference_steps,
-                guidance_scale=first.guidance_scale,
-                height=first.height,
-                width=first.width,
-                generator=[torch.Generator().manual_seed(request.seed) for request in group],
-                output_type="np",
-            ).images
-            (images * 255).round().astype("uint8")
+            draw_alike(self._pipe, self._model, group)
 
     def close(self) -> None:
         """Nothing runs on."""

@@ -7,8 +7,6 @@ Ray up, the model in an actor, the first tick, the first shard, the end. Prints 
 """
 
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -17,8 +15,7 @@ import time
 from pathlib import Path
 
 import click
-
-from sdbatch.plan import versions
+from findings import report
 
 JOB = """
 prompts: {path: %s}
@@ -59,16 +56,7 @@ def main(repeats: int, output: Path | None) -> None:
     medians = {step: round(statistics.median(run[step] for run in runs), 2) for step in runs[0]}
     for step, seconds in medians.items():
         print(f"{step:12} {seconds:6.2f} s")
-    result = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "versions": versions(),
-        "repeats": repeats,
-        "seconds_from_the_command": medians,
-    }
-    if output:
-        output.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    report(output, repeats=repeats, seconds_from_the_command=medians)
 
 
 if __name__ == "__main__":

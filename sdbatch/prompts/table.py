@@ -11,23 +11,13 @@ import pyarrow as pa
 
 from sdbatch import schema, storage
 from sdbatch.errors import PromptTableError
-from sdbatch.job import Column, Prompts
+from sdbatch.job import Column, Prompts, Sampling
 from sdbatch.prompts import readers
 from sdbatch.prompts.contents import MIXED, Contents, unite
 
-_NUMBERS = (
-    "seed",
-    "num_inference_steps",
-    "guidance_scale",
-    "guidance_rescale",
-    "guidance_start",
-    "guidance_stop",
-    "eta",
-    "height",
-    "width",
-    "clip_skip",
-)
-_FLAGS = ("prompt_weights", "chunk_prompts")
+_KINDS = {name: field.annotation for name, field in Sampling.model_fields.items()}
+_NUMBERS = [name for name, kind in _KINDS.items() if kind in (int, float)]
+_FLAGS = [name for name, kind in _KINDS.items() if kind is bool]
 _HIVE = {b"sdbatch": b"hive folder"}  # metadata of a column that only the folders' names give
 _AT_ONCE = 32  # files looked at in parallel: the wait is the store's, not the processor's
 
