@@ -3,7 +3,8 @@
     python benchmarks/lanes.py [--model tiny] [--device cpu]
 
 Times one UNet call of random weights for 2 to 64 lanes at several sizes, and prints milliseconds a
-lane; the best is the fewest lanes within 3 % of the fastest. On the last line JSON.
+lane, and the fewest lanes within 10 % of the fastest: fewer stay fuller as a job ends. On the last
+line JSON.
 """
 
 from pathlib import Path
@@ -50,7 +51,7 @@ def main(names: tuple[str, ...], device: str, pixels: tuple[int, ...], output: P
             for channels_last in (False, True):
                 row = sweep(name, device, side, channels_last)
                 fastest = min(row.values())
-                best = next(lanes for lanes, ms in row.items() if ms <= 1.03 * fastest)
+                best = next(lanes for lanes, ms in row.items() if ms <= 1.1 * fastest)
                 layout = "NHWC" if channels_last else "NCHW"
                 found[f"{name} {side} {layout}"] = {"ms_a_lane": row, "best": int(best)}
                 cells = "  ".join(f"{lanes}: {ms:.2f}" for lanes, ms in row.items())

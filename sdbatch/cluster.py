@@ -128,10 +128,12 @@ def resolve_engine(job: Job, machines: Machines) -> EngineSettings:
 def lanes(device: str, height: int, width: int) -> int:
     """Return how many lanes draw fastest: a power of two, fewer for larger images.
 
-    Measured by benchmarks/lanes.py on a CPU, where large images gain nothing from a batch. On a
-    GPU 32 of 512x512 keep it busy by arithmetic and leave room in its memory: not measured yet.
+    Measured by benchmarks/lanes.py on a CPU, where large images gain nothing from a batch, and 32
+    lanes of small ones 6 % over 16, which a job of some hundred images loses again as its last
+    lanes run empty. On a GPU 32 of 512x512 keep it busy by arithmetic and leave room in its memory:
+    not measured yet.
     """
-    at_512, most = (32, 64) if device == "cuda" else (1, 32)
+    at_512, most = (32, 64) if device == "cuda" else (1, 16)
     fitting = at_512 * 512 * 512 / (height * width)
     return max(2, min(most, 1 << int(math.log2(max(2, fitting)))))
 
@@ -165,10 +167,11 @@ def per_actor(cluster: Cluster, engine: EngineSettings) -> tuple[float, float]:
 def in_flight(actors: int, shards: int, images: int, lanes: int) -> int:
     """Return how many shards an actor draws at a time.
 
-    Two at least, so that the engine never waits between shards; more where shards are smaller
-    than the lanes; fewer where that would leave another actor without.
+    Two at least, so that the engine never waits between shards; more where shards are small, so
+    that there is a choice of requests to fill lanes with; fewer where that would leave another
+    actor without.
     """
-    fill = math.ceil(2 * lanes / max(1, images // shards))
+    fill = math.ceil(4 * lanes / max(1, images // shards))
     return max(1, min(max(2, fill), shards // actors))
 
 

@@ -12,8 +12,8 @@ CPU, GPU = Machines(cpus=2, gpus=0), Machines(cpus=16, gpus=1)
 @pytest.mark.parametrize(
     ("device", "height", "width", "lanes"),
     [
-        ("cpu", 64, 64, 32),
-        ("cpu", 8, 8, 32),
+        ("cpu", 64, 64, 16),
+        ("cpu", 8, 8, 16),
         ("cpu", 128, 128, 16),
         ("cpu", 256, 256, 4),
         ("cpu", 512, 512, 2),
