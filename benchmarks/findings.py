@@ -5,10 +5,22 @@ import os
 import platform
 import time
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sdbatch.plan import versions
+from sdbatch.plan import LIBRARIES
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries; a machine for one benchmark may lack some of them."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def report(output: Path | None, **found: Any) -> None:

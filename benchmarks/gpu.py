@@ -9,9 +9,9 @@ No network: random weights in the true shape of Stable Diffusion 1.5, which cost
     B3  with channels_last, fused QKV and torch.compile, max-autotune, Inductor's documented flags
     S   the engine, float16, channels_last    Sc  with engine.compile
 
-B1 and B2 at their own best batch size; B3, whose every size takes minutes to compile, at B2's.
-Rates are medians of runs in turns, forwards and backwards (A-B-B-A). Writes NAME.json and NAME.md
-after every part, so that a run that is cut off still counts.
+B1 and B2 at their own best batch size; B3, whose every size takes minutes to compile, at B2's, and
+for guided images alone. Rates are of two runs, in turns forwards and backwards (A-B-B-A), with new
+prompts each. Writes NAME.json and NAME.md after every part: a run that is cut off still counts.
 """
 
 import json
@@ -28,13 +28,13 @@ from typing import Any
 import click
 import models
 import torch
-from findings import Findings
-from sides import Diffusers, Ours, Side, median_seconds, model_ms, synchronize
+from findings import Findings, versions
+from oracle import pipeline
+from sides import Diffusers, Ours, Side, draw_alike, median_seconds, model_ms, synchronize
 
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.loading import Build, Model, assemble
 from sdbatch.engine.request import Request
-from sdbatch.plan import versions
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,6 @@ class Setting:
     batches: tuple[int, ...]
     lanes: int
     images: int  # a run
-    rounds: int
     matmul: int  # side of the matrices
     tune: bool  # B3 with autotuning
 
@@ -58,10 +57,8 @@ class Setting:
         return models.SIZES[self.name].pixels
 
 
-FULL = Setting(
-    "sd15", "cuda", "float16", (50, 25, 4), (4, 8, 16, 32, 64), 32, 32, 1, 8192, tune=True
-)
-SMALL = Setting("tiny", "cpu", "float32", (6, 3, 2), (2, 4), 8, 8, 1, 512, tune=False)
+FULL = Setting("sd15", "cuda", "float16", (50, 25, 4), (4, 8, 16, 32, 64), 32, 32, 8192, tune=True)
+SMALL = Setting("tiny", "cpu", "float32", (6, 3, 2), (2, 4), 8, 8, 512, tune=False)
 
 
 def ceilings(setting: Setting) -> dict[str, Any]:
@@ -130,25 +127,28 @@ def best_batch(setting: Setting, found: Model) -> tuple[int, dict[str, float]]:
 
 def in_turns(setting: Setting, sides: dict[str, Side], asked: list[Request]) -> dict[str, Any]:
     """Draw the requests with all sides forwards and backwards; return images/s, and idle shares."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    speeds: dict[str, list[float]] = {name: [] for name in sides}
     idle: dict[str, float] = {}
-    for _ in range(setting.rounds):
-        for name in [*sides, *reversed(sides)]:
-            side = sides[name]
-            if isinstance(side, Ours):
-                side.busy_seconds()
-            began = time.perf_counter()
-            side.draw(asked)
-            synchronize(torch.device(setting.device))
-            seconds[name].append(time.perf_counter() - began)
-            if isinstance(side, Ours):
-                idle[name] = round(1 - side.busy_seconds() / seconds[name][-1], 4)
+    for turn, name in enumerate([*sides, *reversed(sides)]):
+        side = sides[name]
+        fresh = [replace(request, prompt=f"{request.prompt}, turn {turn}") for request in asked]
+        if isinstance(side, Diffusers):  # whole batches, which a user of it would fill
+            fresh = (fresh * side.batch)[: -(-len(asked) // side.batch) * side.batch]
+        if isinstance(side, Ours):
+            side.busy_seconds()
+        began = time.perf_counter()
+        side.draw(fresh)
+        synchronize(torch.device(setting.device))
+        seconds = time.perf_counter() - began
+        speeds[name].append(len(fresh) / seconds)
+        if isinstance(side, Ours):
+            idle[name] = round(1 - side.busy_seconds() / seconds, 4)
     return {
         name: {
-            "images/s": round(len(asked) / statistics.median(spent), 3),
+            "images/s": round(statistics.median(found), 3),
             "outside UNet and VAE": idle.get(name, ""),
         }
-        for name, spent in seconds.items()
+        for name, found in speeds.items()
     }
 
 
@@ -166,26 +166,34 @@ def rates(
             share = {"TFLOP/s": round(tflops, 3), "of the ceiling": round(tflops / ceiling, 3)}
             found[f"{name}, {steps} steps"] = {**row, **share}
     ours = {name: side for name, side in sides.items() if isinstance(side, Ours)}
-    for name, row in in_turns(setting, ours, mixed(setting, setting.images)).items():
-        found[f"{name}, mixed"] = row
+    if not several:
+        for name, row in in_turns(setting, ours, mixed(setting, setting.images)).items():
+            found[f"{name}, mixed"] = row
     return found
 
 
-@torch.inference_mode()
-def accuracy(setting: Setting, fast: Model, batch: int) -> dict[str, Any]:
-    """Return how far S and B1 are from float32, and whether lanes change bits."""
+def accuracy(setting: Setting, b1: Model, engines: dict[str, Model]) -> dict[str, Any]:
+    """Return how far diffusers and the engine are from float32, and if lanes change bits."""
     asked = requests(setting, setting.steps[1], 4)
-    exact = _images(model(setting, "float32"), asked, setting.lanes)
-    plain = _images(model(setting), asked, 2 * batch)
+    torch.backends.cudnn.allow_tf32 = False  # or float32 convolutions keep ten bits
+    exact = _by_diffusers(model(setting, "float32"), asked)
+    torch.backends.cudnn.allow_tf32 = True
+    drawn = {"B1": _by_diffusers(b1, asked)}
+    drawn |= {name: _images(one, asked, setting.lanes) for name, one in engines.items()}
     found: dict[str, Any] = {}
-    ours = _images(fast, asked, setting.lanes)
-    for name, images in (("S", ours), ("B1's layout", plain)):
+    for name, images in drawn.items():
         off = (images - exact).abs()
         found[f"{name} to float32, counts"] = f"mean {off.mean():.3f}, most {int(off.max())}"
-    permuted = [*mixed(setting, 6), *asked[::-1]]
-    again = _images(fast, permuted, setting.lanes)[6:].flip(0)
-    found["same bits in other lanes beside others"] = bool(torch.equal(again, ours))
+    for name, one in engines.items():
+        beside = [*mixed(setting, 6), *asked[::-1]]
+        again = _images(one, beside, setting.lanes)[6:].flip(0)
+        same = bool(torch.equal(again, drawn[name]))
+        found[f"{name}: same bits in other lanes beside others"] = same
     return found
+
+
+def _by_diffusers(found: Model, asked: list[Request]) -> torch.Tensor:
+    return torch.from_numpy(draw_alike(pipeline(found), found, asked)).float()
 
 
 def _images(found: Model, asked: list[Request], lanes: int) -> torch.Tensor:
@@ -200,7 +208,7 @@ def measure(setting: Setting, found: Findings) -> None:
     """Measure part after part."""
     ceiling = ceilings(setting)
     found.add("ceilings", ceiling)
-    most = ceiling[f"matmul {'float16' if setting.tune else 'bfloat16'} TFLOP/s"]
+    most = ceiling[f"matmul {'float16' if setting.dtype == 'float16' else 'bfloat16'} TFLOP/s"]
     nchw, nhwc = model(setting), model(setting, channels_last=True)
     batches = {}
     for name, one in (("B1", nchw), ("B2", nhwc)):
@@ -212,31 +220,38 @@ def measure(setting: Setting, found: Findings) -> None:
         "S": Ours(nhwc, setting.lanes),
     }
     _calls(setting, found, {"B1": nchw, "S": nhwc})
+    for name, side in sides.items():
+        _warm(setting, found, name, side, setting.steps)
     found.add("eager", rates(setting, sides, most))
-    found.add("accuracy", accuracy(setting, nhwc, batches["B1"]))
+    found.add("accuracy", accuracy(setting, nchw, {"S": nhwc}))
     if setting.device == "cpu" and not shutil.which("g++"):
         found.add("compiled", {"not measured": "there is no C++ compiler here"})
         return
     compiled = model(setting, channels_last=True, compile=True)
     sides = {"S": sides["S"], "Sc": Ours(compiled, setting.lanes)}
-    _warm(setting, found, "Sc", sides["Sc"])
-    found.add("engine, plain and compiled", rates(setting, sides, most, setting.steps[1:2]))
+    _warm(setting, found, "Sc", sides["Sc"], setting.steps)
+    _calls(setting, found, {"Sc": compiled})
+    found.add("engine, plain and compiled", rates(setting, sides, most))
+    found.add("accuracy, compiled", accuracy(setting, nchw, {"Sc": compiled}))
     tuned = model(setting, channels_last=True)
     sides["B3"] = Diffusers(tuned, batches["B2"], compiled=True, tune=setting.tune)
-    _warm(setting, found, "B3", sides["B3"])
-    _calls(setting, found, {"Sc": compiled})
-    found.add("compiled", rates(setting, sides, most))
+    guided = setting.steps[1:2]
+    _warm(setting, found, "B3", sides["B3"], guided)
+    found.add("compiled", rates(setting, sides, most, guided))
     for side in sides.values():
         side.close()
 
 
-def _warm(setting: Setting, found: Findings, name: str, side: Side) -> None:
-    """Compile, which the first images of a shape cause; guided and not, as diffusers' differ."""
+def _warm(
+    setting: Setting, found: Findings, name: str, side: Side, several: tuple[int, ...]
+) -> None:
+    """Draw twice as it will be timed, for what the first images of a shape cause: compilation."""
     began = time.perf_counter()
-    for steps in {setting.steps[-1], setting.steps[0]}:
+    for steps in {several[0], several[-1]}:
         asked = [replace(r, num_inference_steps=2) for r in requests(setting, steps, 1)]
         side.draw(asked)
-    found.add(f"{name}: compiling", {"seconds": round(time.perf_counter() - began, 1)})
+        side.draw(asked)
+    found.add(f"{name}: first images", {"seconds": round(time.perf_counter() - began, 1)})
 
 
 def _calls(setting: Setting, found: Findings, those: dict[str, Model]) -> None:

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from oracle import pipeline
 
 from sdbatch.engine.engine import Engine
@@ -41,8 +43,12 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def draw_alike(pipe: Any, model: Model, group: list[Request]) -> None:
-    """Draw requests that differ in prompt and seed alone in one call of diffusers' pipeline."""
+def draw_alike(pipe: Any, model: Model, group: list[Request]) -> NDArray[np.uint8]:
+    """Draw requests that differ in prompt and seed alone in one call of diffusers' pipeline.
+
+    Returns:
+        (n, H, W, 3), as diffusers rounds them.
+    """
     first = group[0]
     pipe.scheduler = make_scheduler(
         first.sampler, model.scheduler_config, first.num_inference_steps
@@ -57,7 +63,8 @@ def draw_alike(pipe: Any, model: Model, group: list[Request]) -> None:
         output_type="np",
     ).images
     assert len(images) == len(group)
-    (images * 255).round().astype("uint8")
+    pixels: NDArray[np.uint8] = (images * 255).round().astype("uint8")
+    return pixels
 
 
 class Diffusers:

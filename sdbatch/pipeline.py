@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sdbatch import cluster, output, plan, receipts
 from sdbatch.driver import Driver
 from sdbatch.engine import checkpoint
+from sdbatch.engine.request import Request
 from sdbatch.errors import ModelError, SdbatchError
 from sdbatch.formats.image import Encoding
 from sdbatch.job import Job
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 MakeEngine = Callable[[], Draws]
+# Columns by which rows may ask for what the job's own values could not draw.
+DECIDING = {"sampler", "num_inference_steps", "clip_skip", "negative_prompt", "prompt_weights"}
 
 
 def run_job(
@@ -92,7 +95,8 @@ def prepare(job: Job, *, overwrite: bool = False, retry_failed: bool = False) ->
     store.check_writable()
     output.refuse_foreign(store, job.prompts)
     begun = None if overwrite else plan.read(store)
-    revision = job.model.revision or (begun.job.model.revision if begun else None)
+    same = begun is not None and begun.job.model.path == job.model.path
+    revision = job.model.revision or (begun.job.model.revision if begun and same else None)
     model = checkpoint.find(job.model.path, revision, job.model.config, extras(job))
     if job.model.sha256 and not checkpoint.hashed(model):
         raise ModelError(
@@ -141,7 +145,14 @@ def draw(
             planned = replace(ready.plan, job=job)
             output.begin(ready.store, planned, ready.kept, ready.withdrawn, ready.overwrite)
             watch = cluster.start_watch(actors)
-            factory = make_engine or partial(load_engine, ready.model, job.engine)
+            sampling = job.sampling
+            factory = make_engine or partial(
+                load_engine,
+                ready.model,
+                job.engine,
+                sampling.height * sampling.width,
+                None if DECIDING & planned.table.columns.keys() else example(job),
+            )
             driver.follow(graph(planned, ready, actors, factory, watch), watch)
             return driver.finish(job)
     except SdbatchError:  # it could not start: leave nothing behind
@@ -163,6 +174,11 @@ def extras(job: Job) -> checkpoint.Extras:
         embeddings=tuple((embedding.path, embedding.token) for embedding in model.embeddings),
         checker=None if job.safety.checker == "none" else job.safety.checker,
     )
+
+
+def example(job: Job) -> Request:
+    """Return a request as the job asks for it where the table says nothing."""
+    return Request(**{**job.sampling.model_dump(), "prompt": ""})
 
 
 def graph(

@@ -205,10 +205,9 @@ def adopt(job: Job, begun: Begun) -> Job:
         name: getattr(begun.job.engine, name) if value == "auto" else value
         for name, value in job.engine.model_dump().items()
     }
-    model = job.model.model_dump()
-    if not _COMMIT.fullmatch(model["revision"] or ""):  # a branch or tag: not looked up yet
+    model = {"sha256": job.model.sha256 or begun.job.model.sha256}
+    if not _COMMIT.fullmatch(job.model.revision or ""):  # a branch or tag: not looked up yet
         model["revision"] = begun.job.model.revision
-    model["sha256"] = model["sha256"] or begun.job.model.sha256
     size = job.output.images_per_shard
     if size == "auto":
         size = begun.job.output.images_per_shard

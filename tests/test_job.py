@@ -151,7 +151,7 @@ def test_section_that_is_no_section_is_refused(section, value):
     [
         ("prompts", "images_per_row", 0, "greater than or equal to 1"),
         ("prompts", "limit", 0, "greater than or equal to 1"),
-        ("sampling", "num_inference_steps", 1001, "less than or equal to 1000"),
+        ("sampling", "num_inference_steps", 1000, "less than or equal to 999"),
         ("sampling", "guidance_scale", 0.5, "greater than or equal to 1"),
         ("sampling", "height", 0, "greater than or equal to 8"),
         ("sampling", "height", 4104, "less than or equal to 4096"),

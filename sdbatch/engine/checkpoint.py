@@ -114,11 +114,11 @@ def hashed(files: ModelFiles) -> list[Path]:
 
 def _loaded(root: Path, extras: Extras) -> Iterator[Path]:
     yield from _configs(root)
-    parts = (*PARTS, CHECKER) if extras.checker == OWN else PARTS
-    for part in parts:
+    for part in PARTS:
         yield from _weights(root / part, extras.variant)
     if extras.checker == OWN:
         yield root / CHECKER / "config.json"
+        yield from _weights(root / CHECKER, _checker_variant(root, extras.variant))
 
 
 def _beside(extras: Extras) -> Iterator[Path]:
@@ -155,6 +155,16 @@ def _variant(root: Path, asked: str | None) -> str | None:
         f"{', '.join(v or 'plain weights' for v in only) or 'no variant in common'}. "
         f"Set model.variant to one of these, or leave it out."
     )
+
+
+def checker_variant(files: ModelFiles) -> str | None:
+    """Return the variant of the model's own checker: plain weights where it has no other."""
+    variant = files.extras.variant
+    return variant if files.kind == "hub" else _checker_variant(Path(files.path), variant)
+
+
+def _checker_variant(root: Path, variant: str | None) -> str | None:
+    return variant if variant in set(_variants(root / CHECKER)) else None
 
 
 def _variants(folder: Path) -> Iterator[str]:

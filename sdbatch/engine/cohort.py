@@ -4,6 +4,7 @@ n = requests of the cohort, C = 4 latent channels, h/w = latent height/width,
 L = text tokens, D = text width.
 """
 
+import traceback
 from collections.abc import Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sdbatch.engine.device import moved
 from sdbatch.engine.request import Drawn, Request
 from sdbatch.engine.samplers import brownian, takes
 from sdbatch.engine.sd1 import Prompts, StableDiffusion1, initial_noise
@@ -35,12 +37,16 @@ class Ticket:
         if self.settled:
             return
         self.settled = True
-        if not self.future.set_running_or_notify_cancel():
-            return
-        if isinstance(outcome, Drawn):
-            self.future.set_result(outcome)
-        else:
-            self.future.set_exception(outcome)
+        try:
+            if not self.future.set_running_or_notify_cancel():
+                return
+            if isinstance(outcome, Drawn):
+                self.future.set_result(outcome)
+            else:
+                # without its frames, whose tensors would live as long as the future
+                self.future.set_exception(outcome.with_traceback(None))
+        except BaseException:  # noqa: BLE001  of a caller's callback, and so not the engine's end
+            traceback.print_exc()
 
     def lanes(self) -> NDArray[np.int64]:
         """Return the lanes that it takes, tick by tick."""
@@ -85,7 +91,7 @@ class Cohort:
             self._arguments["eta"] = requests[0].eta
         if hasattr(scheduler, "noise_sampler_seed"):
             seeds = [request.seed for request in requests]
-            scheduler.noise_sampler = brownian(scheduler, seeds, self.latents)
+            scheduler.noise_sampler = brownian(scheduler, seeds, noise, sd.device)
         self._timesteps = moved(scheduler.timesteps.float(), sd.device)
         self._prompts, self._negatives = sd.embed(
             [ticket.prompts for ticket in tickets], (ticket.prompts for ticket in waiting)
@@ -182,13 +188,6 @@ class Cohort:
             if rescale:  # image by image: a sum's order could depend on how many there are
                 guided[i] = _rescaled(guided[i], text[i], rescale)
         return guided if self._whole else prompted.index_copy(0, self._among, guided)
-
-
-def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a tensor of the CPU to `device`; the copy to a GPU is not waited for."""
-    if device.type != "cuda":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _rescaled(guided: torch.Tensor, text: torch.Tensor, rescale: float) -> torch.Tensor:

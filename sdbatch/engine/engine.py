@@ -12,10 +12,11 @@ from dataclasses import replace
 
 import torch
 
+from sdbatch.engine import device
 from sdbatch.engine.cohort import Ticket
-from sdbatch.engine.finish import Finisher, device_failed
+from sdbatch.engine.finish import Finisher
 from sdbatch.engine.lanes import LEAST, Lanes, Schedulers
-from sdbatch.engine.loading import Model
+from sdbatch.engine.loading import Model, allow_many_shapes
 from sdbatch.engine.request import Drawn, Request, Usage
 from sdbatch.engine.sd1 import Shape, StableDiffusion1
 from sdbatch.errors import ModelError
@@ -30,9 +31,12 @@ class Engine:
         model: the loaded parts.
         lanes: rows of the UNet batch, at least 2; a guided image takes two.
         threads: of torch on a CPU; part of what decides the bits.
+        pixels: of the images that `lanes` are meant for; larger ones get fewer lanes.
     """
 
-    def __init__(self, model: Model, *, lanes: int, threads: int) -> None:
+    def __init__(
+        self, model: Model, *, lanes: int, threads: int, pixels: int | None = None
+    ) -> None:
         self._count = Usage()
         self._lanes = lanes
         self._threads = threads
@@ -41,7 +45,8 @@ class Engine:
         self._shapes: dict[Shape, Lanes] = {}
         self._turns: deque[Shape] = deque()  # the first has the device
         self._turn_left = TURN
-        self._finisher = Finisher(self._sd, lanes)
+        self._pixels = pixels
+        self._finisher = Finisher(self._sd, self._lanes_of)
         self._arrived: deque[Ticket] = deque()
         self._open: set[Ticket] = set()  # all that have not ended
         self._began: float | None = None
@@ -72,11 +77,17 @@ class Engine:
         with self._changed:
             if self._closed:
                 raise self._reason
+            self._began = self._began or time.perf_counter()
             self._open.add(ticket)
             self._arrived.append(ticket)
             self._changed.notify()
         ticket.future.add_done_callback(lambda _: self._open.discard(ticket))
         return ticket.future
+
+    def check(self, request: Request) -> None:
+        """Raise a ValueError if no request with these sampling values can be drawn."""
+        self._sd.read(request)
+        self._schedulers.ticks(request.sampler, request.num_inference_steps)
 
     def close(self, *, cancel: bool = False) -> None:
         """Draw what was submitted, or cancel it; then stop."""
@@ -88,13 +99,14 @@ class Engine:
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
+        allow_many_shapes()
         reason = ModelError("engine = stopped by a fault of its own: see the log.")
         try:
             with torch.inference_mode():
                 while self._receive():
                     self._round()
         except torch.AcceleratorError as error:
-            reason = device_failed(error)
+            reason = device.failed(error)
         finally:
             self._stop(reason)
 
@@ -114,23 +126,28 @@ class Engine:
         began = time.perf_counter()
         while not self._arrived and not self._closed:
             self._changed.wait()
-        if self._began is None:
-            self._began = time.perf_counter()
-        else:
-            self._count.idle_seconds += time.perf_counter() - began
+        if self._began is not None:
+            self._count.idle_seconds += max(0.0, time.perf_counter() - max(began, self._began))
 
     def _put(self, ticket: Ticket) -> None:
-        sampler, steps, _ = ticket.request.kind
+        request = ticket.request
         try:
-            ticket.ticks = self._schedulers.ticks(sampler, steps)
+            ticket.ticks = self._schedulers.ticks(request.sampler, request.num_inference_steps)
         except Exception as error:  # noqa: BLE001  diffusers' or numpy's, of these values
             ticket.settle(error)
             return
-        shape = self._sd.shape(ticket.request, ticket.prompts)
+        shape = self._sd.shape(request, ticket.prompts)
         if shape not in self._shapes:
-            self._shapes[shape] = Lanes(self._sd, self._schedulers, self._lanes)
+            lanes = self._lanes_of(request.height, request.width)
+            self._shapes[shape] = Lanes(self._sd, self._schedulers, lanes)
             self._turns.append(shape)
         self._shapes[shape].put(ticket)
+
+    def _lanes_of(self, height: int, width: int) -> int:
+        """Return the lanes of a size: as many pixels a UNet call as `lanes` are meant for."""
+        if self._pixels is None or height * width <= self._pixels:
+            return self._lanes
+        return max(LEAST, self._lanes * self._pixels // (height * width))
 
     def _round(self) -> None:
         """Admit, tick and decode once, for the shape whose turn it is."""
@@ -198,6 +215,7 @@ class Engine:
     def _shrink(self, lanes: Lanes, error: Exception) -> None:
         """Draw what stood in the lanes again in half as many; with the fewest, fail it."""
         tickets = lanes.give_up(lanes.cohorts)
+        error = error.with_traceback(None)  # whose frames hold the failed call's tensors
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -4,20 +4,22 @@ Decoding is the engine thread's, as it owns the device; waiting for the copy off
 calling whoever waits for the image is done in a thread of its own, so that no tick waits for it.
 """
 
+import math
 import queue
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from sdbatch.engine import device
 from sdbatch.engine.cohort import Ticket
 from sdbatch.engine.request import Drawn
 from sdbatch.engine.sd1 import Pictures, StableDiffusion1
-from sdbatch.errors import ModelError
 
 GROUP = 4  # images a call of the VAE at most: always as many, padded
-PATIENCE = 8  # rounds that a finished image waits for others to fill its group
+ROUNDS = 8  # that a finished image waits for others to fill its group
 
 
 @dataclass(slots=True)
@@ -41,13 +43,13 @@ class Finisher:
 
     Args:
         sd: decodes.
-        lanes: of the engine. A size with few lanes has large images, or draws few at a time, and is
-            decoded in smaller groups.
+        lanes_of: the lanes that images of a height and width are to be drawn in. Those with few are
+            large, or there is little memory, and they are decoded in smaller groups.
     """
 
-    def __init__(self, sd: StableDiffusion1, lanes: int) -> None:
+    def __init__(self, sd: StableDiffusion1, lanes_of: Callable[[int, int], int]) -> None:
         self._sd = sd
-        self._group = max(1, min(GROUP, lanes // 2))
+        self._lanes_of = lanes_of
         self._sizes: dict[tuple[int, int], _Waiting] = {}
         self._copies: queue.SimpleQueue[_Copy | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._deliver, name="sdbatch-deliver", daemon=True)
@@ -61,7 +63,8 @@ class Finisher:
     def add(self, ticket: Ticket, latents: torch.Tensor, lanes: int) -> None:
         """Let a request's finished latents (C, h, w), drawn in so many lanes, wait for a group."""
         key = (ticket.request.height, ticket.request.width)
-        size = self._sizes.setdefault(key, _Waiting(self._group))
+        group = max(1, min(GROUP, self._lanes_of(*key) // 2))
+        size = self._sizes.setdefault(key, _Waiting(group))
         size.images.append(_Finished(ticket, latents, lanes))
 
     def decode(self, *, hurry: bool) -> list[str]:
@@ -74,7 +77,7 @@ class Finisher:
         for size in self._sizes.values():
             size.rounds += bool(size.images)
             while len(size.images) >= size.group or (
-                size.images and (hurry or size.rounds > PATIENCE)
+                size.images and (hurry or size.rounds > ROUNDS)
             ):
                 size.rounds = 0
                 group, size.images = size.images[: size.group], size.images[size.group :]
@@ -118,7 +121,7 @@ class _Copy:
         self._scores = None if pictures.scores is None else _to_host(pictures.scores)
         self._event: Any = None
         if pictures.pixels.is_cuda:
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._event.record()
 
     def deliver(self) -> None:
@@ -129,7 +132,7 @@ class _Copy:
                 self._event.synchronize()
             outcomes = [self._outcome(i, image) for i, image in enumerate(self._group)]
         except torch.AcceleratorError as error:
-            outcomes = [device_failed(error)] * len(self._group)
+            outcomes = [device.failed(error)] * len(self._group)
         for image, outcome in zip(self._group, outcomes, strict=True):
             image.ticket.settle(outcome)
 
@@ -141,6 +144,8 @@ class _Copy:
         scores = None
         if self._scores is not None:
             scores = tuple(round(score, 3) for score in self._scores[i].tolist())
+            if not all(map(math.isfinite, scores)):
+                return ArithmeticError("nsfw_scores = not finite: the safety checker is broken")
         return Drawn(
             image=self._pixels[i].numpy(),
             prompt_tokens=image.ticket.prompts.tokens,
@@ -149,12 +154,6 @@ class _Copy:
             nsfw=None if scores is None else any(score > 0 for score in scores),
             nsfw_scores=scores,
         )
-
-
-def device_failed(error: Exception) -> ModelError:
-    """Return what to tell those whose images a broken device will not draw."""
-    text = " ".join(str(error).split())[:200]
-    return ModelError(f"engine.device = failed ({text}): run the same command again to resume.")
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

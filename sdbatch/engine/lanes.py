@@ -7,8 +7,9 @@ request joins only where all its ticks have room.
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from sdbatch.engine.samplers import make_scheduler
 from sdbatch.engine.sd1 import StableDiffusion1, padded
 
 LEAST = 2  # lanes: a guided image
-PATIENCE = 32  # lanes' worth of later requests that may overtake one
+OVERTAKING = 32  # lanes' worth of later requests that may overtake one
 SCHEDULERS = 256  # kept ready: some take 0.1 s to set up
 
 
@@ -60,7 +61,7 @@ class Lanes:
         self._waiting: dict[Any, deque[Ticket]] = {}
         self._waiting_count = 0
         self._admitted = 0
-        self._busy: NDArray[np.int64] = np.zeros(0, np.int64)  # lanes taken, from the next tick on
+        self._taken: NDArray[np.int64] = np.zeros(0, np.int64)  # lanes taken, from the next tick on
 
     @property
     def busy(self) -> bool:
@@ -69,7 +70,7 @@ class Lanes:
 
     def put(self, ticket: Ticket) -> None:
         """Let `ticket`, whose ticks are known, wait."""
-        ticket.overtaken_at = self._admitted + self._waiting_count + PATIENCE * self.count
+        ticket.overtaken_at = self._admitted + self._waiting_count + OVERTAKING * self.count
         self._enqueue(ticket).append(ticket)
 
     def put_back(self, tickets: list[Ticket]) -> None:
@@ -83,7 +84,7 @@ class Lanes:
         dropped = [cohort.drop_cancelled() for cohort in self.cohorts]
         if any(dropped):
             self.cohorts = [cohort for cohort in self.cohorts if cohort.alive]
-            self._count_busy()
+            self._count_taken()
 
     def admit(self) -> list[list[Ticket]]:
         """Take waiting tickets into free lanes, a list for each cohort that they will make.
@@ -92,7 +93,7 @@ class Lanes:
         too many have overtaken goes before all, and then nobody takes the lanes that it needs.
         """
         taken: dict[Any, list[Ticket]] = {}
-        free = self.count - (int(self._busy[0]) if len(self._busy) else 0)
+        free = self.count - (int(self._taken[0]) if len(self._taken) else 0)
         for key in self._order() if free else ():
             queue = self._waiting[key]
             while queue and (queue[0].future.cancelled() or self._fits(queue[0])):
@@ -110,15 +111,15 @@ class Lanes:
 
     def start(self, tickets: list[Ticket]) -> None:
         """Make a cohort of admitted tickets; raises what its scheduler or text raises."""
-        sampler, steps, _ = tickets[0].request.kind
-        scheduler = self._schedulers.make(sampler, steps)
+        request = tickets[0].request
+        scheduler = self._schedulers.make(request.sampler, request.num_inference_steps)
         waiting = (ticket for key in self._order() for ticket in self._waiting[key])
         self.cohorts.append(Cohort(tickets, self._sd, scheduler, waiting))
 
     def leave(self, tickets: list[Ticket]) -> None:
         """Give back the lanes of admitted tickets that made no cohort."""
         for ticket in tickets:
-            self._busy[: ticket.ticks] -= ticket.lanes()
+            self._taken[: ticket.ticks] -= ticket.lanes()
 
     def tick(self) -> tuple[int, list[tuple[Cohort, Exception]]]:
         """Advance all cohorts by one UNet call.
@@ -126,23 +127,21 @@ class Lanes:
         Returns:
             How many of its rows were not padding, and the cohorts that failed at it, with why.
         """
-        cohorts = self.cohorts
-        noise = self._sd.denoise(
-            padded(torch.cat([cohort.model_input() for cohort in cohorts]), self.count),
-            padded(torch.cat([cohort.timesteps() for cohort in cohorts]), self.count),
-            padded(torch.cat([cohort.context for cohort in cohorts]), self.count),
-        )
-        filled = 0
         faults: list[tuple[Cohort, Exception]] = []
-        for cohort, rows in [(cohort, cohort.lanes) for cohort in cohorts]:
-            try:
-                cohort.advance(noise[filled : filled + rows])
-            except (torch.AcceleratorError, torch.OutOfMemoryError):
-                raise
-            except Exception as error:  # noqa: BLE001  of this cohort's rows
-                faults.append((cohort, error))
+        lanes = [(cohort, cohort.lanes) for cohort in self.cohorts]
+        inputs = [_guarded(faults, cohort, cohort.model_input) for cohort, _ in lanes]
+        lanes = [one for one, latents in zip(lanes, inputs, strict=True) if latents is not None]
+        filled = 0
+        if lanes:
+            noise = self._sd.denoise(
+                padded(torch.cat([x for x in inputs if x is not None]), self.count),
+                padded(torch.cat([cohort.timesteps() for cohort, _ in lanes]), self.count),
+                padded(torch.cat([cohort.context for cohort, _ in lanes]), self.count),
+            )
+        for cohort, rows in lanes:
+            _guarded(faults, cohort, partial(cohort.advance, noise[filled : filled + rows]))
             filled += rows
-        self._busy = self._busy[1:]
+        self._taken = self._taken[1:]
         return filled, faults
 
     def take_done(self) -> Iterator[tuple[Ticket, torch.Tensor]]:
@@ -156,7 +155,7 @@ class Lanes:
     def give_up(self, cohorts: list[Cohort]) -> list[Ticket]:
         """Take `cohorts` out of their lanes unfinished; return their requests."""
         self.cohorts = [cohort for cohort in self.cohorts if cohort not in cohorts]
-        self._count_busy()
+        self._count_taken()
         return [cohort.tickets[i] for cohort in cohorts for i in cohort.alive]
 
     def _enqueue(self, ticket: Ticket) -> deque[Ticket]:
@@ -186,17 +185,30 @@ class Lanes:
 
     def _fits(self, ticket: Ticket) -> bool:
         lanes = ticket.lanes()
-        over = min(len(lanes), len(self._busy))
-        return bool((self._busy[:over] + lanes[:over]).max(initial=0) <= self.count)
+        over = min(len(lanes), len(self._taken))
+        return bool((self._taken[:over] + lanes[:over]).max(initial=0) <= self.count)
 
     def _occupy(self, lanes: NDArray[np.int64]) -> None:
-        busy = np.zeros(max(len(lanes), len(self._busy)), np.int64)
-        busy[: len(self._busy)] = self._busy
+        busy = np.zeros(max(len(lanes), len(self._taken)), np.int64)
+        busy[: len(self._taken)] = self._taken
         busy[: len(lanes)] += lanes
-        self._busy = busy
+        self._taken = busy
 
-    def _count_busy(self) -> None:
+    def _count_taken(self) -> None:
         """Work out anew which lanes are taken when."""
-        self._busy = np.zeros(0, np.int64)
+        self._taken = np.zeros(0, np.int64)
         for cohort in self.cohorts:
             self._occupy(cohort.plan())
+
+
+def _guarded(
+    faults: list[tuple[Cohort, Exception]], cohort: Cohort, call: Callable[[], Any]
+) -> Any:
+    """Call a method of `cohort`; what it raises is its rows' fault, unless the device's."""
+    try:
+        return call()
+    except (torch.AcceleratorError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001  of this cohort's rows
+        faults.append((cohort, error))
+        return None

@@ -52,7 +52,8 @@ def load(files: ModelFiles, build: Build) -> Model:
     whole = "It must be a whole Stable Diffusion model, with a single file's config within reach."
     with adapt.named("model.path", files.path, whole):
         parts = _from_file(files, dtype) if files.kind == "file" else _from_folder(files, dtype)
-        _refuse_parts(parts)
+        for name in checkpoint.PARTS:
+            adapt.refuse_missing(parts[name], name)
     _refuse_unknown(parts["unet"], files.path)
     adapt.fuse(parts, files.extras)
     checker = _checker(files, build)
@@ -87,34 +88,19 @@ def _from_folder(files: ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
     where: dict[str, Any] = {"revision": files.revision} if files.kind == "hub" else {}
     weights = {**where, "dtype": dtype, "variant": files.extras.variant}
     if files.extras.vae is None:
-        vae = _whole(AutoencoderKL, path, "vae", weights)
+        vae = adapt.whole(AutoencoderKL, path, subfolder="vae", **weights)
     else:
         own = AutoencoderKL.load_config(path, subfolder="vae", **where)
         vae = adapt.load_vae(files.extras.vae, own, dtype)
     return {
         "tokenizer": CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **where),
-        "text_encoder": _whole(CLIPTextModel, path, "text_encoder", weights),
-        "unet": _whole(UNet2DConditionModel, path, "unet", weights),
+        "text_encoder": adapt.whole(CLIPTextModel, path, subfolder="text_encoder", **weights),
+        "unet": adapt.whole(UNet2DConditionModel, path, subfolder="unet", **weights),
         "vae": vae,
         "scheduler_config": _asked(
             DDIMScheduler.load_config(path, subfolder="scheduler", **where), files.extras
         ),
     }
-
-
-def _whole(kind: Any, path: str, part: str, weights: dict[str, Any]) -> Any:
-    """Load a part; refuse one that lacks weights, which the libraries make up at random."""
-    loaded, info = kind.from_pretrained(path, subfolder=part, output_loading_info=True, **weights)
-    if info["missing_keys"]:
-        raise ValueError(f"{part} lacks {', '.join(sorted(info['missing_keys']))}")
-    return loaded
-
-
-def _refuse_parts(parts: dict[str, Any]) -> None:
-    """Refuse parts of which weights were never loaded, as a single file may leave them."""
-    for name in checkpoint.PARTS:
-        if any(weight.is_meta for weight in parts[name].parameters()):
-            raise ValueError(f"{name} lacks weights")
 
 
 def _from_file(files: ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
@@ -175,7 +161,7 @@ def _checker(files: ModelFiles, build: Build) -> Any:
     path, where = extras.checker, {}
     if extras.checker == checkpoint.OWN:
         path = files.path
-        where = {"subfolder": checkpoint.CHECKER, "variant": extras.variant}
+        where = {"subfolder": checkpoint.CHECKER, "variant": checkpoint.checker_variant(files)}
         where |= {"revision": files.revision} if files.kind == "hub" else {}
     with adapt.named("safety.checker", path, "It must be Stable Diffusion's safety checker."):
         checker = safety.load(path, **where)
@@ -195,12 +181,18 @@ def _refuse_unknown(unet: Any, path: str) -> None:
 
 
 def _compile(parts: dict[str, Any]) -> None:
-    """Compile what takes the time. No autotuning: its choices, and so bits, differ from run to run.
+    """Compile what takes the time, when a shape is first drawn (see allow_many_shapes).
 
-    A shape is compiled when it is first drawn. There is no limit to their number, as torch would
-    go on without compiling in silence, and with other bits.
+    Deterministic, without autotuning: choices by timing, and so bits, differ from actor to actor.
     """
-    torch._dynamo.config.recompile_limit = 10_000
+    options: dict[str, Any] = {"deterministic": True}
     parts["unet"].fuse_qkv_projections()
-    parts["unet"] = torch.compile(parts["unet"], fullgraph=True, dynamic=False)
-    parts["vae"].decode = torch.compile(parts["vae"].decode, fullgraph=True, dynamic=False)
+    parts["unet"] = torch.compile(parts["unet"], fullgraph=True, dynamic=False, options=options)
+    vae = parts["vae"]
+    vae.decode = torch.compile(vae.decode, fullgraph=True, dynamic=False, options=options)
+
+
+def allow_many_shapes() -> None:
+    """Let the calling thread compile any number of shapes: after eight torch would refuse."""
+    torch._dynamo.config.recompile_limit = 10_000
+    torch._dynamo.config.accumulated_recompile_limit = 10_000

@@ -13,8 +13,6 @@ _SAFE_MODULES = (
     "torch._utils",
     "collections",
     "_codecs",
-    "numpy",
-    "numpy.core.multiarray",
 )
 # What json, zipfile, zlib and pickletools raise for bytes that are not theirs.
 _UNREADABLE = (

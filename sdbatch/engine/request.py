@@ -40,7 +40,8 @@ class Request:
         """Return the ticks [start, stop) of so many in which the image is guided."""
         if not self.guided:
             return 0, 0
-        return int(self.guidance_start * ticks), int(self.guidance_stop * ticks)
+        ends = (self.guidance_start * ticks, self.guidance_stop * ticks)
+        return int(ends[0] + 1e-6), int(ends[1] + 1e-6)  # 0.29 * 100 is 28.999999999999996
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,17 +13,14 @@ from diffusers.pipelines.stable_diffusion.safety_checker import (
 from torch.nn.functional import interpolate
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from sdbatch.engine import adapt
+
 CARE = 0.01  # by how much a concept that asks for special care lowers all thresholds
 
 
 def load(path: str, **where: Any) -> "SafetyChecker":
     """Load the checker from a folder or hub id, as diffusers does."""
-    checker, info = StableDiffusionSafetyChecker.from_pretrained(
-        path, output_loading_info=True, **where
-    )
-    if info["missing_keys"]:
-        raise ValueError(f"lacks {', '.join(sorted(info['missing_keys']))}")
-    return SafetyChecker(checker)
+    return SafetyChecker(adapt.whole(StableDiffusionSafetyChecker, path, **where))
 
 
 class SafetyChecker:
@@ -32,10 +29,13 @@ class SafetyChecker:
     def __init__(self, checker: Any) -> None:
         self._checker = checker.requires_grad_(False).eval()
         self._side = checker.config.vision_config.image_size
+        self._mean = torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1)
+        self._std = torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1)
 
     def to(self, device: str, dtype: torch.dtype) -> "SafetyChecker":
         """Move the weights."""
         self._checker.to(device, dtype)
+        self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self
 
     def scores(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -69,7 +69,5 @@ class SafetyChecker:
         images = interpolate(images, size, mode="bicubic", antialias=True).round().clamp(0, 255)
         top, left = (size[0] - self._side) // 2, (size[1] - self._side) // 2
         images = images[:, :, top : top + self._side, left : left + self._side] / 255
-        mean = torch.tensor(OPENAI_CLIP_MEAN, device=pixels.device).view(3, 1, 1)
-        std = torch.tensor(OPENAI_CLIP_STD, device=pixels.device).view(3, 1, 1)
         dtype = next(self._checker.parameters()).dtype
-        return ((images - mean) / std).to(dtype)
+        return ((images - self._mean) / self._std).to(dtype)

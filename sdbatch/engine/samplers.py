@@ -9,7 +9,23 @@ import numpy as np
 import torch
 from diffusers.schedulers import AysSchedules
 
+from sdbatch.engine.device import moved
 from sdbatch.samplers import AYS, split
+
+# What a model's configuration says of its training. The rest of it, such as Karras' sigmas, is how
+# somebody liked to sample, which here the sampler's name says alone.
+_TRAINING = (
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "num_train_timesteps",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+    "timestep_spacing",
+    "steps_offset",
+    "set_alpha_to_one",
+)
 
 
 def make_scheduler(sampler: str, model_config: dict[str, Any], num_inference_steps: int) -> Any:
@@ -17,7 +33,7 @@ def make_scheduler(sampler: str, model_config: dict[str, Any], num_inference_ste
 
     Args:
         sampler: one of samplers.NAMES.
-        model_config: the scheduler config that came with the model: its betas and prediction type.
+        model_config: the scheduler config that came with the model; only _TRAINING of it counts.
         num_inference_steps: as diffusers counts them.
 
     Raises:
@@ -33,12 +49,15 @@ def make_scheduler(sampler: str, model_config: dict[str, Any], num_inference_ste
     arguments = dict(chosen.arguments)
     if schedule not in (None, AYS):
         arguments[f"use_{schedule}_sigmas"] = True
-    scheduler = kind.from_config(model_config, **arguments)
+    training = {name: model_config[name] for name in _TRAINING if name in model_config}
+    scheduler = kind.from_config(training, **arguments)
     if schedule == AYS:
         alphas = scheduler.alphas_cumprod.double().numpy()
         scheduler.set_timesteps(timesteps=_align_your_steps(alphas, num_inference_steps))
     else:
         scheduler.set_timesteps(num_inference_steps)
+    if hasattr(scheduler, "set_begin_index"):  # else it looks for its first timestep, by value, and
+        scheduler.set_begin_index(0)  # takes the second where rounding made two of it
     return scheduler
 
 
@@ -74,7 +93,7 @@ def _align_your_steps(alphas_cumprod: Any, count: int) -> list[int]:
     return [int(t) for t in timesteps]
 
 
-def brownian(scheduler: Any, seeds: list[int], latents: torch.Tensor) -> Any:
+def brownian(scheduler: Any, seeds: list[int], latents: torch.Tensor, device: torch.device) -> Any:
     """Return a noise sampler for DPMSolverSDEScheduler: a Brownian tree a seed, on the CPU.
 
     As that scheduler makes its own at its first step, but with a seed for each image and with the
@@ -84,5 +103,5 @@ def brownian(scheduler: Any, seeds: list[int], latents: torch.Tensor) -> Any:
 
     sigmas = scheduler.sigmas
     low, high = sigmas[sigmas > 0].min().item(), sigmas.max().item()
-    noise = BrownianTreeNoiseSampler(latents.cpu(), low, high, seeds)
-    return lambda sigma, following: noise(sigma, following).to(latents.device)
+    noise = BrownianTreeNoiseSampler(latents, low, high, seeds)
+    return lambda sigma, following: moved(noise(sigma, following), device)

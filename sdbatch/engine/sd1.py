@@ -55,7 +55,6 @@ class StableDiffusion1:
 
     def __init__(self, model: Model) -> None:
         self.device = model.device
-        self.scheduler_config = model.scheduler_config
         self._model = model
         self._tokenizer = Tokenizer(model.tokenizer, has_embeddings=model.has_embeddings)
         self._text = TextEncoder(model.text_encoder)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from sdbatch.engine import emphasis
+from sdbatch.engine.device import moved
 
 GROUP = 8  # chunks a call of the text encoder: always so many, padded, so that bits never differ
 AHEAD = 64  # chunks that are looked at to fill a group
@@ -134,10 +135,8 @@ class TextEncoder:
     def _encode_group(self, chunks: list[Chunk]) -> list[torch.Tensor]:
         rows = [chunk.ids for chunk in chunks]
         rows += [rows[0]] * (GROUP - len(rows))
-        device = next(self._encoder.parameters()).device
-        states = self._encoder(
-            torch.tensor(rows, device=device), output_hidden_states=True
-        ).hidden_states
+        ids = moved(torch.tensor(rows), next(self._encoder.parameters()).device)
+        states = self._encoder(ids, output_hidden_states=True).hidden_states
         norm = self._encoder.final_layer_norm
         by_skip = {skip: norm(states[-1 - skip]) for skip in {chunk.clip_skip for chunk in chunks}}
         return [
@@ -150,9 +149,8 @@ def _weighted(embedding: torch.Tensor, weights: tuple[float, ...] | None) -> tor
     """Scale each token's row and keep the mean of all, as AUTOMATIC1111 does."""
     if weights is None:
         return embedding
-    factors = torch.tensor(weights, dtype=torch.float32).to(embedding.device)
+    factors = moved(torch.tensor(weights, dtype=torch.float32), embedding.device)
     scaled = embedding.float() * factors[:, None]
     mean, kept = scaled.mean(), embedding.float().mean()
-    if min(mean.abs(), kept.abs()) > NOISE * scaled.abs().mean():
-        scaled = scaled * (kept / mean)
-    return scaled.to(embedding.dtype)
+    told = torch.minimum(mean.abs(), kept.abs()) > NOISE * scaled.abs().mean()
+    return torch.where(told, scaled * (kept / mean), scaled).to(embedding.dtype)

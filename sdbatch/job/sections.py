@@ -128,7 +128,7 @@ class Sampling(Section):
     """How an image is drawn. A column of the same name wins, row by row."""
 
     sampler: Sampler = "dpmpp_2m"
-    num_inference_steps: int = Field(25, ge=1, le=1000)
+    num_inference_steps: int = Field(25, ge=1, le=999)
     guidance_scale: float = Field(7.5, ge=1, le=1000, description="1 turns guidance off")
     guidance_rescale: Share = Field(0, description="0.7 keeps v-prediction models from glaring")
     guidance_start: Share = Field(0, description="guide from this part of the steps on")

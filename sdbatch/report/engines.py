@@ -15,7 +15,7 @@ class Engines:
     idle: float  # part of the time in which they had no request
     filled: float  # part of the lanes of their UNet calls that drew
     lanes: dict[str, int]  # lanes of the batch -> images that were drawn in so many
-    shrunk: list[str] = field(default_factory=list)  # where memory ran out, and what was done
+    shrunk: list[str] = field(default_factory=list)  # with what it went on, and after what
 
     def lines(self) -> list[str]:
         """Return what people need to know of it."""
@@ -24,7 +24,7 @@ class Engines:
             f"(idle {self.idle:.0%}, lanes {self.filled:.0%} filled)"
         ]
         for text in self.shrunk[:3]:
-            lines.append(f"  memory ran out, went on with {text}")
+            lines.append(f"  went on with {text}")
         if len(self.lanes) > 1:
             drawn = ", ".join(f"{count:,} in {lanes}" for lanes, count in self.lanes.items())
             lines.append(

@@ -68,15 +68,36 @@ class Watch(Protocol):
         """Drawing of `shard` ended, however."""
 
 
-def load_engine(files: ModelFiles, settings: EngineSettings) -> Draws:
-    """Load the model and start an engine; `settings` must be resolved."""
+def load_engine(
+    files: ModelFiles, settings: EngineSettings, pixels: int, example: Request | None
+) -> Draws:
+    """Load the model and start an engine.
+
+    Args:
+        files: of the model.
+        settings: resolved.
+        pixels: of the job's images, which the lanes are meant for.
+        example: what every row asks for that has no columns of its own.
+
+    Raises:
+        ModelError: the model cannot be loaded, or not draw the example.
+    """
     from sdbatch.engine.engine import Engine  # here: the driver imports this module, without torch
     from sdbatch.engine.loading import Build, load
 
     build = Build(
         settings.device, settings.dtype, bool(settings.channels_last), bool(settings.compile)
     )
-    return Engine(load(files, build), lanes=int(settings.lanes), threads=settings.threads)
+    engine = Engine(
+        load(files, build), lanes=int(settings.lanes), threads=settings.threads, pixels=pixels
+    )
+    if example is not None:
+        try:
+            engine.check(example)
+        except Exception as error:
+            text = " ".join(str(error).split()).rstrip(".")
+            raise ModelError(f"sampling: this model cannot draw it: {text}.") from error
+    return engine
 
 
 class DrawImages:

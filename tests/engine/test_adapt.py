@@ -216,7 +216,7 @@ def vae(request, other_model, tmp_path):
     folder = shutil.copytree(other_model / "vae", tmp_path / "vae")
     file = folder / "diffusion_pytorch_model.safetensors"
     if request.param == "folder":  # which brings its own configuration
-        AutoencoderKL.from_pretrained(folder, scaling_factor=0.3).save_pretrained(folder)
+        AutoencoderKL.from_pretrained(folder, sample_size=48).save_pretrained(folder)
         return folder, folder
     if request.param == "diffusers":
         return file, folder

@@ -28,8 +28,12 @@ class SmallDevice(Engine):
 
 def test_a_run_goes_on_in_fewer_lanes_and_says_so(make_job, draw, prompts, tmp_path):
     table = prompts(*(f"dog {i}" for i in range(12)))
-    sampling = {"num_inference_steps": 4}
-    job = make_job(prompts={"path": table}, sampling=sampling, output={"images_per_shard": 6})
+    job = make_job(
+        prompts={"path": table},
+        sampling={"num_inference_steps": 4},
+        cluster={"actors": 1},
+        output={"images_per_shard": 6},
+    )
     report = draw(job, make_engine=SmallDevice)
     assert (report.images, report.failed, report.stopped) == (12, 0, None)
     assert ds.dataset(tmp_path / "out" / "data").count_rows() == 12

@@ -34,7 +34,7 @@ def test_memory_that_ran_out_is_told_with_the_way_to_equal_images():
     shrunk = ["8 lanes (OutOfMemoryError: 20 GiB)"]
     found = engines.of([receipt(0, lanes={"16": 4, "8": 6}, shrunk=shrunk)], seconds=10.0)
     assert found.lines()[1:] == [
-        "  memory ran out, went on with 8 lanes (OutOfMemoryError: 20 GiB)",
+        "  went on with 8 lanes (OutOfMemoryError: 20 GiB)",
         "  images drawn in unequal lanes: 4 in 16, 6 in 8. For equal ones set engine.lanes to 8 "
         "and start anew.",
     ]
