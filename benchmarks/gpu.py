@@ -1,6 +1,6 @@
 """The yardstick on a GPU: the engine against diffusers as its users tune it, and the machine.
 
-    python benchmarks/gpu.py --output benchmarks/results/gpu-NAME     # under 8 minutes on an H200
+    python benchmarks/gpu.py --output benchmarks/results/gpu-NAME     # meant for 8 minutes
     python benchmarks/gpu.py --small                                  # the same code on a CPU
 
 No network: random weights in the true shape of Stable Diffusion 1.5, which cost the same time.

@@ -15,6 +15,7 @@ from sdbatch.engine import builtin
 
 SCHEDULER = {  # of the published model
     "_class_name": "PNDMScheduler",
+    "clip_sample": False,
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",

@@ -163,7 +163,7 @@ def _checker(files: ModelFiles, build: Build) -> Any:
         path = files.path
         where = {"subfolder": checkpoint.CHECKER, "variant": checkpoint.checker_variant(files)}
         where |= {"revision": files.revision} if files.kind == "hub" else {}
-    with adapt.named("safety.checker", path, "It must be Stable Diffusion's safety checker."):
+    with adapt.named("safety.checker", path, "It must be whole; or set safety.checker to none."):
         checker = safety.load(path, **where)
     return checker.to(build.device, getattr(torch, build.dtype))
 
