@@ -135,14 +135,20 @@ def _beside(extras: Extras) -> Iterator[Path]:
 
 def _weights(folder: Path, variant: str | None) -> list[Path]:
     """Return the files of weights of one part that diffusers would load."""
-    files = [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")]
-    return [file for file in files if file.stem.partition(".")[2] == (variant or "")]
+    return [file for file in _every_weights(folder) if _variant_of(file) == (variant or "")]
+
+
+def _every_weights(folder: Path) -> list[Path]:
+    return [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")]
+
+
+def _variant_of(file: Path) -> str:
+    return file.stem.partition(".")[2]  # of diffusion_pytorch_model.fp16.safetensors: fp16
 
 
 def _variant(root: Path, asked: str | None) -> str | None:
     """Return the variant to load: the one asked for, none, or the only one that there is."""
-    have = [set(_variants(root / part)) for part in PARTS]
-    every = set.intersection(*have)
+    every = set.intersection(*(_variants(root / part) for part in PARTS))
     if asked is None and "" in every:
         return None
     if asked in every:
@@ -164,13 +170,11 @@ def checker_variant(files: ModelFiles) -> str | None:
 
 
 def _checker_variant(root: Path, variant: str | None) -> str | None:
-    return variant if variant in set(_variants(root / CHECKER)) else None
+    return variant if variant in _variants(root / CHECKER) else None
 
 
-def _variants(folder: Path) -> Iterator[str]:
-    files = [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")]
-    for file in files:
-        yield file.stem.partition(".")[2]
+def _variants(folder: Path) -> set[str]:
+    return {_variant_of(file) for file in _every_weights(folder)}
 
 
 def _found(extras: Extras) -> Extras:
@@ -251,7 +255,7 @@ def _check_folder(root: Path) -> None:
         if part in PARTS and not (root / part / "config.json").is_file():
             raise ModelError(f"model.path = {root}: has no {part}/config.json. {_WAYS}")
     for part in PARTS:
-        if not list((root / part).glob("*.safetensors")) + list((root / part).glob("*.bin")):
+        if not _every_weights(root / part):
             raise ModelError(
                 f"model.path = {root}: has no weights in {part}/. Fetch the model whole."
             )

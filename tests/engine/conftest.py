@@ -9,11 +9,20 @@ from sdbatch.engine.engine import Engine
 from sdbatch.engine.loading import Build
 from sdbatch.engine.request import Request
 from sdbatch.engine.sd1 import StableDiffusion1
+from tests import tiny
 
 
 @pytest.fixture(scope="session")
 def model(tiny_model):
     return loading.load(checkpoint.find(str(tiny_model), None, ""), Build("cpu", "float32"))
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory):
+    """A model of the tiny one's shape with other weights."""
+    folder = tmp_path_factory.mktemp("other-model")
+    tiny.write_folder(folder, seed=1)
+    return folder
 
 
 @pytest.fixture(scope="session")

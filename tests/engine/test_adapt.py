@@ -34,14 +34,6 @@ KOHYA = (("unet", UNET_LAYERS, "lora_unet_"), ("text_encoder", TEXT_LAYERS, "lor
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
 
 
-@pytest.fixture(scope="module")
-def other_model(tmp_path_factory):
-    """A model of the tiny one's shape with other weights."""
-    folder = tmp_path_factory.mktemp("other-model")
-    tiny.write_folder(folder, seed=1)
-    return folder
-
-
 @pytest.fixture
 def draw(request_for):
     """Draw a request with an engine of its own; returns what was drawn."""

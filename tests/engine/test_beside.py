@@ -19,14 +19,6 @@ from tests.engine.test_loading import RunsCode, same
 TO_Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 
 
-@pytest.fixture(scope="module")
-def other_model(tmp_path_factory):
-    """A model of the tiny one's shape with other weights."""
-    folder = tmp_path_factory.mktemp("other-model")
-    tiny.write_folder(folder, seed=1)
-    return folder
-
-
 @pytest.fixture
 def copied(tiny_model, tmp_path):
     """A copy of the tiny model to change."""

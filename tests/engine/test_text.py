@@ -12,7 +12,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks import oracle
-from sdbatch.engine import checkpoint, emphasis, loading, text
+from sdbatch.engine import checkpoint, loading, text
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.loading import Build
 from sdbatch.engine.sd1 import StableDiffusion1
@@ -98,37 +98,6 @@ def by_hand(model, words, clip_skip=0):
 
 
 # The examples of AUTOMATIC1111's prompt_parser.parse_prompt_attention and of its wiki.
-EXAMPLES = {
-    "(abc)": [("abc", 1.1)],
-    "((abc))": [("abc", 1.21)],
-    "[abc]": [("abc", 1 / 1.1)],
-    "(abc: 3.12 )": [("abc", 3.12)],
-    "(unbalanced": [("unbalanced", 1.1)],
-    "unbalanced)": [("unbalanced)", 1.0)],
-    "\\(literal\\]": [("(literal]", 1.0)],
-    "\\[a|b\\]": [("[a|b]", 1.0)],
-    "(unnecessary)(parens)": [("unnecessaryparens", 1.1)],
-    "a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).": [
-        ("a ", 1.0),
-        ("house", 1.5730000000000004),
-        (" ", 1.1),
-        ("on", 1.0),
-        (" a ", 1.1),
-        ("hill", 0.55),
-        (", sun, ", 1.1),
-        ("sky", 1.4641000000000006),
-        (".", 1.1),
-    ],
-}
-
-
-@pytest.mark.parametrize("prompt", EXAMPLES)
-def test_emphasis_is_read_as_automatic1111_documents_it(prompt):
-    parts, expected = emphasis.parse(prompt), EXAMPLES[prompt]
-    assert [text for text, _ in parts] == [text for text, _ in expected]
-    assert [weight for _, weight in parts] == pytest.approx([weight for _, weight in expected])
-
-
 EDITING = {
     "a [cat:dog:0.5]": "[cat:dog:0.5]",
     "a [[cat]:dog:0.5]": "[[cat]:dog:0.5]",

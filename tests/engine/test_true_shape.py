@@ -13,7 +13,6 @@ from benchmarks import models, oracle
 from sdbatch.engine import checkpoint, loading
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.loading import Build
-from sdbatch.engine.request import Request
 
 
 @pytest.mark.skipif(
@@ -21,7 +20,7 @@ from sdbatch.engine.request import Request
     reason="takes minutes, 16 GB of memory and 5 GB of disk: set SDBATCH_TRUE_SHAPE=1",
 )
 @pytest.mark.timeout(3000)
-def test_the_true_shape_loads_and_draws_what_diffusers_draws(tmp_path, capsys):
+def test_the_true_shape_loads_and_draws_what_diffusers_draws(tmp_path, capsys, request_for):
     parts = models.parts("sd15")
     config = parts.pop("scheduler_config")
     StableDiffusionPipeline(
@@ -43,15 +42,7 @@ def test_the_true_shape_loads_and_draws_what_diffusers_draws(tmp_path, capsys):
     model = loading.load(checkpoint.find(str(tmp_path), None, ""), Build("cpu", "float32"))
     loaded = lap()
     engine = Engine(model, lanes=2, threads=threads)
-    request = Request(
-        prompt="a photograph of a dog",
-        seed=1,
-        sampler="dpmpp_2m",
-        num_inference_steps=2,
-        guidance_scale=7.5,
-        height=512,
-        width=512,
-    )
+    request = request_for(num_inference_steps=2, height=512, width=512)
     image = engine.submit(request).result().image.astype(int)
     drawn = lap()
     engine.close()
