@@ -51,6 +51,11 @@ def make_scheduler(sampler: str, model_config: dict[str, Any], num_inference_ste
         arguments[f"use_{schedule}_sigmas"] = True
     training = {name: model_config[name] for name in _TRAINING if name in model_config}
     scheduler = kind.from_config(training, **arguments)
+    most = scheduler.config.get("original_inference_steps", num_inference_steps)
+    if num_inference_steps > most:  # diffusers speaks of a strength, which nobody here has set
+        raise ValueError(
+            f"num_inference_steps = {num_inference_steps}: {sampler} takes {most} at most"
+        )
     if schedule == AYS:
         alphas = scheduler.alphas_cumprod.double().numpy()
         scheduler.set_timesteps(timesteps=_align_your_steps(alphas, num_inference_steps))
