@@ -1,0 +1,89 @@
+"""Scenes in words and back: whatever is said is read as it was meant."""
+
+import random
+
+import pytest
+
+from sdbatch.shapes import wording, words, world
+from sdbatch.shapes.reading import asked
+from sdbatch.shapes.world import Group, Scene
+
+
+def test_every_way_of_saying_a_scene_is_read_back_as_that_scene():
+    chance = random.Random(5)
+    for _ in range(5000):
+        scene = world.imagine(chance)
+        prompt = wording.say(scene, chance)
+        read = asked(prompt)
+        assert read is not None, prompt
+        assert len(read.groups) == len(scene.groups), prompt
+        for said, meant in zip(read.groups, scene.groups, strict=True):
+            assert (said.shape, said.colour, said.count) == (meant.shape, meant.colour, meant.count)
+            assert said.size in (None, meant.size), prompt
+            assert said.texture in (None, meant.texture), prompt
+        for name in ("background", "background_texture", "place", "relation"):
+            assert getattr(read, name) in (None, getattr(scene, name)), (name, prompt)
+
+
+def test_prompts_vary_and_use_every_name():
+    chance = random.Random(6)
+    scene = world.imagine(chance)
+    assert len({wording.say(scene, chance) for _ in range(200)}) > 100
+    text = " ".join(wording.say(world.imagine(chance), chance) for _ in range(8000)).lower()
+    lists = (words.COLOURS, words.SIZES, words.TEXTURES, words.PLACES, words.RELATIONS)
+    names = [name for table in (*lists, words.SHAPES) for said in table.values() for name in said]
+    assert [name for name in names if name not in text] == []
+
+
+def test_most_of_a_scene_is_said():
+    chance = random.Random(7)
+    read = [asked(wording.say(world.imagine(chance), chance)) for _ in range(2000)]
+    assert sum(scene.background is not None for scene in read) > 0.9 * len(read)
+    sizes = [group.size for scene in read for group in scene.groups]
+    assert sum(size is not None for size in sizes) > 0.5 * len(sizes)
+
+
+RED = Group(shape="circle", colour="red", count=1)
+GREEN = Group(shape="square", colour="green", count=1, size="large")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "scene"),
+    [
+        ("a red circle", Scene(groups=(RED,))),
+        ("Red circle!", Scene(groups=(RED,))),
+        ("a red circle on blue", Scene(groups=(RED,), background="blue")),
+        (
+            "blue background, red ball, top left",
+            Scene(groups=(RED,), background="blue", place="top left"),
+        ),
+        (
+            "a red disc to the left of a large green box on a checkered grey backdrop",
+            Scene(
+                groups=(RED, GREEN),
+                background="gray",
+                background_texture="checked",
+                relation="left of",
+            ),
+        ),
+        (
+            "a red circle at the top and a large green square at the bottom",
+            Scene(groups=(RED, GREEN), relation="above"),
+        ),
+        ("red circles", Scene(groups=(Group(shape="circle", colour="red"),))),
+        (
+            "2 tiny hearts with dots",
+            Scene(groups=(Group(shape="heart", count=2, size="small", texture="spotted"),)),
+        ),
+        ("a shiny red metal circle, please", Scene(groups=(RED,))),
+    ],
+)
+def test_what_a_user_would_type_is_read(prompt, scene):
+    assert asked(prompt) == scene
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", " ", "a photo of a cat", "red, blue and green", "二匹の猫 🐈"]
+)
+def test_a_prompt_that_names_no_shape_asks_for_nothing(prompt):
+    assert asked(prompt) is None
