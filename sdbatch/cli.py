@@ -1,4 +1,4 @@
-"""The command line: `sdbatch run`, `plan`, `status`, `verify`, `schema`.
+"""The command line: `sdbatch run`, `plan`, `status`, `sheet`, `score`, `verify`, `schema`.
 
 Commands import the rest of the package inside, so that `sdbatch --help` answers at once.
 """
@@ -115,6 +115,44 @@ def status(output: str, as_json: bool) -> None:
     from sdbatch.storage import Store
 
     found = read(Store(output))
+    click.echo(json.dumps(asdict(found)) if as_json else found.text())
+
+
+@main.command(cls=Command)
+@click.argument("output")
+@click.option("--images", type=click.IntRange(1, 1000), default=24, show_default=True)
+@click.option("--random", "seed", type=int, metavar="SEED", help="A random set, not the first.")
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="CONDITION",
+    help="Only images that fulfil it: sampler=ddim, guidance_scale>=5, prompt~cat, fidelity<1.",
+)
+@click.option("--columns", type=click.IntRange(1, 100), default=6, show_default=True)
+@click.option("--to", metavar="FILE", help="A .jpg or .png. Default: OUTPUT/gallery/sheet.jpg.")
+def sheet(
+    output: str, images: int, seed: int | None, where: tuple[str, ...], columns: int, to: str | None
+) -> None:
+    """Lay images of OUTPUT side by side, each with its prompt, also while it is drawn."""
+    from sdbatch.report.sheet import make
+    from sdbatch.storage import Store
+
+    click.echo(make(Store(output), images, seed, where, columns, to))
+
+
+@main.command(cls=Command)
+@click.argument("output")
+@_json
+def score(output: str, as_json: bool) -> None:
+    """Judge how well the images of OUTPUT show what their prompts ask for.
+
+    For prompts of the embedded model's world: shapes on a background. What is found goes to
+    OUTPUT/scores.parquet, one row an image.
+    """
+    from sdbatch.report.score import score as judge
+    from sdbatch.storage import Store
+
+    found = judge(Store(output))
     click.echo(json.dumps(asdict(found)) if as_json else found.text())
 
 

@@ -8,7 +8,7 @@ from sdbatch.errors import StorageError
 from sdbatch.job import Job, Prompts
 from sdbatch.plan import Plan
 from sdbatch.receipts import Receipt
-from sdbatch.report import card, gallery
+from sdbatch.report import card, gallery, score, sheet
 from sdbatch.report.progress import PROGRESS_FILE
 from sdbatch.report.summary import Report
 from sdbatch.storage import TEMPORARY, Store, is_local
@@ -76,7 +76,8 @@ def withdraw(store: Store) -> None:
             if receipts.OURS.fullmatch(name) or name.endswith(TEMPORARY):
                 store.remove(f"{folder}/{name}")
         store.remove_if_empty(folder)
-    store.remove(gallery.PAGE)
+    for name in (gallery.PAGE, sheet.SHEET_FILE, score.SCORES_FILE):
+        store.remove(name)
     store.remove_if_empty(gallery.FOLDER)
     files = (receipts.MANIFEST_FILE, card.CARD_FILE, PROGRESS_FILE, plan.PLAN_FILE, plan.JOB_FILE)
     for name in files:

@@ -136,12 +136,12 @@ def read_stage(job: Job) -> tuple[Plan, ReadPrompts, list[pa.Table]]:
     return planned, stage, [pa.Table.from_pylist([row]) for row in blocks]
 
 
-def finish(job: Job) -> Finished:
-    """Draw all of `job` into its output and end it."""
+def finish(job: Job, engine=FakeEngine) -> Finished:
+    """Draw all of `job` into its output and end it; `engine` makes the engine that draws."""
     store = Store(job.output.path)
     planned, read, blocks = read_stage(job)
     output.begin(store, planned, [], [], overwrite=False)
-    draw_images = DrawImages(FakeEngine, pipeline.encoding(planned.job), HereWatch())
+    draw_images = DrawImages(engine, pipeline.encoding(planned.job), HereWatch())
     write = WriteShard(planned.job.output, store)
     drawn_blocks = at_once(draw_images, map(read, blocks))
     every = [receipts.from_table(write(shard))[0] for shard in drawn_blocks]

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.finished import finish, small_job
+
+COMMANDS = ("run", "plan", "status", "sheet", "score", "verify", "schema")
 SDBATCH = str(Path(sys.executable).parent / "sdbatch")
 REPOSITORY = Path(__file__).parent.parent
 
@@ -43,7 +46,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_ray():
         times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
         before = after
     assert done.returncode == 0
-    assert all(command in done.stdout for command in ("run", "plan", "status", "verify", "schema"))
+    assert all(command in done.stdout for command in COMMANDS)
     assert min(times) < 0.3  # seconds of CPU, not of the clock: the promise itself
     probe = "import sys, sdbatch.cli; print({'torch', 'ray', 'pyarrow'} & set(sys.modules))"
     assert (
@@ -114,11 +117,74 @@ def test_plan_shows_what_a_run_would_draw_and_writes_nothing(here):
     assert (outline["rows"], outline["images"], outline["shards"]) == (2, 2, 1)
 
 
-@pytest.mark.parametrize("command", ["status", "verify"])
-def test_status_and_verify_of_no_output_say_so(here, command):
+@pytest.mark.parametrize("command", ["status", "sheet", "score", "verify"])
+def test_command_on_no_output_says_so(here, command):
     done = sdbatch(command, "nothing", cwd=here)
     assert done.returncode == 2
     assert "no job.yaml: must be the output of a job" in done.stderr
+
+
+@pytest.fixture
+def output(make_job, here):
+    """A finished output at out in `here`: 4 images in 3 shards."""
+    return finish(small_job(make_job, here))
+
+
+def test_sheet_tells_where_it_is_and_takes_every_option(output, here):
+    done = sdbatch("sheet", "out", cwd=here)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{here}/out/gallery/sheet.jpg\n"
+    assert (here / "out/gallery/sheet.jpg").exists()
+    options = ["--images", "2", "--random", "5", "--columns", "1", "--to", "my sheet.png"]
+    conditions = ["--where", "width=8", "--where", "prompt~a"]
+    done = sdbatch("sheet", "out", *options, *conditions, cwd=here)
+    assert (done.returncode, done.stdout) == (0, f"{here}/my sheet.png\n")
+
+
+SHEETS = {
+    "--where=widht=8": ["--where widht = no such column", "Did you mean 'width'?"],
+    "--where=dog": ["--where 'dog': must be a column, one of", "guidance_scale>=5"],
+    "--where=seed=high": ["--where seed=high = compared with", "must be a value of the same kind"],
+    "--where=width=9": ["--where width=9 = no image: must fit one"],
+    "--where=fidelity<1": ["--where fidelity = no scores yet", "Run `sdbatch score"],
+    "--to=sheet.gif": ["--to 'sheet.gif': must end with .jpg, .jpeg, .png"],
+    "--to=file/sheet.png": ["file/sheet.png = "],
+    "--to=foo://bucket/x.png": ["foo://bucket/x.png", "Protocol not known"],
+    "--images=0": ["--images", "1<=x<=1000"],
+    "--columns=0": ["--columns", "1<=x<=100"],
+    "--random=dog": ["--random", "not a valid integer"],
+}
+
+
+@pytest.mark.parametrize("option", SHEETS)
+def test_sheet_that_cannot_be_made_says_why_and_writes_nothing(output, here, option):
+    before = sorted(here.rglob("*"))
+    done = sdbatch("sheet", "out", option, cwd=here)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert [word for word in SHEETS[option] if word not in done.stderr] == []
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    assert len(done.stderr.splitlines()) == 1 or done.stderr.startswith("Usage: ")
+    assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["sheet", "score"])
+def test_sheet_and_score_of_a_damaged_output_say_so_in_one_line(output, here, command):
+    (here / "out/data/000001.parquet").write_bytes(b"PAR1")
+    done = sdbatch(command, "out", cwd=here)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"Error: {here}/out/data/000001.parquet = cannot be read")
+    assert f"`sdbatch verify {here}/out`" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_score_tells_people_and_machines_what_it_found(output, here):
+    done = sdbatch("score", "out", cwd=here)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "0 of 4 images scored" in done.stdout
+    assert "4 not scored: their prompts name no shape of the world" in done.stdout
+    assert f"{here}/out/scores.parquet" in done.stdout
+    found = json.loads(sdbatch("score", "out", "--json", cwd=here).stdout)
+    assert (found["images"], found["unread"], found["fidelity"]) == (4, 4, None)
 
 
 def test_schema_is_the_one_that_the_job_files_name():

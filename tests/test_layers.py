@@ -95,6 +95,8 @@ def test_only_the_run_knows_ray():
         "report.status",
         "report.plan",
         "report.verify",
+        "report.sheet",
+        "report.score",
         "cli",
     ],
 )

@@ -5,6 +5,7 @@ import pytest
 from sdbatch import output, pipeline, plan, receipts
 from sdbatch.errors import ModelError, StorageError
 from sdbatch.job import Prompts
+from sdbatch.report import score, sheet
 from sdbatch.storage import Store
 from tests import finished
 
@@ -42,6 +43,27 @@ def test_withdraw_takes_the_outputs_files_and_no_others(tmp_path):
     assert store.names() == {}
     assert store.names("data") == {"notes.txt": 4}
     assert store.names("receipts") == {}
+
+
+def test_withdraw_takes_the_pictures_and_scores_that_were_made_of_the_output(
+    make_job, prompts_of, tmp_path
+):
+    output_of = finished.finish(make_job(prompts={"path": prompts_of(2)}))
+    sheet.make(output_of.store, 9, None, [], 6, None)
+    score.score(output_of.store)
+    assert set(output_of.store.names("gallery")) == {"index.html", "sheet.jpg"}
+    assert "scores.parquet" in output_of.store.names()
+    output.withdraw(output_of.store)
+    assert not (tmp_path / "out").exists()
+
+
+def test_withdraw_leaves_pictures_of_the_user_in_the_gallery(tmp_path):
+    store = Store(str(tmp_path / "out"))
+    for name in ("gallery/sheet.jpg", "gallery/mine.jpg", "scores.parquet", "my scores.parquet"):
+        store.put(name, b"a file")
+    output.withdraw(store)
+    assert set(store.names("gallery")) == {"mine.jpg"}
+    assert set(store.names()) == {"my scores.parquet"}
 
 
 @pytest.mark.parametrize("damage", ["remove", "cut"])

@@ -1,6 +1,6 @@
 """A shard as bytes: image files with their parameters inside, in Parquet or WebDataset."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 import pyarrow as pa
@@ -16,6 +16,11 @@ def write(rows: pa.Table, output: Output) -> tuple[str, bytes]:
     return "tar", webdataset.write(rows, output.image_format)
 
 
-def read(file: IO[bytes], name: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the shard file `name` from its beginning, without holding all of them."""
-    return parquet.read(file) if name.endswith(".parquet") else webdataset.read(file)
+def read(
+    file: IO[bytes], name: str, columns: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the shard file `name` from its beginning, without holding all of them.
+
+    `columns` are all that is needed: Parquet then reads no others.
+    """
+    return parquet.read(file, columns) if name.endswith(".parquet") else webdataset.read(file)

@@ -3,7 +3,7 @@ and the schema's metadata that says which column is an image.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 import pyarrow as pa
@@ -31,9 +31,9 @@ def write(rows: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def read(file: IO[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a shard, a few in memory at a time."""
-    for batch in pq.ParquetFile(file).iter_batches(batch_size=64):
+def read(file: IO[bytes], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a shard, a few in memory at a time; None: with all columns."""
+    for batch in pq.ParquetFile(file).iter_batches(batch_size=64, columns=columns):
         yield from batch.to_pylist()
 
 

@@ -4,14 +4,12 @@ import base64
 import html
 import io
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-from PIL import Image
-
-from sdbatch import formats
 from sdbatch.job import Job
-from sdbatch.receipts import DATA, Receipt
+from sdbatch.receipts import Receipt
+from sdbatch.report.images import Images, picture
 from sdbatch.storage import Store
 
 FOLDER = "gallery"
@@ -29,30 +27,20 @@ small { color: #666 }
 
 def write(store: Store, job: Job, every: Iterable[Receipt]) -> None:
     """Write gallery/index.html with the first IMAGES images of the output."""
-    receipts = list(every)
-    count = sum(receipt.images for receipt in receipts)
-    figures = [_figure(row) for row in itertools.islice(_rows(store, receipts), IMAGES)]
-    title = html.escape(job.title)
+    images = Images(store, job, tuple(sorted(every, key=lambda receipt: receipt.shard)))
+    figures = [_figure(row) for row in itertools.islice(images.rows(), IMAGES)]
+    title, model = html.escape(job.title), html.escape(job.model.name)
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style><h1>{title}</h1>"
-        f"<p>The first {len(figures)} of {count:,} images drawn by {html.escape(job.model.name)}, "
-        f"a trained model.</p><main>{''.join(figures)}</main></html>\n"
+        f"<p>The first {len(figures)} of {len(images):,} images drawn by {model}, a trained model."
+        f"</p><main>{''.join(figures)}</main></html>\n"
     )
     store.put(PAGE, page.encode())
 
 
-def _rows(store: Store, receipts: list[Receipt]) -> Iterator[dict[str, Any]]:
-    for receipt in sorted(receipts, key=lambda receipt: receipt.shard):
-        for file in receipt.files:
-            if file["name"].startswith(f"{DATA}/"):
-                with store.open(file["name"]) as opened:
-                    yield from formats.read(opened, file["name"])
-
-
 def _figure(row: dict[str, Any]) -> str:
-    with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
-        small = image.convert("RGB")
+    small = picture(row)
     small.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
     small.save(file, "JPEG", quality=85)

@@ -228,6 +228,40 @@ def test_parquet_gives_its_rows_back_when_it_is_read(monkeypatch):
     assert list(parquet.read(io.BytesIO(parquet.write(rows)))) == rows.to_pylist()
 
 
+class Counting(io.BytesIO):
+    """Counts the bytes that are read."""
+
+    count = 0
+
+    def read(self, size=-1):
+        data = super().read(size)
+        self.count += len(data)
+        return data
+
+
+def test_parquet_reads_no_images_when_only_other_columns_are_asked_for():
+    file = Counting(parquet.write(with_images([1_000_000] * 3)))
+    rows = list(parquet.read(file, ["key", "seed"]))
+
+    assert rows == [{"key": schema.key(0, at), "seed": at} for at in range(3)]
+    assert file.count < 200_000
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        (["sha256", "sha256"], ["sha256"]),
+        (["seed", "fidelity"], ["seed"]),
+        (["tags", "box", "image"], ["image", "tags", "box"]),
+    ],
+)
+def test_parquet_gives_the_columns_that_it_has_of_those_asked_for(asked, given):
+    rows = drawn(**EXTRAS)
+    found = list(parquet.read(io.BytesIO(parquet.write(rows)), asked))
+
+    assert found == rows.select(given).to_pylist()
+
+
 @pytest.mark.parametrize(
     "column",
     [

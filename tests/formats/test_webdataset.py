@@ -11,7 +11,7 @@ import tarfile
 import pyarrow as pa
 import pytest
 
-from sdbatch import schema
+from sdbatch import formats, schema
 from sdbatch.formats import image, webdataset
 from tests.finished import drawn
 
@@ -168,6 +168,14 @@ def test_webdataset_gives_its_rows_back_when_it_is_read(image_format):
     data = webdataset.write(rows, image_format)
 
     assert list(webdataset.read(io.BytesIO(data))) == rows.to_pylist()
+
+
+def test_webdataset_gives_all_columns_when_some_are_asked_for():
+    """A tar is read from its beginning: there is nothing to save."""
+    rows = drawn()
+    file = io.BytesIO(webdataset.write(rows, "jpg"))
+
+    assert list(formats.read(file, "data/000000.tar", ["key"])) == rows.to_pylist()
 
 
 def test_webdataset_is_read_without_seeking():

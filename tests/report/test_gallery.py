@@ -131,6 +131,15 @@ def test_gallery_says_how_each_image_was_drawn_and_by_what(make_job, tmp_path):
     assert "000000-000000, seed " in text
 
 
+def test_gallery_is_in_order_when_the_receipts_came_in_another(make_job, tmp_path):
+    """A cluster commits shards as they are done."""
+    output = finish(small_job(make_job, tmp_path))
+    ended = output.store.read(gallery.PAGE)
+    gallery.write(output.store, output.plan.job, output.receipts[::-1])
+
+    assert output.store.read(gallery.PAGE) == ended
+
+
 def test_gallery_is_a_page_without_images_when_every_row_failed(make_job, tmp_path):
     found = page(finish(small_job(make_job, tmp_path, ["fail", "fail"])))
 
