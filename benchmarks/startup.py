@@ -3,7 +3,7 @@
     python benchmarks/startup.py [--repeats 3]
 
 Seconds from the command to each step, medians over fresh processes: the interpreter and the checks,
-Ray up, the model in an actor, the first tick, the first shard, the end. Prints a table and JSON.
+Ray up, the model in an actor, the first image, the first shard, the end. Prints a table and JSON.
 """
 
 import json
@@ -20,14 +20,16 @@ from findings import report
 JOB = """
 prompts: {path: %s}
 model: builtin:shapes
-sampling: {height: 64, width: 64}
-output: {path: %s, images_per_shard: 16}
+sampling: {num_inference_steps: 25, height: 128, width: 128}
+output: {path: %s}
 """
 
 
 def start_once(folder: Path) -> dict[str, float]:
     """Run a job of 64 images; return the seconds from the command to each step."""
-    (folder / "p.txt").write_text("".join(f"a dog, number {i}\n" for i in range(64)))
+    (folder / "p.txt").write_text(
+        "".join(f"a red circle on a blue background, number {i}\n" for i in range(64))
+    )
     (folder / "job.yaml").write_text(JOB % (folder / "p.txt", folder / "out"))
     command = [str(Path(sys.executable).parent / "sdbatch"), "run", str(folder / "job.yaml")]
     begun = time.time()

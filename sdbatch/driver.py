@@ -144,7 +144,7 @@ class Driver:
         return time.time() - since if since else 0.0
 
     def _note_start(self) -> None:
-        for step, at in (("model", self._snapshot.loaded_at), ("tick", self._snapshot.ticked_at)):
+        for step, at in (("model", self._snapshot.loaded_at), ("image", self._snapshot.drawn_at)):
             if at:
                 self.note(step, at)
         if self._came:

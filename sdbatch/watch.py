@@ -24,7 +24,7 @@ class Snapshot:
     failed: int
     signs: int  # grows with every sign of life
     loaded_at: float  # clock seconds of the first engine that was ready; 0: none yet
-    ticked_at: float  # clock seconds of the first tick that was reported; 0: none yet
+    drawn_at: float  # clock seconds of the first image that was reported; 0: none yet
     refused: str | None  # why the engine cannot be loaded
 
 
@@ -40,7 +40,7 @@ class Watch:
         self._committed: set[int] = set()
         self._closed = False
         self._signs = 0
-        self._loaded_at = self._ticked_at = 0.0
+        self._loaded_at = self._drawn_at = 0.0
         self._refused: str | None = None
 
     def loading(self) -> None:
@@ -89,8 +89,8 @@ class Watch:
         if (drawn, failed) != self._beats.get(shard) or ticks != self._ticks.get(shard):
             self._signs += 1
         self._beats[shard], self._ticks[shard] = (drawn, failed), ticks
-        if ticks:
-            self._ticked_at = self._ticked_at or time.time()
+        if drawn:
+            self._drawn_at = self._drawn_at or time.time()
         return not self._closed
 
     def end(self, shard: int, drawn: int, failed: int) -> None:
@@ -112,7 +112,7 @@ class Watch:
             self._beats.pop(shard, None)
         drawn = sum(beat[0] for beat in self._beats.values())
         failed = sum(beat[1] for beat in self._beats.values())
-        return Snapshot(drawn, failed, self._signs, self._loaded_at, self._ticked_at, self._refused)
+        return Snapshot(drawn, failed, self._signs, self._loaded_at, self._drawn_at, self._refused)
 
 
 class RemoteWatch:

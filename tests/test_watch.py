@@ -144,21 +144,21 @@ def test_watch_sees_no_sign_of_life_when_a_beat_says_the_same_again():
     assert signs(watch) == before
 
 
-def test_watch_remembers_when_the_first_engine_was_ready_and_first_ticked():
+def test_watch_remembers_when_the_first_engine_was_ready_and_drew():
     watch = Watch(2)
-    assert (watch.snapshot([]).loaded_at, watch.snapshot([]).ticked_at) == (0, 0)
+    assert (watch.snapshot([]).loaded_at, watch.snapshot([]).drawn_at) == (0, 0)
     watch.loaded()
     watch.begin(0)
-    watch.beat(0, drawn=0, failed=0, ticks=0)
-    assert watch.snapshot([]).ticked_at == 0
     watch.beat(0, drawn=0, failed=0, ticks=1)
+    assert watch.snapshot([]).drawn_at == 0
+    watch.beat(0, drawn=1, failed=0, ticks=5)
     first = watch.snapshot([])
     watch.loaded()
-    watch.beat(0, drawn=1, failed=0, ticks=2)
+    watch.beat(0, drawn=2, failed=0, ticks=6)
     later = watch.snapshot([])
 
-    assert 0 < first.loaded_at <= first.ticked_at
-    assert (later.loaded_at, later.ticked_at) == (first.loaded_at, first.ticked_at)
+    assert 0 < first.loaded_at <= first.drawn_at
+    assert (later.loaded_at, later.drawn_at) == (first.loaded_at, first.drawn_at)
 
 
 def test_watch_remembers_why_an_engine_was_refused():

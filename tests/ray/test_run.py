@@ -112,7 +112,7 @@ def test_json_is_one_object_a_line_and_ends_with_the_report(here):
     assert {event["event"] for event in events} == {"progress", "report"}
     report = events[-1]
     assert (report["event"], report["images"], report["exit_code"]) == ("report", 5, 0)
-    assert list(report["startup"]) == ["ray", "model", "tick", "shard"]
+    assert list(report["startup"]) == ["ray", "model", "image", "shard"]
 
 
 def test_python_runs_the_same_code(here):
