@@ -1,0 +1,61 @@
+"""The training loop: what was stopped goes on with the bits that it would have had."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from training import loop
+from training.loop import SAVE_EVERY, Settings
+
+SETTINGS = Settings(steps=2 * SAVE_EVERY, batch=1, rate=1e-2, warmup=20)
+
+
+def train(folder, settings=SETTINGS, stop=None):
+    """Fit a line; return its weights."""
+    torch.manual_seed(settings.seed)
+    network = torch.nn.Linear(4, 1)
+
+    def loss(step):
+        if step == stop:
+            raise KeyboardInterrupt
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+        return (network(x) - x.sum(1, keepdim=True)).square().mean()
+
+    loop.train(network, loss, settings, folder)
+    return network.weight
+
+
+def steps(folder):
+    return [line["step"] for line in loop.curve(folder)]
+
+
+def test_the_loss_falls_and_the_curve_shows_it(tmp_path):
+    weights = train(tmp_path)
+    losses = [line["loss"] for line in loop.curve(tmp_path)]
+    assert steps(tmp_path) == list(range(50, SETTINGS.steps + 1, 50))
+    assert losses[-1] < 0.1 * losses[0]
+    assert torch.allclose(weights, torch.ones(1, 4), atol=0.1)
+
+
+@pytest.mark.parametrize("stop", [SAVE_EVERY, SAVE_EVERY + 70])
+def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, stop):
+    whole = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", stop=stop)
+    assert torch.equal(train(tmp_path / "stopped"), whole)
+    assert steps(tmp_path / "stopped") == steps(tmp_path / "whole")
+    losses = [
+        [line["loss"] for line in loop.curve(tmp_path / name)] for name in ("whole", "stopped")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_more_steps_go_on_from_a_finished_training(tmp_path):
+    train(tmp_path / "more", replace(SETTINGS, steps=SAVE_EVERY))
+    assert torch.equal(train(tmp_path / "more"), train(tmp_path / "whole"))
+
+
+def test_another_seed_gives_other_weights(tmp_path):
+    one, other = (train(tmp_path / str(seed), replace(SETTINGS, seed=seed)) for seed in (1, 2))
+    assert not torch.equal(one, other)

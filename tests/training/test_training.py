@@ -1,0 +1,53 @@
+"""The whole training command in its miniature: the losses fall, and what it leaves is a model."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from training import loop
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    train(folder)
+    return folder
+
+
+def train(folder):
+    """Run the command; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "training", str(folder), "--miniature"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("network", "part"), [("autoencoder", 0.8), ("denoiser", 0.8)])
+def test_the_losses_fall(folder, network, part):
+    curve = [line["loss"] for line in loop.curve(folder / network)]
+    assert len(curve) > 1
+    assert curve[-1] < part * curve[0]
+
+
+def test_the_model_is_one_of_diffusers_in_float16(folder):
+    pipe = StableDiffusionPipeline.from_pretrained(folder / "model", safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.Generator().manual_seed(0)
+    images = pipe("a red star", num_inference_steps=2, generator=noise, output_type="np").images
+    assert images.shape == (1, 128, 128, 3)
+    files = list((folder / "model").rglob("*.safetensors"))
+    assert len(files) == 3
+    assert sum(file.stat().st_size for file in files) <= 12e6
+
+
+def test_a_finished_training_is_not_done_again(folder):
+    printed = train(folder)
+    assert "loss" not in printed

@@ -1,0 +1,71 @@
+"""The autoencoder: pictures of 128x128 to latents of 4x16x16 and back.
+
+# B = pictures, pixels (B, 3, 128, 128) from -1 to 1, latents (B, 4, 16, 16).
+"""
+
+import random
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+
+from training import scenes
+from training.loop import Settings, train
+
+SETTINGS = Settings(steps=24_000, batch=8, rate=1e-3)
+KL_WEIGHT = 1e-4  # so weak that it only keeps the latents smooth
+PLAIN_FROM = 20_000  # step: from here on every second one shows scenes as they are, often empty
+CHANNELS = (16, 32, 48, 64)
+
+
+def build() -> AutoencoderKL:
+    """Return Stable Diffusion's autoencoder in small: f = 8, 4 latent channels."""
+    return AutoencoderKL(
+        block_out_channels=CHANNELS,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=8,
+        layers_per_block=1,
+        sample_size=128,
+    )
+
+
+def fit(folder: Path, settings: Settings = SETTINGS) -> AutoencoderKL:
+    """Train the autoencoder; return it with its latents scaled to unit variance."""
+    torch.manual_seed(settings.seed)
+    network = build().to(memory_format=torch.channels_last)
+
+    def loss(step: int) -> torch.Tensor:
+        noise = torch.Generator().manual_seed(step)
+        pixels = _shown(step, settings, noise)
+        posterior = network.encode(pixels).latent_dist
+        drawn = network.decode(posterior.sample(noise)).sample
+        spread: torch.Tensor = posterior.kl().mean() / posterior.mean[0].numel()
+        return difference(drawn, pixels) + KL_WEIGHT * spread
+
+    train(network, loss, settings, folder)
+    with torch.inference_mode():
+        chance = random.Random(f"scale-{settings.seed}")
+        pixels = scenes.render([scenes.imagine(chance) for _ in range(256)], "scale")
+        spread = network.encode(pixels).latent_dist.mean.std().item()
+    network.register_to_config(scaling_factor=round(1 / spread, 5))
+    return network
+
+
+def _shown(step: int, settings: Settings, random_numbers: torch.Generator) -> torch.Tensor:
+    """Return the pictures of a step; (batch, 3, 128, 128) from -1 to 1."""
+    seed = f"autoencoder-{settings.seed}-{step}"
+    if step % 2:
+        return scenes.mosaic(scenes.crowds(seed, settings.batch), random_numbers)
+    if step < PLAIN_FROM:
+        return scenes.crowds(seed, settings.batch)
+    chance = random.Random(seed)
+    return scenes.render([scenes.imagine(chance) for _ in range(settings.batch)], seed)
+
+
+def difference(drawn: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """Return the mean absolute and squared error, with that of the edges (first differences)."""
+    error = drawn - pixels
+    edges: torch.Tensor = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    return error.abs().mean() + error.square().mean() + edges

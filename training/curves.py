@@ -1,0 +1,32 @@
+"""`python -m training.curves FOLDER`: the loss of both networks over their steps, as a plot."""
+
+import json
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from training import loop
+from training.__main__ import AUTOENCODER, DENOISER
+
+PLOT, NUMBERS = "curves.png", "curves.json"
+
+
+def draw(folder: Path, target: Path) -> None:
+    """Draw the curves of `folder` into `target`, and write their numbers beside the plot."""
+    curves = {name: loop.curve(folder / name) for name in (AUTOENCODER, DENOISER)}
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    for axes, (name, lines) in zip(figure.subplots(1, 2), curves.items(), strict=True):
+        axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], linewidth=1)
+        hours = sum(line["seconds_a_step"] for line in lines) * loop.REPORT_EVERY / 3600
+        axes.set_title(f"{name}: {lines[-1]['step']:,} steps, {hours:.1f} h")
+        axes.set_yscale("log")
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss, mean of 50 steps")
+        axes.grid(alpha=0.3, which="both")
+    figure.savefig(target / PLOT, dpi=120)
+    (target / NUMBERS).write_text(json.dumps(curves) + "\n")
+
+
+if __name__ == "__main__":
+    draw(Path(sys.argv[1]), Path(__file__).parent)

@@ -1,0 +1,135 @@
+"""The UNet and the text encoder, trained together on the autoencoder's latents.
+
+# B = pictures, latents (B, 4, 16, 16) of unit variance, L = 77 tokens, D = 96 text width.
+"""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from sdbatch.shapes import wording
+from sdbatch.shapes.world import Scene
+from training import scenes
+from training.loop import Settings, train
+
+SETTINGS = Settings(steps=12_000, batch=64, rate=6e-4, warmup=500, average=0.9995)
+SCENES = 40_000
+EMPTY = 0.1  # of the captions, as Stable Diffusion 1.5 was trained for guidance
+TEXT_WIDTH = 96
+NOISE = {  # Stable Diffusion 1.5's
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+}
+
+
+class Denoiser(torch.nn.Module):
+    """What is trained as one: the noise in latents, from their text."""
+
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        """Build both networks with fresh weights."""
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.text_encoder = _text_encoder(tokenizer)
+        self.unet = _unet().to(memory_format=torch.channels_last)
+
+    def forward(
+        self, latents: torch.Tensor, times: torch.Tensor, prompts: list[str]
+    ) -> torch.Tensor:
+        """Return the noise in `latents` (B, 4, H, W) at `times` (B,) of `prompts`; same shape."""
+        tokens = self.tokenizer(
+            prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+        )
+        text = self.text_encoder(tokens.input_ids).last_hidden_state
+        noise: torch.Tensor = self.unet(latents, times, text).sample
+        return noise
+
+
+@dataclass(frozen=True, slots=True)
+class Latents:
+    """The scenes that the denoiser learns from, as the autoencoder sees them."""
+
+    scenes: list[Scene]
+    values: torch.Tensor  # (N, 4, 16, 16), unit variance
+
+
+def encode(autoencoder: AutoencoderKL, seed: int, count: int, folder: Path) -> Latents:
+    """Render and encode `count` scenes, or read them from `folder` if it has them."""
+    chance = random.Random(f"latents-{seed}")
+    imagined = [scenes.imagine(chance) for _ in range(count)]
+    kept = folder / "latents.pt"
+    if not kept.exists():
+        parts = []
+        with torch.inference_mode():
+            for at in range(0, count, 50):
+                pixels = scenes.render(imagined[at : at + 50], f"latents-{seed}-{at}")
+                parts.append(autoencoder.encode(pixels).latent_dist.mean)
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(torch.cat(parts) * autoencoder.config.scaling_factor, kept)
+    return Latents(imagined, torch.load(kept))
+
+
+def fit(
+    latents: Latents, tokenizer: CLIPTokenizer, folder: Path, settings: Settings = SETTINGS
+) -> Denoiser:
+    """Train UNet and text encoder to find the noise; return them.
+
+    Source: Ho et al. 2020, eq. 14, with Ho and Salimans 2022's empty captions.
+    """
+    torch.manual_seed(settings.seed)
+    network = Denoiser(tokenizer)
+    scheduler = DDPMScheduler(**NOISE)
+
+    def loss(step: int) -> torch.Tensor:
+        chance = random.Random(f"denoiser-{settings.seed}-{step}")
+        random_numbers = torch.Generator().manual_seed(chance.getrandbits(60))
+        chosen = [chance.randrange(len(latents.scenes)) for _ in range(settings.batch)]
+        prompts = [
+            "" if chance.random() < EMPTY else wording.say(latents.scenes[number], chance)
+            for number in chosen
+        ]
+        clean = latents.values[chosen]
+        noise = torch.randn(clean.shape, generator=random_numbers)
+        # One time of each part of the range: as uniform, and the loss varies less.
+        parts = torch.arange(settings.batch) + torch.rand(settings.batch, generator=random_numbers)
+        times = (parts / settings.batch * scheduler.config.num_train_timesteps).long()
+        noisy = scheduler.add_noise(clean, noise, times)
+        found = network(noisy.contiguous(memory_format=torch.channels_last), times, prompts)
+        return torch.nn.functional.mse_loss(found, noise)
+
+    train(network, loss, settings, folder)
+    return network
+
+
+def _unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(64, 96, 112),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def _text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            projection_dim=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )

@@ -1,0 +1,103 @@
+"""One training loop for both networks: AdamW, warm-up to a constant rate, averaged weights.
+
+A step's data is a function of the step's number, and the state is saved with all it needs: a
+training that was stopped goes on with the bits it would have had.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.optimization import get_constant_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+
+REPORT_EVERY = 50  # steps; the curve has their mean loss
+SAVE_EVERY = 250  # steps, a multiple of REPORT_EVERY
+STATE_FILE, CURVE_FILE = "state.pt", "curve.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How one network is trained."""
+
+    steps: int
+    batch: int  # pictures a step
+    rate: float  # of learning, after the warm-up
+    warmup: int = 200  # steps
+    average: float = 0.999  # the part of the averaged weights that a step keeps
+    seed: int = 0
+
+
+def train(
+    network: torch.nn.Module,
+    loss: Callable[[int], torch.Tensor],
+    settings: Settings,
+    folder: Path,
+) -> None:
+    """Train `network` to its averaged weights; go on where `folder` says that it was.
+
+    Args:
+        network: leaves with the averaged weights in it.
+        loss: the loss of the step of this number, with its graph.
+        settings: steps, rate and averaging.
+        folder: gets state.pt, and curve.jsonl with one line every 50 steps.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = list(network.parameters())
+    optimizer = torch.optim.AdamW(weights, lr=settings.rate, weight_decay=0.01)
+    schedule = get_constant_schedule_with_warmup(optimizer, settings.warmup)
+    average = EMAModel(weights, decay=settings.average)
+    parts = {"network": network, "optimizer": optimizer, "schedule": schedule, "average": average}
+    recent, began = 0.0, time.monotonic()
+    for step in range(_restore(parts, folder), settings.steps):
+        value = loss(step)
+        optimizer.zero_grad()
+        torch.autograd.backward(value)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        schedule.step()
+        average.step(weights)
+        recent += value.item() / REPORT_EVERY
+        done = step + 1
+        if done % REPORT_EVERY == 0:
+            _report(folder, done, recent, (time.monotonic() - began) / REPORT_EVERY)
+            recent, began = 0.0, time.monotonic()
+        if done % SAVE_EVERY == 0:
+            _save(parts, done, folder)
+    average.copy_to(weights)
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a training's curve: step, mean loss of 50 steps, seconds a step."""
+    path = folder / CURVE_FILE
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _report(folder: Path, step: int, loss: float, seconds: float) -> None:
+    line = {"step": step, "loss": round(loss, 6), "seconds_a_step": round(seconds, 3)}
+    print(folder.name, json.dumps(line), flush=True)
+    with (folder / CURVE_FILE).open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _save(parts: dict[str, Any], step: int, folder: Path) -> None:
+    state = {name: part.state_dict() for name, part in parts.items()}
+    torch.save({**state, "step": step}, folder / "state.tmp")
+    (folder / "state.tmp").rename(folder / STATE_FILE)
+
+
+def _restore(parts: dict[str, Any], folder: Path) -> int:
+    """Bring the saved state back, if there is one; return how many steps it has had."""
+    lines = curve(folder)
+    state: dict[str, Any] = {"step": 0}
+    if (folder / STATE_FILE).exists():
+        state = torch.load(folder / STATE_FILE)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= state["step"]]
+    (folder / CURVE_FILE).write_text("".join(kept))
+    return int(state["step"])
