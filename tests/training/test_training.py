@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
 from training import loop
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +24,7 @@ def train(folder):
     """Run the command; return what it printed."""
     done = subprocess.run(
         [sys.executable, "-m", "training", str(folder), "--miniature"],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
