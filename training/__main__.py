@@ -5,6 +5,7 @@ that it ends after two minutes, to show that all of it works.
 """
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +43,17 @@ def make(folder: Path, *, miniature: bool = False) -> Path:
         requires_safety_checker=False,
     )
     model.to(torch.float16).save_pretrained(folder / MODEL)
+    _load_in_float32(folder / MODEL / "text_encoder" / "config.json")
     return folder / MODEL
+
+
+def _load_in_float32(config: Path) -> None:
+    """Have a text encoder load in float32 unless asked otherwise, as diffusers' networks do.
+
+    transformers loads in the type that the config names, and a pipeline of two types fails.
+    """
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps({**settings, "dtype": "float32"}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 # B = pictures, latents (B, 4, 16, 16) of unit variance, L = 77 tokens, D = 96 text width.
 """
 
+import hashlib
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,10 +60,10 @@ class Latents:
 
 
 def encode(autoencoder: AutoencoderKL, seed: int, count: int, folder: Path) -> Latents:
-    """Render and encode `count` scenes, or read them from `folder` if it has them."""
+    """Render and encode `count` scenes, or read them from `folder` if it has these."""
     chance = random.Random(f"latents-{seed}")
     imagined = [scenes.imagine(chance) for _ in range(count)]
-    kept = folder / "latents.pt"
+    kept = folder / f"latents-{seed}-{count}-{_digest(autoencoder)}.pt"
     if not kept.exists():
         parts = []
         with torch.inference_mode():
@@ -70,8 +71,16 @@ def encode(autoencoder: AutoencoderKL, seed: int, count: int, folder: Path) -> L
                 pixels = scenes.render(imagined[at : at + 50], f"latents-{seed}-{at}")
                 parts.append(autoencoder.encode(pixels).latent_dist.mean)
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(torch.cat(parts) * autoencoder.config.scaling_factor, kept)
+        torch.save(torch.cat(parts) * autoencoder.config.scaling_factor, folder / "latents.tmp")
+        (folder / "latents.tmp").rename(kept)
     return Latents(imagined, torch.load(kept))
+
+
+def _digest(network: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for weights in network.state_dict().values():
+        digest.update(weights.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def fit(

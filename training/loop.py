@@ -66,7 +66,7 @@ def train(
         if done % REPORT_EVERY == 0:
             _report(folder, done, recent, (time.monotonic() - began) / REPORT_EVERY)
             recent, began = 0.0, time.monotonic()
-        if done % SAVE_EVERY == 0:
+        if done % SAVE_EVERY == 0 or done == settings.steps:
             _save(parts, done, folder)
     average.copy_to(weights)
 

@@ -31,7 +31,7 @@ def rows(count: int, seed: str) -> pa.Table:
 
 
 def labels(scene: Scene) -> dict[str, Any]:
-    """Return what a scene's first group is, where it is, and whether training left it out."""
+    """Return what a scene's first group is, and whether training left that out."""
     first = scene.groups[0]
     return {
         "shape": first.shape,

@@ -40,7 +40,7 @@ class Spot:
 
 @cache
 def outline(shape: str) -> tuple[tuple[Point, ...], ...]:
-    """Return the polygons of `shape`, within 1.1 of its middle, y down; the second is a hole."""
+    """Return the polygons of `shape`, x and y (down) from -1 to 1; the second is a hole."""
     if shape == "circle":
         return (_arc(0, 0, 0.92),)
     if shape == "ring":
@@ -141,7 +141,7 @@ def _paint(canvas: Image.Image, group: Group, spot: Spot) -> None:
     side = math.ceil(2 * spot.radius * FINE) + 3
     mask = Image.new("L", (side, side))
     pen = ImageDraw.Draw(mask)
-    for fill, polygon in zip((255, 0), outline(str(group.shape)), strict=False):
+    for fill, polygon in zip((255, 0), outline(group.shape), strict=False):
         points = [(spot.x + x * spot.radius, spot.y + y * spot.radius) for x, y in polygon]
         pen.polygon([(x * FINE - left, y * FINE - top) for x, y in points], fill=fill)
     rows = (np.arange(side) + top) / FINE - spot.y

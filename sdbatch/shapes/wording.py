@@ -28,7 +28,7 @@ def say(scene: Scene, chance: random.Random) -> str:
 
 
 def _group(group: Group, chance: random.Random, terse: bool) -> str:
-    names = words.SHAPES[str(group.shape)]
+    names = words.SHAPES[group.shape]
     name = _one(names, chance)
     if group.count != 1:
         name = words.plural(name)

@@ -1,7 +1,6 @@
 """Scenes: one or two groups of alike shapes on a background, imagined from a seed.
 
-The vocabulary is here and nowhere else. A scene that a prompt asks for has None for whatever the
-prompt leaves open.
+A scene that a prompt asks for has None for whatever the prompt leaves open.
 """
 
 import random
@@ -48,7 +47,7 @@ ROOM = {"small": (5, 5, 3), "medium": (4, 2, 1), "large": (2, 2, 1)}
 class Group:
     """Alike shapes of a scene."""
 
-    shape: str | None
+    shape: str
     colour: str | None = None
     count: int | None = None
     size: str | None = None
@@ -71,7 +70,7 @@ def is_held_out(group: Group) -> bool:
 
     About one pair in seven, so that each colour and each shape is seen in other pairs.
     """
-    colour, shape = list(COLOURS).index(str(group.colour)), SHAPES.index(str(group.shape))
+    colour, shape = list(COLOURS).index(str(group.colour)), SHAPES.index(group.shape)
     return (colour + 3 * shape) % 7 == 0
 
 

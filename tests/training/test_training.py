@@ -42,7 +42,7 @@ def test_the_losses_fall(folder, network, part):
 
 
 def test_the_model_is_one_of_diffusers_in_float16(folder):
-    pipe = StableDiffusionPipeline.from_pretrained(folder / "model", safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(folder / "model")
     pipe.set_progress_bar_config(disable=True)
     noise = torch.Generator().manual_seed(0)
     images = pipe("a red star", num_inference_steps=2, generator=noise, output_type="np").images
