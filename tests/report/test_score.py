@@ -22,17 +22,9 @@ from tests.finished import PROMPTS, finish, small_job
 
 RED = "one large plain red circle, center, plain blue background"
 GREEN = RED.replace("red", "green")
+CIRCLE = world.Group(shape="circle", colour="green", count=1, size="large", texture="plain")
 # A picture of GREEN: all but the colour is as RED asks.
-PICTURE = picture.paint(
-    "blue",
-    "plain",
-    [
-        (
-            world.Group(shape="circle", colour="green", count=1, size="large", texture="plain"),
-            picture.Spot(64, 64, 26),
-        )
-    ],
-)
+PICTURE = picture.paint("blue", "plain", [(CIRCLE, picture.Spot(64, 64, 26))])
 
 
 def table(prompts, side=picture.SIZE):
