@@ -1,5 +1,5 @@
-"""How `builtin:shapes` was made, from nothing but a seed: `python -m training FOLDER`.
+"""Makes an embedded model that can draw, from nothing but a seed: `python -m training FOLDER`.
 
-`scenes` gives the pictures and captions of each step, `autoencoder` and `denoiser` are the two
-trainings, `loop` is what they share, `__main__` runs both and writes the model.
+`scenes` gives the pictures of each step, `text_encoder`, `autoencoder` and `denoiser` are the three
+trainings, `loop` is what they share, `__main__` runs them and writes the model.
 """

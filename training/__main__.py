@@ -1,4 +1,4 @@
-"""`python -m training FOLDER`: make the embedded model, both networks one after the other.
+"""`python -m training FOLDER`: make the embedded model, its three networks one after the other.
 
 Stopped and started again it goes on where it was. `--miniature` does the same with so few steps
 that it ends after two minutes, to show that all of it works.
@@ -12,29 +12,34 @@ from pathlib import Path
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline
 
-from training import autoencoder, denoiser, tokens
+from training import autoencoder, denoiser, text_encoder, tokens
 
-MODEL, AUTOENCODER, DENOISER = "model", "autoencoder", "denoiser"  # folders
-THREADS = 2  # the sums of another number of threads differ in their last bits
+MODEL = "model"  # folders
+NETWORKS = TEXT_ENCODER, AUTOENCODER, DENOISER = "text_encoder", "autoencoder", "denoiser"
 
 
 def make(folder: Path, *, miniature: bool = False) -> Path:
     """Train the model in `folder`; return the folder of the finished one, in diffusers' layout."""
-    torch.set_num_threads(THREADS)
-    settings = (autoencoder.SETTINGS, denoiser.SETTINGS)
+    of_text, of_pictures, of_noise = (
+        network.SETTINGS for network in (text_encoder, autoencoder, denoiser)
+    )
     count = denoiser.SCENES
     if miniature:
-        settings = (replace(settings[0], steps=150), replace(settings[1], steps=100, warmup=20))
+        of_text = replace(of_text, steps=100, warmup=20)
+        of_pictures = replace(of_pictures, steps=150)
+        of_noise = replace(of_noise, steps=100, warmup=20)
         count = 500
-    vae = autoencoder.fit(folder / AUTOENCODER, settings[0])
     tokenizer = tokens.build()
-    latents = denoiser.encode(vae, settings[1].seed, count, folder / DENOISER)
-    network = denoiser.fit(latents, tokenizer, folder / DENOISER, settings[1])
+    # Rounded as they are saved: the UNet learns from what it will work with.
+    encoder = text_encoder.fit(tokenizer, folder / TEXT_ENCODER, of_text).half().float()
+    vae = autoencoder.fit(folder / AUTOENCODER, of_pictures).half().float()
+    latents = denoiser.encode(vae, of_noise.seed, count, folder / DENOISER)
+    unet = denoiser.fit(latents, tokenizer, encoder, folder / DENOISER, of_noise)
     model = StableDiffusionPipeline(
         vae=vae,
-        text_encoder=network.text_encoder,
+        text_encoder=encoder,
         tokenizer=tokenizer,
-        unet=network.unet,
+        unet=unet,
         scheduler=PNDMScheduler(
             **denoiser.NOISE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
         ),

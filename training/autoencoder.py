@@ -1,6 +1,6 @@
 """The autoencoder: pictures of 128x128 to latents of 4x16x16 and back.
 
-# B = pictures, pixels (B, 3, 128, 128) from -1 to 1, latents (B, 4, 16, 16).
+# B = pictures, pixels (B, 3, H, W) from -1 to 1, latents (B, 4, H / 8, W / 8).
 """
 
 import random
@@ -10,17 +10,18 @@ import torch
 from diffusers import AutoencoderKL
 
 from training import scenes
-from training.loop import Settings, train
+from training.loop import Settings, let_through, train
 
-SETTINGS = Settings(steps=24_000, batch=8, rate=1e-3)
+SETTINGS = Settings(steps=30_000, batch=8, rate=2.5e-4, threads=2)
+LOG_VARIANCE = -6.0  # of the latents at the start: more noise than that hides them
 KL_WEIGHT = 1e-4  # so weak that it only keeps the latents smooth
-PLAIN_FROM = 20_000  # step: from here on every second one shows scenes as they are, often empty
+TILES = 15 / 16  # of the steps show tiles full of shapes; the last ones whole scenes, often empty
 CHANNELS = (16, 32, 48, 64)
 
 
 def build() -> AutoencoderKL:
     """Return Stable Diffusion's autoencoder in small: f = 8, 4 latent channels."""
-    return AutoencoderKL(
+    network = AutoencoderKL(
         block_out_channels=CHANNELS,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -29,9 +30,12 @@ def build() -> AutoencoderKL:
         layers_per_block=1,
         sample_size=128,
     )
+    let_through(network)
+    torch.nn.init.constant_(network.quant_conv.bias[4:], LOG_VARIANCE)
+    return network
 
 
-def fit(folder: Path, settings: Settings = SETTINGS) -> AutoencoderKL:
+def fit(folder: Path, settings: Settings) -> AutoencoderKL:
     """Train the autoencoder; return it with its latents scaled to unit variance."""
     torch.manual_seed(settings.seed)
     network = build().to(memory_format=torch.channels_last)
@@ -54,12 +58,10 @@ def fit(folder: Path, settings: Settings = SETTINGS) -> AutoencoderKL:
 
 
 def _shown(step: int, settings: Settings, random_numbers: torch.Generator) -> torch.Tensor:
-    """Return the pictures of a step; (batch, 3, 128, 128) from -1 to 1."""
+    """Return the pictures of a step; (batch, 3, 64, 64) or (batch, 3, 128, 128)."""
     seed = f"autoencoder-{settings.seed}-{step}"
-    if step % 2:
-        return scenes.mosaic(scenes.crowds(seed, settings.batch), random_numbers)
-    if step < PLAIN_FROM:
-        return scenes.crowds(seed, settings.batch)
+    if step < TILES * settings.steps:
+        return scenes.tiles(scenes.crowds(seed, settings.batch // 4), random_numbers)
     chance = random.Random(seed)
     return scenes.render([scenes.imagine(chance) for _ in range(settings.batch)], seed)
 

@@ -1,4 +1,4 @@
-"""`python -m training.curves FOLDER`: the loss of both networks over their steps, as a plot."""
+"""`python -m training.curves FOLDER`: the loss of each network over its steps, as a plot."""
 
 import json
 import sys
@@ -7,16 +7,16 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from training import loop
-from training.__main__ import AUTOENCODER, DENOISER
+from training.__main__ import NETWORKS
 
 PLOT, NUMBERS = "curves.png", "curves.json"
 
 
 def draw(folder: Path, target: Path) -> None:
     """Draw the curves of `folder` into `target`, and write their numbers beside the plot."""
-    curves = {name: loop.curve(folder / name) for name in (AUTOENCODER, DENOISER)}
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    for axes, (name, lines) in zip(figure.subplots(1, 2), curves.items(), strict=True):
+    curves = {name: loop.curve(folder / name) for name in NETWORKS}
+    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    for axes, (name, lines) in zip(figure.subplots(1, len(NETWORKS)), curves.items(), strict=True):
         axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], linewidth=1)
         hours = sum(line["seconds_a_step"] for line in lines) * loop.REPORT_EVERY / 3600
         axes.set_title(f"{name}: {lines[-1]['step']:,} steps, {hours:.1f} h")

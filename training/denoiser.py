@@ -1,6 +1,6 @@
-"""The UNet and the text encoder, trained together on the autoencoder's latents.
+"""The UNet, trained on the autoencoder's latents and the text encoder's captions.
 
-# B = pictures, latents (B, 4, 16, 16) of unit variance, L = 77 tokens, D = 96 text width.
+# B = pictures, latents (B, 4, 16, 16) of unit variance.
 """
 
 import hashlib
@@ -10,48 +10,25 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdbatch.shapes import wording
 from sdbatch.shapes.world import Scene
-from training import scenes
-from training.loop import Settings, train
+from training import scenes, text_encoder
+from training.loop import Settings, let_through, train
 
-SETTINGS = Settings(steps=30_000, batch=32, rate=6e-4, warmup=500, average=0.9995)
+SETTINGS = Settings(steps=30_000, batch=32, rate=6e-4, warmup=500, threads=2)
 SCENES = 40_000
 EMPTY = 0.1  # of the captions, as Stable Diffusion 1.5 was trained for guidance
 # Of noise that is the same all over a channel. Without it the mean of 256 cells shows through all
 # other noise: the network reads the background's colour there and does not learn it from words.
 OFFSET = 0.2
-TEXT_WIDTH = 96
 NOISE = {  # Stable Diffusion 1.5's
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000,
 }
-
-
-class Denoiser(torch.nn.Module):
-    """What is trained as one: the noise in latents, from their text."""
-
-    def __init__(self, tokenizer: CLIPTokenizer) -> None:
-        """Build both networks with fresh weights."""
-        super().__init__()
-        self.tokenizer = tokenizer
-        self.text_encoder = _text_encoder(tokenizer)
-        self.unet = _unet().to(memory_format=torch.channels_last)
-
-    def forward(
-        self, latents: torch.Tensor, times: torch.Tensor, prompts: list[str]
-    ) -> torch.Tensor:
-        """Return the noise in `latents` (B, 4, H, W) at `times` (B,) of `prompts`; same shape."""
-        tokens = self.tokenizer(
-            prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
-        )
-        text = self.text_encoder(tokens.input_ids).last_hidden_state
-        noise: torch.Tensor = self.unet(latents, times, text).sample
-        return noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +64,20 @@ def _digest(network: torch.nn.Module) -> str:
 
 
 def fit(
-    latents: Latents, tokenizer: CLIPTokenizer, folder: Path, settings: Settings = SETTINGS
-) -> Denoiser:
-    """Train UNet and text encoder to find the noise; return them.
+    latents: Latents,
+    tokenizer: CLIPTokenizer,
+    encoder: CLIPTextModel,
+    folder: Path,
+    settings: Settings,
+) -> UNet2DConditionModel:
+    """Train the UNet to find the noise in latents; return it.
 
-    Source: Ho et al. 2020, eq. 14, weighted so that all times count alike, or what little the
-    words for a place can save at times of much noise is lost in the rest; Ho and Salimans 2022's
-    empty captions; Guttenberg 2023's offset noise.
+    Source: Ho et al. 2020, eq. 14, weighted so that the loss of all times is about alike, or
+    those of much noise count for nothing; Ho and Salimans 2022's empty captions; Guttenberg
+    2023's offset noise.
     """
     torch.manual_seed(settings.seed)
-    network = Denoiser(tokenizer)
+    network = build().to(memory_format=torch.channels_last)
     scheduler = DDPMScheduler(**NOISE)
 
     def loss(step: int) -> torch.Tensor:
@@ -107,6 +88,8 @@ def fit(
             "" if chance.random() < EMPTY else wording.say(latents.scenes[number], chance)
             for number in chosen
         ]
+        with torch.no_grad():
+            text = encoder(text_encoder.tokens(tokenizer, prompts)).last_hidden_state
         clean = latents.values[chosen]
         noise = torch.randn(clean.shape, generator=random_numbers)
         noise += OFFSET * torch.randn((*clean.shape[:2], 1, 1), generator=random_numbers)
@@ -114,7 +97,7 @@ def fit(
         parts = torch.arange(settings.batch) + torch.rand(settings.batch, generator=random_numbers)
         times = (parts / settings.batch * scheduler.config.num_train_timesteps).long()
         noisy = scheduler.add_noise(clean, noise, times)
-        found = network(noisy.contiguous(memory_format=torch.channels_last), times, prompts)
+        found = network(noisy.contiguous(memory_format=torch.channels_last), times, text).sample
         error = (found - noise).square().mean((1, 2, 3))
         weighted: torch.Tensor = error / scheduler.alphas_cumprod[times].sqrt()
         return weighted.mean()
@@ -123,33 +106,18 @@ def fit(
     return network
 
 
-def _unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
+def build() -> UNet2DConditionModel:
+    """Return Stable Diffusion's UNet in small."""
+    network = UNet2DConditionModel(
         sample_size=16,
         block_out_channels=(64, 96, 112),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=TEXT_WIDTH,
+        cross_attention_dim=text_encoder.WIDTH,
         attention_head_dim=4,
         norm_num_groups=16,
     )
-
-
-def _text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            projection_dim=TEXT_WIDTH,
-            intermediate_size=4 * TEXT_WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    # As large as what attention adds to them, or each word is drowned in the mean of all.
-    torch.nn.init.normal_(encoder.get_input_embeddings().weight, std=0.5)
-    return encoder
+    let_through(network)
+    torch.nn.init.zeros_(network.conv_out.weight)
+    return network

@@ -1,4 +1,4 @@
-"""One training loop for both networks: AdamW, warm-up to a constant rate, averaged weights.
+"""One training loop for all networks: AdamW, warm-up to a constant rate, averaged weights.
 
 A step's data is a function of the step's number, and the state is saved with all it needs: a
 training that was stopped goes on with the bits it would have had.
@@ -24,12 +24,34 @@ STATE_FILE, CURVE_FILE = "state.pt", "curve.jsonl"
 class Settings:
     """How one network is trained."""
 
-    steps: int
+    steps: int  # a multiple of REPORT_EVERY
     batch: int  # pictures a step
     rate: float  # of learning, after the warm-up
     warmup: int = 200  # steps
     average: float = 0.999  # the part of the averaged weights that a step keeps
+    threads: int = 1  # of torch: the sums of another number differ in their last bits
     seed: int = 0
+
+
+LAST_OF_BRANCH = ("conv2", "to_out.0", "ff.net.2")  # of diffusers' blocks, before it is added
+
+
+def let_through(network: torch.nn.Module) -> None:
+    """Give `network` fresh weights that keep a signal's size, in branches that begin at zero.
+
+    torch's own shrink it by about a half in each of the many layers between a picture and its
+    copy, until the biases hide it: all is learnt late.
+
+    Source: He et al. 2015, for no activation; Zhang et al. 2019 (Fixup) for the branches.
+    """
+    for name, part in network.named_modules():
+        if isinstance(part, torch.nn.Conv2d):
+            torch.nn.init.normal_(part.weight, std=part.weight[0].numel() ** -0.5)
+            if part.bias is not None:
+                torch.nn.init.zeros_(part.bias)
+        if name.endswith(LAST_OF_BRANCH):
+            torch.nn.init.zeros_(part.weight)
+            torch.nn.init.zeros_(part.bias)
 
 
 def train(
@@ -46,6 +68,7 @@ def train(
         settings: steps, rate and averaging.
         folder: gets state.pt, and curve.jsonl with one line every 50 steps.
     """
+    torch.set_num_threads(settings.threads)
     folder.mkdir(parents=True, exist_ok=True)
     weights = list(network.parameters())
     optimizer = torch.optim.AdamW(weights, lr=settings.rate, weight_decay=0.01)

@@ -1,4 +1,4 @@
-"""`python -m training.table FILE`: the prompt table of jobs/dataset.yaml, from a seed.
+"""`python -m training.table FILE`: a prompt table of 300 scenes, from a seed.
 
 Each prompt comes with what it asks for, as a labelled dataset has it: the labels travel into the
 output with the images.

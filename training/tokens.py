@@ -12,12 +12,13 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from sdbatch.shapes import wording, world
 
-SAMPLES = 20_000  # captions that the vocabulary is learnt from
+VOCABULARY = 1000  # tokens at most
+SAMPLES = 20_000  # captions that they are learnt from
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def build(size: int = 1000) -> CLIPTokenizer:
-    """Learn a vocabulary of at most `size` by byte-pair encoding of captions."""
+def build() -> CLIPTokenizer:
+    """Learn the vocabulary by byte-pair encoding of captions."""
     chance = random.Random("tokens")
     letters = list(bytes_to_unicode().values())
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -28,7 +29,7 @@ def build(size: int = 1000) -> CLIPTokenizer:
     learner.train_from_iterator(
         (wording.say(world.imagine(chance), chance) for _ in range(SAMPLES)),
         trainers.BpeTrainer(
-            vocab_size=size - 2,
+            vocab_size=VOCABULARY - 2,
             special_tokens=[*letters, *(f"{letter}</w>" for letter in letters)],
             end_of_word_suffix="</w>",
             show_progress=False,

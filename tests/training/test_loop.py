@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from training import loop
+from training import denoiser, loop
 from training.loop import SAVE_EVERY, Settings
 
 SETTINGS = Settings(steps=2 * SAVE_EVERY, batch=1, rate=1e-2, warmup=20)
@@ -59,3 +59,22 @@ def test_more_steps_go_on_from_a_finished_training(tmp_path):
 def test_another_seed_gives_other_weights(tmp_path):
     one, other = (train(tmp_path / str(seed), replace(SETTINGS, seed=seed)) for seed in (1, 2))
     assert not torch.equal(one, other)
+
+
+def test_fresh_weights_let_a_signal_through():
+    torch.manual_seed(0)
+    chain = torch.nn.Sequential(
+        *(torch.nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular") for _ in range(10))
+    )
+    signal = torch.randn(4, 16, 16, 16)
+    constant = chain(torch.zeros_like(signal))
+    assert (chain(signal) - constant).std() < 0.1  # torch's own weights
+    loop.let_through(chain)
+    assert 0.5 < chain(signal).std() < 2
+
+
+def test_branches_begin_at_zero():
+    unet = denoiser.build()
+    ends = [part for name, part in unet.named_modules() if name.endswith(loop.LAST_OF_BRANCH)]
+    assert len(ends) > 20
+    assert not any(weights.any() for end in ends for weights in end.parameters())

@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from sdbatch.shapes import wording, world
+from sdbatch.shapes import reading, wording, world
 from training import scenes, table, tokens
 
 
@@ -22,12 +22,11 @@ def test_crowds_are_full_of_shapes_of_trained_pairs():
     assert not torch.equal(pictures, scenes.crowds("other", 4))
 
 
-def test_a_mosaic_has_the_same_pixels_elsewhere():
-    pictures = scenes.crowds("seed", 4)
-    mosaic = scenes.mosaic(pictures, torch.Generator().manual_seed(0))
-    assert mosaic.shape == pictures.shape
-    assert not torch.equal(mosaic, pictures)
-    assert torch.equal(mosaic.flatten().sort().values, pictures.flatten().sort().values)
+def test_tiles_have_the_pixels_of_the_pictures():
+    pictures = scenes.crowds("seed", 3)
+    tiles = scenes.tiles(pictures, torch.Generator().manual_seed(0))
+    assert tiles.shape == (12, 3, 64, 64)
+    assert torch.equal(tiles.flatten().sort().values, pictures.flatten().sort().values)
 
 
 def test_every_word_of_the_world_is_one_token():
@@ -46,8 +45,19 @@ def test_any_text_has_tokens_and_comes_back():
         assert tokenizer.decode(ids, skip_special_tokens=True).strip() == text
 
 
-def test_the_prompt_table_is_made_by_the_committed_code():
-    made = table.rows(20, "table")
-    assert made == table.rows(20, "table")
+def test_the_prompt_table_follows_its_seed_and_labels_what_its_prompts_ask_for():
+    made = table.rows(100, "table")
+    assert made == table.rows(100, "table")
+    assert made != table.rows(100, "other")
     assert made.column_names[:2] == ["id", "prompt"]
-    assert len(set(made["id"].to_pylist())) == 20
+    assert len(set(made["id"].to_pylist())) == 100
+    for row in made.to_pylist():
+        asked = reading.asked(row["prompt"])
+        first = asked.groups[0]
+        assert (first.shape, first.colour, first.count) == (
+            row["shape"],
+            row["colour"],
+            row["count"],
+        )
+        assert len(asked.groups) == row["groups"]
+        assert asked.background in (row["background"], None)
