@@ -11,6 +11,14 @@ from training.loop import SAVE_EVERY, Settings
 SETTINGS = Settings(steps=2 * SAVE_EVERY, batch=1, rate=1e-2, warmup=20)
 
 
+@pytest.fixture(autouse=True)
+def threads():
+    """Leave torch's number of threads as it was: a training sets its own."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def train(folder, settings=SETTINGS, stop=None):
     """Fit a line; return its weights."""
     torch.manual_seed(settings.seed)

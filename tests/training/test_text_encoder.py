@@ -2,6 +2,9 @@
 
 from dataclasses import replace
 
+import torch
+
+from sdbatch.shapes import world
 from sdbatch.shapes.world import Group, Scene
 from training import text_encoder
 from training.text_encoder import UNTOLD, VALUES
@@ -43,3 +46,19 @@ def test_of_a_group_that_is_alone_there_is_no_second():
         *("absent", None, None, None, None),
         *("top left", "white", "checked"),
     ]
+
+
+def test_a_pair_that_training_never_shows_is_no_wrong_answer():
+    asked = torch.tensor([text_encoder.attributes(SCENE)])
+    found = [torch.zeros(1, len(values), requires_grad=True) for values in VALUES]
+    text_encoder._difference(list(found), asked).backward()
+    shapes, colours = (part.grad[0] for part in found[:2])
+    unlearnt = (
+        {shape for shape, gradient in zip(world.SHAPES, shapes, strict=False) if not gradient},
+        {colour for colour, gradient in zip(world.COLOURS, colours, strict=True) if not gradient},
+    )
+    assert unlearnt == (
+        {shape for shape in world.SHAPES if world.is_held_out(replace(STAR, shape=shape))},
+        {colour for colour in world.COLOURS if world.is_held_out(replace(STAR, colour=colour))},
+    )
+    assert all(unlearnt)
