@@ -1,4 +1,4 @@
-"""One training loop for all networks: AdamW, warm-up to a constant rate, averaged weights.
+"""One training loop for all networks: warm-up to a constant rate, its fall, averaged weights.
 
 A step's data is a function of the step's number, and the state is saved with all it needs: a
 training that was stopped goes on with the bits it would have had.
@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.optimization import get_constant_schedule_with_warmup
 from diffusers.training_utils import EMAModel
+from torch.optim.lr_scheduler import LambdaLR
+
+from training.muon import Muon
 
 REPORT_EVERY = 50  # steps; the curve has their mean loss
 SAVE_EVERY = 250  # steps, a multiple of REPORT_EVERY
+DECAY = 0.01  # of the weights, times the rate
 STATE_FILE, CURVE_FILE = "state.pt", "curve.jsonl"
 
 
@@ -27,10 +30,17 @@ class Settings:
     steps: int  # a multiple of REPORT_EVERY
     batch: int  # pictures a step
     rate: float  # of learning, after the warm-up
-    warmup: int = 200  # steps
+    warmup: int = 200  # steps in which the rate rises from 0
+    fall: int = 0  # last steps, in which it goes back to 0
+    muon: bool = False  # moves what has rows and columns; AdamW the rest, or all
     average: float = 0.999  # the part of the averaged weights that a step keeps
     threads: int = 1  # of torch: the sums of another number differ in their last bits
     seed: int = 0
+
+    def share_of_rate(self, step: int) -> float:
+        """Return what part of the rate this step has."""
+        left = (self.steps - step) / self.fall if self.fall else 1.0
+        return min(1.0, step / self.warmup, left)
 
 
 LAST_OF_BRANCH = ("conv2", "to_out.0", "ff.net.2")  # of diffusers' blocks, before it is added
@@ -71,18 +81,21 @@ def train(
     torch.set_num_threads(settings.threads)
     folder.mkdir(parents=True, exist_ok=True)
     weights = list(network.parameters())
-    optimizer = torch.optim.AdamW(weights, lr=settings.rate, weight_decay=0.01)
-    schedule = get_constant_schedule_with_warmup(optimizer, settings.warmup)
+    optimizers = _optimizers(weights, settings)
     average = EMAModel(weights, decay=settings.average)
-    parts = {"network": network, "optimizer": optimizer, "schedule": schedule, "average": average}
+    parts = {"network": network, "average": average}
+    for name, optimizer in optimizers.items():
+        parts[name] = optimizer
+        parts[f"{name}_rate"] = LambdaLR(optimizer, settings.share_of_rate)
     recent, began = 0.0, time.monotonic()
     for step in range(_restore(parts, folder), settings.steps):
         value = loss(step)
-        optimizer.zero_grad()
+        network.zero_grad()
         torch.autograd.backward(value)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        schedule.step()
+        for name, optimizer in optimizers.items():
+            optimizer.step()
+            parts[f"{name}_rate"].step()
         average.step(weights)
         recent += value.item() / REPORT_EVERY
         done = step + 1
@@ -92,6 +105,17 @@ def train(
         if done % SAVE_EVERY == 0 or done == settings.steps:
             _save(parts, done, folder)
     average.copy_to(weights)
+
+
+def _optimizers(
+    weights: list[torch.nn.Parameter], settings: Settings
+) -> dict[str, torch.optim.Optimizer]:
+    by_muon = [weight for weight in weights if settings.muon and weight.ndim > 1]
+    rest = [weight for weight in weights if not settings.muon or weight.ndim < 2]
+    adamw = torch.optim.AdamW(rest, lr=settings.rate, weight_decay=DECAY)
+    if not by_muon:
+        return {"adamw": adamw}
+    return {"adamw": adamw, "muon": Muon(by_muon, lr=settings.rate, weight_decay=DECAY)}
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:

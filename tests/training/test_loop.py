@@ -47,16 +47,24 @@ def test_the_loss_falls_and_the_curve_shows_it(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [SAVE_EVERY, SAVE_EVERY + 70])
-def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, stop):
-    whole = train(tmp_path / "whole")
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, stop, muon):
+    settings = replace(SETTINGS, muon=muon)
+    whole = train(tmp_path / "whole", settings)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "stopped", stop=stop)
-    assert torch.equal(train(tmp_path / "stopped"), whole)
+        train(tmp_path / "stopped", settings, stop=stop)
+    assert torch.equal(train(tmp_path / "stopped", settings), whole)
     assert steps(tmp_path / "stopped") == steps(tmp_path / "whole")
     losses = [
         [line["loss"] for line in loop.curve(tmp_path / name)] for name in ("whole", "stopped")
     ]
     assert losses[0] == losses[1]
+
+
+def test_the_rate_rises_stays_and_falls():
+    settings = replace(SETTINGS, steps=500, warmup=20, fall=100)
+    rates = [settings.share_of_rate(step) for step in (0, 10, 20, 399, 400, 450, 499)]
+    assert rates == pytest.approx([0, 0.5, 1, 1, 1, 0.5, 0.01])
 
 
 def test_more_steps_go_on_from_a_finished_training(tmp_path):
