@@ -26,7 +26,7 @@ def make(folder: Path, *, miniature: bool = False) -> Path:
     count = denoiser.SCENES
     if miniature:
         of_text = replace(of_text, steps=100, warmup=20)
-        of_pictures = replace(of_pictures, steps=150)
+        of_pictures = replace(of_pictures, steps=150, warmup=20, fall=50)
         of_noise = replace(of_noise, steps=100, warmup=20)
         count = 500
     tokenizer = tokens.build()
