@@ -8,7 +8,7 @@ from sdbatch.shapes.sight import Sight, Thing, look
 from sdbatch.shapes.world import PLACES, RELATIONS, Group, Scene
 
 ATTRIBUTES = ("background", "colour", "shape", "count", "position", "size", "texture")
-AHEAD = 0.08  # of the picture: so far apart must be what is above, or left of, something
+AHEAD = 0.08  # of the picture: so far the middle of what is above, or left of, another must be
 
 Verdict = dict[str, bool | None]  # None: the prompt leaves it open
 
@@ -34,7 +34,7 @@ def compare(scene: Scene, sight: Sight) -> Verdict:
     shares = _share_out(scene.groups, sight.things)
     pairs = list(zip(scene.groups, shares, strict=True))
     return {
-        "background": _all([_same(scene.background, [sight.background])]),
+        "background": _same(scene.background, [sight.background]),
         "colour": _all(_same(group.colour, [t.colour for t in share]) for group, share in pairs),
         "shape": _all(_same(group.shape, [t.shape for t in share]) for group, share in pairs),
         "count": _all(
@@ -79,14 +79,9 @@ def _position(scene: Scene, shares: list[list[Thing]]) -> bool | None:
         return None
     if not all(shares):
         return False
-    middles = [
-        (sum(t.x for t in share) / len(share), sum(t.y for t in share) / len(share))
-        for share in shares
-    ]
     if scene.place is not None:
         left, top, right, bottom = PLACES[scene.place]
-        x, y = middles[0]
-        return left <= x <= right and top <= y <= bottom
-    (x0, y0), (x1, y1) = middles
-    ahead = dict(zip(RELATIONS, (y1 - y0, y0 - y1, x1 - x0, x0 - x1), strict=True))
-    return ahead[str(scene.relation)] >= AHEAD
+        return all(left <= t.x <= right and top <= t.y <= bottom for t in shares[0])
+    (x0, y0), (x1, y1) = (([t.x for t in share], [t.y for t in share]) for share in shares)
+    gaps = (min(y1) - max(y0), min(y0) - max(y1), min(x1) - max(x0), min(x0) - max(x1))
+    return dict(zip(RELATIONS, gaps, strict=True))[str(scene.relation)] >= AHEAD

@@ -9,6 +9,7 @@ from sdbatch.shapes import words
 from sdbatch.shapes.world import Group, Scene
 
 END = ("end", "")  # of a clause
+_WEIGHT = re.compile(r":\s*[+-]?[\d.]+\s*(?=[)\]])")  # as in (red:1.3), where prompts have weights
 
 
 def asked(prompt: str) -> Scene | None:
@@ -33,7 +34,7 @@ class _Reader:
     def take(self, kind: str, value: str) -> None:
         if kind in ("one", "several"):
             self._group(value, 1 if kind == "one" else None)
-        elif kind == "background" or (kind == "end" and "colour" in self.adjectives):
+        elif kind == "background" or (kind == "end" and self._waits_for_a_background()):
             self.background = self.background or self.adjectives
             self.adjectives = {}
         elif kind == "after" and self.groups:
@@ -44,6 +45,9 @@ class _Reader:
             self.relation = self.relation or value
         elif kind in ("colour", "size", "texture", "count"):
             self.adjectives[kind] = value
+
+    def _waits_for_a_background(self) -> bool:
+        return bool(self.groups) and "colour" in self.adjectives
 
     def _group(self, shape: str, count: int | None) -> None:
         said = self.adjectives
@@ -112,4 +116,4 @@ def _meanings() -> dict[tuple[str, ...], tuple[str, str]]:
 
 
 def _tokens(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+|[,.]", text.lower())
+    return re.findall(r"[a-z0-9]+|[,.]", _WEIGHT.sub(" ", text.lower()))

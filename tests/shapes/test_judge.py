@@ -91,6 +91,7 @@ SEEN = Sight("white", "plain", (*STARS, RING))
         ("shape", replace(SEEN, things=(STARS[0], replace(STARS[1], shape="moon"), RING))),
         ("count", replace(SEEN, things=(*STARS, RING, STARS[0]))),
         ("position", replace(SEEN, things=(*STARS, replace(RING, y=0.22)))),
+        ("position", replace(SEEN, things=(STARS[0], replace(STARS[1], y=0.8), RING))),
         ("size", replace(SEEN, things=(*STARS, replace(RING, size="medium")))),
         ("texture", replace(SEEN, things=(*STARS, replace(RING, texture="plain")))),
         ("texture", replace(SEEN, background_texture="checked")),
@@ -101,6 +102,13 @@ def test_one_fault_makes_one_attribute_wrong(name, sight):
     verdict = compare(ASKED, sight)
     assert [attribute for attribute, holds in verdict.items() if not holds] == [name]
     assert fidelity(verdict) == pytest.approx(1 - 1 / len(ATTRIBUTES))
+
+
+def test_all_of_a_group_must_be_where_it_is_asked_for():
+    asked = Scene(groups=(Group(shape="star", colour="red"),), place="top")
+    low = replace(STARS[0], x=0.5, y=0.7)
+    assert compare(asked, replace(SEEN, things=STARS))["position"]
+    assert not compare(asked, replace(SEEN, things=(*STARS, low)))["position"]
 
 
 def test_a_missing_group_is_wrong_in_all_that_is_asked_of_it():

@@ -76,6 +76,8 @@ GREEN = Group(shape="square", colour="green", count=1, size="large")
             Scene(groups=(Group(shape="heart", count=2, size="small", texture="spotted"),)),
         ),
         ("a shiny red metal circle, please", Scene(groups=(RED,))),
+        ("red, round circle", Scene(groups=(RED,))),
+        ("a (red:1.3) circle on a [blue] background", Scene(groups=(RED,), background="blue")),
     ],
 )
 def test_what_a_user_would_type_is_read(prompt, scene):
