@@ -80,8 +80,13 @@ def shard_rows(
     for file in receipt.files:
         if file["name"].startswith(f"{DATA}/"):
             with store.open(file["name"]) as opened:
+                count = 0
                 try:
-                    yield from formats.read(opened, file["name"], columns)
+                    for row in formats.read(opened, file["name"], columns):
+                        yield row
+                        count += 1
+                    if count != receipt.images:  # a tar that is cut between two members ends there
+                        raise ValueError(f"{count} images, and not {receipt.images}")
                 except _DAMAGES as error:
                     raise StorageError(
                         f"{store.where(file['name'])} = cannot be read "
@@ -99,7 +104,8 @@ def picture(row: dict[str, Any]) -> Image.Image:
     try:
         with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError) as error:  # a SyntaxError is how Pillow calls a broken PNG
+    # a SyntaxError or ValueError is how Pillow calls a broken PNG
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise StorageError(
             f"image {row['key']} = no picture ({type(error).__name__}): must be as it was written. "
             f"`sdbatch verify` tells what is damaged."

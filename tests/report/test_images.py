@@ -1,5 +1,9 @@
 """The images of an output, read back: all in order, by number, while it is drawn, damaged."""
 
+import io
+import struct
+import tarfile
+
 import pytest
 
 from sdbatch import receipts
@@ -15,7 +19,12 @@ DRAWN = [prompt for prompt in PROMPTS if prompt != "fail"]
 GAPS = ("fail", "fail", "dog 0", "fail", "dog 1", "dog 2", "fail", "fail", "dog 3")
 
 # What is left of a file.
-DAMAGES = (lambda data: b"", lambda data: data[: len(data) // 3], bytes.swapcase)
+DAMAGES = (
+    lambda data: b"",
+    lambda data: data[: len(data) // 3],
+    bytes.swapcase,
+    lambda data: bytes(len(data)),
+)
 
 
 @pytest.fixture(params=FORMATS)
@@ -137,6 +146,19 @@ def test_images_name_the_file_and_the_way_out_when_it_is_damaged(complete, outpu
     assert "\n" not in str(raised.value)
 
 
+def test_images_are_refused_when_a_tar_ends_after_a_whole_one(make_job, tmp_path):
+    settings = {"format": "webdataset", "images_per_shard": 100}
+    store = finish(small_job(make_job, tmp_path, ["dog"] * 3, output=settings)).store
+    (name,) = (f"data/{name}" for name in store.names("data"))
+    data = store.read(name)
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        second = next(member for member in tar if member.name.startswith("000000-000001"))
+    store.put(name, data[: second.offset])
+
+    with pytest.raises(StorageError, match=r"cannot be read \(1 images, and not 3\)"):
+        list(open_images(store).rows())
+
+
 def test_images_name_the_file_when_it_is_gone(complete, output_format):
     complete.store.remove(f"data/000002.{SUFFIX[output_format]}")
 
@@ -152,6 +174,19 @@ def test_picture_names_the_image_when_it_is_damaged(image_format, damage, make_j
     row["image"]["bytes"] = damage(row["image"]["bytes"])
 
     with pytest.raises(StorageError, match=r"image 000001-000000 = no picture .*`sdbatch verify`"):
+        picture(row)
+
+
+@pytest.mark.parametrize("side", [struct.pack(">I", 2**30), b""], ids=["bomb", "truncated"])
+def test_picture_names_the_image_when_a_pngs_header_is_damaged(side, make_job, tmp_path):
+    job = small_job(make_job, tmp_path, output={"image_format": "png"})
+    (row,) = open_images(finish(job).store).at([1])
+    data = row["image"]["bytes"]
+    at = data.index(b"IHDR") + 4
+    header = data[: at - 8] + struct.pack(">I", 5) + data[at - 4 :]
+    row["image"]["bytes"] = data[:at] + side * 2 + data[at + 8 :] if side else header
+
+    with pytest.raises(StorageError, match=r"= no picture"):
         picture(row)
 
 
