@@ -18,6 +18,7 @@ from fsspec.core import url_to_fs
 from sdbatch.errors import StorageError
 
 TEMPORARY = ".tmp"
+_FAULTS = (OSError, NotImplementedError)  # of a filesystem
 _PACKAGES = {
     "gs": "gcsfs",
     "gcs": "gcsfs",
@@ -39,7 +40,7 @@ class errors:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Raise the StorageError, if the block ended with a fault of the store or the network."""
-        if error is not None and isinstance(error, (OSError, *_client_errors())):
+        if error is not None and isinstance(error, (*_FAULTS, *_client_errors())):
             raise StorageError(f"{self._where} = {_reason(error)}") from error
 
 
@@ -216,6 +217,7 @@ def _reason(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     ways = {
         FileNotFoundError: "must be there. Check the path.",
+        NotImplementedError: "must be a filesystem that can be written.",
         PermissionError: "must be readable, an output writable. Check permissions and keys.",
     }
     for kind, way in ways.items():

@@ -255,6 +255,14 @@ def test_errors_of_a_store_become_one_line_with_the_way_out(error, words):
     assert caught.value.__cause__ is error
 
 
+def test_a_filesystem_that_cannot_be_written_is_told():
+    with (
+        pytest.raises(StorageError, match="NotImplementedError: must be a filesystem that can be"),
+        storage.errors("github://x"),
+    ):
+        raise NotImplementedError
+
+
 def test_errors_of_a_network_client_become_storage_errors():
     botocore = pytest.importorskip("botocore.exceptions")
     with (
