@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sdbatch.cores import cores
 from sdbatch.errors import JobError
 from sdbatch.job import Cluster, EngineSettings, Job
 from sdbatch.watch import RemoteWatch, Watch
@@ -98,12 +99,9 @@ def _start(address: str, job: Job) -> None:
 
 def _cpus(job: Job) -> int:
     """Return how many CPUs an own Ray is told it has: room for the actors and the cheap stages."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
     each = job.cluster.cpus_per_actor or job.engine.threads
     asked = 0 if job.cluster.actors == "auto" else math.ceil(job.cluster.actors * each)
-    return max(cores, asked) + CHEAP_CPUS
+    return max(cores(), asked) + CHEAP_CPUS
 
 
 def resolve_engine(job: Job, machines: Machines) -> EngineSettings:

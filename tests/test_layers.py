@@ -9,10 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "sdbatch"
 MODULES = sorted(ROOT.rglob("*.py"))
-LOW = "errors schema job storage prompts plan receipts"
+LOW = "errors cores schema job storage prompts plan receipts"
 # Module or folder -> the others that it may import, lowest layer first.
 MAY_IMPORT = {
     "errors": "",
+    "cores": "",
     "schema": "",
     "samplers": "",
     "strict_yaml": "errors",
@@ -28,7 +29,7 @@ MAY_IMPORT = {
     "shapes": "",
     "report": f"{LOW} formats shapes",
     "output": f"{LOW} report",
-    "cluster": "errors job watch",
+    "cluster": "errors cores job watch",
     "driver": f"{LOW} report output watch cluster",
     "pipeline": f"{LOW} engine formats watch stages report output cluster driver",
     "cli": f"{LOW} pipeline report",

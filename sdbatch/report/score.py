@@ -5,7 +5,6 @@ beside the data: scores.parquet, one row an image, joined by `key`.
 """
 
 import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sdbatch.cores import cores
 from sdbatch.errors import StorageError
 from sdbatch.receipts import Receipt
 from sdbatch.report.images import open_images, picture, shard_rows
@@ -34,6 +34,7 @@ SCORES = pa.schema(
     ]
 )
 COLUMNS = tuple(SCORES.names[2:])
+DRAWN_BY = "builtin:shapes"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Scores:
     """The scores of an output: of the images whose prompts the judge can read."""
 
     output: str
+    model: str
     images: int
     unread: int  # images whose prompts name no shape of the world: not scored
     fidelity: float | None  # mean over the images; None: no prompt could be read
@@ -59,6 +61,8 @@ class Scores:
         ]
         if self.unread:
             lines.append(f"  {self.unread:,} not scored: their prompts name no shape of the world")
+        if self.model != DRAWN_BY:
+            lines.append(f"  the judge reads pictures as {DRAWN_BY} draws them, not {self.model}'s")
         lines.append(f"  image by image: {self.output}/{SCORES_FILE}")
         return "\n".join(lines)
 
@@ -69,14 +73,16 @@ def score(store: Store) -> Scores:
     Raises:
         StorageError: there is no output, or it has no image yet.
     """
-    table = pa.concat_tables(_shards(store, open_images(store).receipts))
+    images = open_images(store)
+    store.check_writable()
+    table = pa.concat_tables(_shards(store, images.receipts))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     store.put(SCORES_FILE, sink.getvalue().to_pybytes())
-    return summary(store.url, table)
+    return summary(store.url, images.job.model.path, table)
 
 
-def summary(output: str, scores: pa.Table) -> Scores:
+def summary(output: str, model: str, scores: pa.Table) -> Scores:
     """Sum up a table of SCORES."""
     counts = {}
     for name in judge.ATTRIBUTES:
@@ -84,6 +90,7 @@ def summary(output: str, scores: pa.Table) -> Scores:
         counts[name] = (pc.sum(held).as_py() or 0, len(held) - held.null_count)
     return Scores(
         output=output,
+        model=model,
         images=len(scores),
         unread=scores["fidelity"].null_count,
         fidelity=pc.mean(scores["fidelity"]).as_py(),
@@ -111,7 +118,7 @@ def read(store: Store) -> dict[str, dict[str, Any]]:
 
 
 def _shards(store: Store, every: Sequence[Receipt]) -> Iterator[pa.Table]:
-    count = min(len(every), os.cpu_count() or 1)
+    count = min(len(every), cores())
     if count == 1:
         yield from map(partial(_score, store), every)
         return

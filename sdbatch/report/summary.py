@@ -51,7 +51,7 @@ class Report:
         if self.stopped is None:
             lines.append(f"  look:        {look(self.output)}")
             if self.images:
-                lines.append(f"  one picture: sdbatch sheet {shlex.quote(self.output)}")
+                lines.append(f"  sheet:       sdbatch sheet {shlex.quote(self.output)}")
             lines.append(f"  check:       sdbatch verify {shlex.quote(self.output)}")
         else:
             lines.append("  go on:       run the same command again")

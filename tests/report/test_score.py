@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 from dataclasses import asdict
 
@@ -236,7 +237,7 @@ def test_scores_read_back_are_those_that_were_written(drawn):
 
 def test_summary_of_scores_that_hold_for_none_is_zero_and_not_absent():
     row = dict.fromkeys(SCORES.names) | {"fidelity": 0.0, "fidelity_shape": False}
-    found = score.summary("out", pa.Table.from_pylist([row], SCORES))
+    found = score.summary("out", "builtin:shapes", pa.Table.from_pylist([row], SCORES))
 
     assert (found.fidelity, found.attributes) == (0.0, {"shape": (0, 1)})
     assert "  fidelity       0.0%  of all" in found.text()
@@ -244,6 +245,21 @@ def test_summary_of_scores_that_hold_for_none_is_zero_and_not_absent():
 
 def test_score_has_a_column_for_each_attribute_of_the_judge():
     assert list(score.COLUMNS) == ["fidelity", *(f"fidelity_{name}" for name in judge.ATTRIBUTES)]
+
+
+def test_score_says_when_another_model_drew_the_pictures(drawn):
+    row = dict.fromkeys(SCORES.names) | {"fidelity": 1.0, "fidelity_shape": True}
+    table = pa.Table.from_pylist([row], SCORES)
+    assert "the judge reads" not in score.summary("out", "builtin:shapes", table).text()
+    assert "not models/sd15's" in score.summary("out", "models/sd15", table).text()
+
+
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_judged(drawn, monkeypatch):
+    output = drawn({RED: PICTURE})
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    monkeypatch.setattr(judge, "judge", None)
+    with pytest.raises(StorageError, match="must be writable"):
+        score.score(output.store)
 
 
 def test_score_of_no_output_is_refused_and_nothing_is_written(tmp_path):

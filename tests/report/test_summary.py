@@ -42,7 +42,7 @@ def test_report_says_what_was_drawn_and_what_to_do_next():
         "  1,500 drawn now in 12.3 s, 130.5 images/s",
         "  dataset:     out/dogs",
         "  look:        python -m webbrowser out/dogs/gallery/index.html",
-        "  one picture: sdbatch sheet out/dogs",
+        "  sheet:       sdbatch sheet out/dogs",
         "  check:       sdbatch verify out/dogs",
     ]
 
@@ -91,9 +91,9 @@ def test_report_quotes_the_output_in_its_commands_when_a_shell_would_split_it():
     commands = {
         line.split(":")[0].strip(): shlex.split(line.partition(":")[2])
         for line in text.splitlines()
-        if "look:" in line or "picture:" in line or "check:" in line
+        if "look:" in line or "sheet:" in line or "check:" in line
     }
 
     assert commands["look"][-1] == "/data/my dog's/gallery/index.html"
-    assert commands["one picture"] == ["sdbatch", "sheet", "/data/my dog's"]
+    assert commands["sheet"] == ["sdbatch", "sheet", "/data/my dog's"]
     assert commands["check"] == ["sdbatch", "verify", "/data/my dog's"]
