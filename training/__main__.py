@@ -25,9 +25,9 @@ def make(folder: Path, *, miniature: bool = False) -> Path:
     )
     count = denoiser.SCENES
     if miniature:
-        of_text = replace(of_text, steps=100, warmup=20)
-        of_pictures = replace(of_pictures, steps=150, warmup=20, fall=50)
-        of_noise = replace(of_noise, steps=100, warmup=20)
+        of_text = replace(of_text, steps=100, course=((0, 0.0), (20, 1.0)))
+        of_pictures = replace(of_pictures, steps=100, course=((0, 0.0), (20, 1.0), (100, 0.0)))
+        of_noise = replace(of_noise, steps=100, course=((0, 0.0), (20, 1.0), (100, 0.0)))
         count = 500
     tokenizer = tokens.build()
     # Rounded as they are saved: the UNet learns from what it will work with.

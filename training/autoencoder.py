@@ -12,7 +12,14 @@ from diffusers import AutoencoderKL
 from training import scenes
 from training.loop import Settings, let_through, train
 
-SETTINGS = Settings(steps=14_000, batch=8, rate=1e-3, fall=4_000, muon=True, threads=2)
+SETTINGS = Settings(
+    steps=14_000,
+    batch=8,
+    rate=1e-3,
+    course=((0, 0.0), (200, 1.0), (10_000, 1.0), (14_000, 0.0)),
+    muon=True,
+    threads=2,
+)
 LOG_VARIANCE = -6.0  # of the latents at the start: more noise than that hides them
 KL_WEIGHT = 1e-4  # so weak that it only keeps the latents smooth
 TILES = 15 / 16  # of the steps show tiles full of shapes; the last ones whole scenes, often empty

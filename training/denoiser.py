@@ -17,7 +17,14 @@ from sdbatch.shapes.world import Scene
 from training import scenes, text_encoder
 from training.loop import Settings, let_through, train
 
-SETTINGS = Settings(steps=30_000, batch=32, rate=6e-4, warmup=500, threads=2)
+SETTINGS = Settings(
+    steps=14_000,
+    batch=32,
+    rate=3e-3,
+    course=((0, 0.0), (100, 1.0), (2_500, 1.0), (3_000, 0.4), (14_000, 0.0)),
+    muon=True,
+    threads=2,
+)
 SCENES = 40_000
 EMPTY = 0.1  # of the captions, as Stable Diffusion 1.5 was trained for guidance
 # Of noise that is the same all over a channel. Without it the mean of 256 cells shows through all
@@ -43,7 +50,7 @@ def encode(autoencoder: AutoencoderKL, seed: int, count: int, folder: Path) -> L
     """Render and encode `count` scenes, or read them from `folder` if it has these."""
     chance = random.Random(f"latents-{seed}")
     imagined = [scenes.imagine(chance) for _ in range(count)]
-    kept = folder / f"latents-{seed}-{count}-{_digest(autoencoder)}.pt"
+    kept = folder / f"latents-{_digest(autoencoder, imagined)}.pt"
     if not kept.exists():
         parts = []
         with torch.inference_mode():
@@ -56,8 +63,8 @@ def encode(autoencoder: AutoencoderKL, seed: int, count: int, folder: Path) -> L
     return Latents(imagined, torch.load(kept))
 
 
-def _digest(network: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
+def _digest(network: torch.nn.Module, scenes: list[Scene]) -> str:
+    digest = hashlib.sha256(repr(scenes).encode())
     for weights in network.state_dict().values():
         digest.update(weights.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""One training loop for all networks: warm-up to a constant rate, its fall, averaged weights.
+"""One training loop for all networks: a course of the rate of learning, averaged weights.
 
 A step's data is a function of the step's number, and the state is saved with all it needs: a
 training that was stopped goes on with the bits it would have had.
@@ -7,10 +7,11 @@ training that was stopped goes on with the bits it would have had.
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
 from torch.optim.lr_scheduler import LambdaLR
@@ -20,6 +21,7 @@ from training.muon import Muon
 REPORT_EVERY = 50  # steps; the curve has their mean loss
 SAVE_EVERY = 250  # steps, a multiple of REPORT_EVERY
 DECAY = 0.01  # of the weights, times the rate
+Course = tuple[tuple[int, float], ...]
 STATE_FILE, CURVE_FILE = "state.pt", "curve.jsonl"
 
 
@@ -29,9 +31,8 @@ class Settings:
 
     steps: int  # a multiple of REPORT_EVERY
     batch: int  # pictures a step
-    rate: float  # of learning, after the warm-up
-    warmup: int = 200  # steps in which the rate rises from 0
-    fall: int = 0  # last steps, in which it goes back to 0
+    rate: float  # of learning, the highest
+    course: Course = ((0, 0.0), (200, 1.0))  # step, the share of the rate there; lines between
     muon: bool = False  # moves what has rows and columns; AdamW the rest, or all
     average: float = 0.999  # the part of the averaged weights that a step keeps
     threads: int = 1  # of torch: the sums of another number differ in their last bits
@@ -39,8 +40,14 @@ class Settings:
 
     def share_of_rate(self, step: int) -> float:
         """Return what part of the rate this step has."""
-        left = (self.steps - step) / self.fall if self.fall else 1.0
-        return min(1.0, step / self.warmup, left)
+        steps, shares = zip(*self.course, strict=True)
+        return float(np.interp(step, steps, shares))
+
+    def past(self, step: int) -> dict[str, Any]:
+        """Return what the first `step` steps depend on."""
+        same = {field.name: getattr(self, field.name) for field in fields(self)}
+        del same["steps"], same["course"]
+        return {**same, "shares": [self.share_of_rate(at) for at in range(step)]}
 
 
 LAST_OF_BRANCH = ("conv2", "to_out.0", "ff.net.2")  # of diffusers' blocks, before it is added
@@ -88,7 +95,7 @@ def train(
         parts[name] = optimizer
         parts[f"{name}_rate"] = LambdaLR(optimizer, settings.share_of_rate)
     recent, began = 0.0, time.monotonic()
-    for step in range(_restore(parts, folder), settings.steps):
+    for step in range(_restore(parts, settings, folder), settings.steps):
         value = loss(step)
         network.zero_grad()
         torch.autograd.backward(value)
@@ -103,7 +110,7 @@ def train(
             _report(folder, done, recent, (time.monotonic() - began) / REPORT_EVERY)
             recent, began = 0.0, time.monotonic()
         if done % SAVE_EVERY == 0 or done == settings.steps:
-            _save(parts, done, folder)
+            _save(parts, settings.past(done), done, folder)
     average.copy_to(weights)
 
 
@@ -131,18 +138,27 @@ def _report(folder: Path, step: int, loss: float, seconds: float) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def _save(parts: dict[str, Any], step: int, folder: Path) -> None:
+def _save(parts: dict[str, Any], past: dict[str, Any], step: int, folder: Path) -> None:
     state = {name: part.state_dict() for name, part in parts.items()}
-    torch.save({**state, "step": step}, folder / "state.tmp")
+    torch.save({**state, "past": past, "step": step}, folder / "state.tmp")
     (folder / "state.tmp").rename(folder / STATE_FILE)
 
 
-def _restore(parts: dict[str, Any], folder: Path) -> int:
-    """Bring the saved state back, if there is one; return how many steps it has had."""
+def _restore(parts: dict[str, Any], settings: Settings, folder: Path) -> int:
+    """Bring the saved state back, if there is one; return how many steps it has had.
+
+    Raises:
+        ValueError: its steps were done under other settings.
+    """
     lines = curve(folder)
     state: dict[str, Any] = {"step": 0}
     if (folder / STATE_FILE).exists():
         state = torch.load(folder / STATE_FILE)
+        if state["past"] != settings.past(state["step"]):
+            raise ValueError(
+                f"{folder} = {state['step']} steps under other settings: must be a training of "
+                f"these. Give another folder."
+            )
         for name, part in parts.items():
             part.load_state_dict(state[name])
     kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= state["step"]]

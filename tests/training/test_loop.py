@@ -8,7 +8,8 @@ import torch
 from training import denoiser, loop
 from training.loop import SAVE_EVERY, Settings
 
-SETTINGS = Settings(steps=2 * SAVE_EVERY, batch=1, rate=1e-2, warmup=20)
+COURSE = ((0, 0.0), (20, 1.0))
+SETTINGS = Settings(steps=2 * SAVE_EVERY, batch=1, rate=1e-2, course=COURSE)
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +63,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, stop, muon):
 
 
 def test_the_rate_rises_stays_and_falls():
-    settings = replace(SETTINGS, steps=500, warmup=20, fall=100)
+    settings = replace(SETTINGS, course=(*COURSE, (400, 1.0), (500, 0.0)))
     rates = [settings.share_of_rate(step) for step in (0, 10, 20, 399, 400, 450, 499)]
     assert rates == pytest.approx([0, 0.5, 1, 1, 1, 0.5, 0.01])
 
@@ -70,6 +71,22 @@ def test_the_rate_rises_stays_and_falls():
 def test_more_steps_go_on_from_a_finished_training(tmp_path):
     train(tmp_path / "more", replace(SETTINGS, steps=SAVE_EVERY))
     assert torch.equal(train(tmp_path / "more"), train(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"batch": 2}, {"course": ((0, 0.0), (40, 1.0))}, {"muon": True}]
+)
+def test_a_training_goes_on_under_no_other_settings(tmp_path, other):
+    train(tmp_path)
+    with pytest.raises(ValueError, match=r"500 steps under other settings: .* Give another folder"):
+        train(tmp_path, replace(SETTINGS, **other))
+
+
+def test_a_training_may_be_given_another_future(tmp_path):
+    first = replace(SETTINGS, steps=SAVE_EVERY)
+    falling = replace(SETTINGS, course=(*COURSE, (SAVE_EVERY, 1.0), (SETTINGS.steps, 0.0)))
+    train(tmp_path / "changed", first)
+    assert torch.equal(train(tmp_path / "changed", falling), train(tmp_path / "whole", falling))
 
 
 def test_another_seed_gives_other_weights(tmp_path):
