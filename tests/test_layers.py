@@ -109,6 +109,16 @@ def test_import_loads_neither_torch_nor_ray(light):
     assert done.stdout.strip() == "set()"
 
 
+def test_training_uses_nothing_of_the_package_but_the_world():
+    of_package = {
+        name.split(".")[1]
+        for path in (ROOT.parent / "training").glob("*.py")
+        for name in imports(path)
+        if name.startswith("sdbatch.")
+    }
+    assert of_package == {"shapes"}
+
+
 def test_the_driver_loads_no_torch():
     probe = "import sys, sdbatch.pipeline; print({'torch', 'diffusers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)

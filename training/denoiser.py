@@ -5,6 +5,7 @@
 
 import hashlib
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,10 +92,7 @@ def fit(
         chance = random.Random(f"denoiser-{settings.seed}-{step}")
         random_numbers = torch.Generator().manual_seed(chance.getrandbits(60))
         chosen = [chance.randrange(len(latents.scenes)) for _ in range(settings.batch)]
-        prompts = [
-            "" if chance.random() < EMPTY else wording.say(latents.scenes[number], chance)
-            for number in chosen
-        ]
+        prompts = captions((latents.scenes[number] for number in chosen), chance)
         with torch.no_grad():
             text = encoder(text_encoder.tokens(tokenizer, prompts)).last_hidden_state
         clean = latents.values[chosen]
@@ -111,6 +109,11 @@ def fit(
 
     train(network, loss, settings, folder)
     return network
+
+
+def captions(scenes: Iterable[Scene], chance: random.Random) -> list[str]:
+    """Say each scene anew, and some not at all: what guidance needs to know of."""
+    return ["" if chance.random() < EMPTY else wording.say(scene, chance) for scene in scenes]
 
 
 def build() -> UNet2DConditionModel:

@@ -14,6 +14,7 @@ from training import curves, loop
 from training.__main__ import NETWORKS
 
 ROOT = Path(__file__).parent.parent.parent
+pytestmark = pytest.mark.timeout(900)  # whichever comes first waits for the training
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,6 @@ def train(folder):
     return done.stdout
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_losses_fall(folder, network):
     curve = [line["loss"] for line in loop.curve(folder / network)]
@@ -64,5 +64,9 @@ def test_the_model_is_one_of_diffusers_in_float16(folder):
 
 
 def test_a_finished_training_is_not_done_again(folder):
-    printed = train(folder)
-    assert "loss" not in printed
+    def weights():
+        return {file: file.read_bytes() for file in (folder / "model").rglob("*.safetensors")}
+
+    before = weights()
+    assert "loss" not in train(folder)
+    assert weights() == before

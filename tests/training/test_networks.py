@@ -1,0 +1,67 @@
+"""Each network's training: a function of its seed; and what the UNet's captions are."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sdbatch.shapes import wording, world
+from training import autoencoder, denoiser, text_encoder, tokens
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """Leave torch's number of threads as it was: a training sets its own."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def few(network):
+    return replace(network.SETTINGS, steps=3, threads=1)
+
+
+def fit_text_encoder(folder):
+    return text_encoder.fit(tokens.build(), folder, few(text_encoder))
+
+
+def fit_autoencoder(folder):
+    return autoencoder.fit(folder, few(autoencoder))
+
+
+def fit_denoiser(folder):
+    torch.manual_seed(0)
+    tokenizer = tokens.build()
+    latents = denoiser.encode(autoencoder.build(), 0, 8, folder)
+    encoder = text_encoder.build(tokenizer)
+    return denoiser.fit(latents, tokenizer, encoder, folder, few(denoiser))
+
+
+@pytest.mark.parametrize("fit", [fit_text_encoder, fit_autoencoder, fit_denoiser])
+def test_trainings_of_one_seed_give_the_same_weights_whatever_was_drawn_before(fit, tmp_path):
+    one = fit(tmp_path / "one").state_dict()
+    torch.rand(7)
+    random.random()
+    other = fit(tmp_path / "other").state_dict()
+    assert all(torch.equal(weights, other[name]) for name, weights in one.items())
+
+
+def test_a_tenth_of_the_captions_is_empty():
+    chance = random.Random(0)
+    scenes = [world.imagine(chance, world.is_for_training) for _ in range(3000)]
+    said = denoiser.captions(scenes, chance)
+    assert 0.08 < said.count("") / len(said) < 0.12
+    assert len({wording.say(scenes[0], chance) for _ in range(50)}) > 10  # each is said anew
+
+
+def test_latents_are_those_of_the_autoencoder_and_the_scenes(tmp_path):
+    torch.manual_seed(0)
+    vae = autoencoder.build()
+    first = denoiser.encode(vae, 0, 4, tmp_path)
+    assert torch.equal(denoiser.encode(vae, 0, 4, tmp_path).values, first.values)
+    assert not torch.equal(denoiser.encode(vae, 1, 4, tmp_path).values, first.values)
+    assert not torch.equal(
+        denoiser.encode(autoencoder.build(), 0, 4, tmp_path).values, first.values
+    )
+    assert len(list(tmp_path.iterdir())) == 3
