@@ -12,8 +12,9 @@ from training import autoencoder, denoiser, text_encoder, tokens
 
 @pytest.fixture(autouse=True)
 def threads():
-    """Leave torch's number of threads as it was: a training sets its own."""
+    """Use one of torch's threads all along, and leave their number as it was."""
     before = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
