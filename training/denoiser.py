@@ -4,11 +4,13 @@
 """
 
 import hashlib
+import itertools
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -19,23 +21,35 @@ from training import scenes, text_encoder
 from training.loop import Settings, let_through, train
 
 SETTINGS = Settings(
-    steps=14_000,
+    steps=21_000,
     batch=32,
     rate=3e-3,
-    course=((0, 0.0), (100, 1.0), (2_500, 1.0), (3_000, 0.4), (14_000, 0.0)),
+    course=(
+        *((0, 0.0), (100, 1.0), (2_500, 1.0)),
+        *((3_000, 0.4), (11_500, 1 / 11), (11_600, 0.18), (21_000, 0.0)),
+    ),
     muon=True,
     threads=2,
 )
 SCENES = 40_000
+# From this step on a scene is shown as often as it has things to draw, those of these shapes
+# counting for more: what the network was still getting wrong.
+HARD_FROM = 8_750
+HARD = {"star": 3.0, "cross": 1.5, "ring": 1.5, "moon": 1.5}
+# From this step on two times of three are those at which it is decided what the picture shows: part
+# of the drawn times, part of the schedule that they lie below.
+DECIDING_FROM = 10_500
+DECIDING = ((0.0, 0.0), (0.1, 0.25), (0.25, 0.45), (0.9, 0.85), (1.0, 1.0))
 EMPTY = 0.1  # of the captions, as Stable Diffusion 1.5 was trained for guidance
 # Of noise that is the same all over a channel. Without it the mean of 256 cells shows through all
 # other noise: the network reads the background's colour there and does not learn it from words.
 OFFSET = 0.2
+TIMES = 1000
 NOISE = {  # Stable Diffusion 1.5's
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
+    "num_train_timesteps": TIMES,
 }
 
 
@@ -87,20 +101,19 @@ def fit(
     torch.manual_seed(settings.seed)
     network = build().to(memory_format=torch.channels_last)
     scheduler = DDPMScheduler(**NOISE)
+    to_draw = list(itertools.accumulate(_to_draw(scene) for scene in latents.scenes))
 
     def loss(step: int) -> torch.Tensor:
         chance = random.Random(f"denoiser-{settings.seed}-{step}")
         random_numbers = torch.Generator().manual_seed(chance.getrandbits(60))
-        chosen = [chance.randrange(len(latents.scenes)) for _ in range(settings.batch)]
+        chosen = choose(step, settings.batch, to_draw, chance)
         prompts = captions((latents.scenes[number] for number in chosen), chance)
         with torch.no_grad():
             text = encoder(text_encoder.tokens(tokenizer, prompts)).last_hidden_state
         clean = latents.values[chosen]
         noise = torch.randn(clean.shape, generator=random_numbers)
         noise += OFFSET * torch.randn((*clean.shape[:2], 1, 1), generator=random_numbers)
-        # One time of each part of the range: as uniform, and the loss varies less.
-        parts = torch.arange(settings.batch) + torch.rand(settings.batch, generator=random_numbers)
-        times = (parts / settings.batch * scheduler.config.num_train_timesteps).long()
+        times = draw_times(step, settings.batch, random_numbers)
         noisy = scheduler.add_noise(clean, noise, times)
         found = network(noisy.contiguous(memory_format=torch.channels_last), times, text).sample
         error = (found - noise).square().mean((1, 2, 3))
@@ -109,6 +122,33 @@ def fit(
 
     train(network, loss, settings, folder)
     return network
+
+
+def choose(step: int, count: int, to_draw: list[float], chance: random.Random) -> list[int]:
+    """Choose `count` scenes to show in a step, by number.
+
+    Args:
+        step: from HARD_FROM on, scenes with much to draw are chosen more often.
+        count: how many.
+        to_draw: of each scene, how much there is to draw in it and all before it.
+        chance: decides.
+    """
+    every = range(len(to_draw))
+    if step < HARD_FROM:
+        return [chance.randrange(len(every)) for _ in range(count)]
+    return chance.choices(every, cum_weights=to_draw, k=count)
+
+
+def draw_times(step: int, count: int, random_numbers: torch.Generator) -> torch.Tensor:
+    """Draw `count` times of the noise's schedule, one of each part: the loss varies less."""
+    parts = (torch.arange(count) + torch.rand(count, generator=random_numbers)).numpy() / count
+    if step >= DECIDING_FROM:
+        parts = np.interp(parts, *zip(*DECIDING, strict=True))
+    return torch.from_numpy(parts * TIMES).long().clamp(max=TIMES - 1)
+
+
+def _to_draw(scene: Scene) -> float:
+    return sum((group.count or 1) * HARD.get(group.shape, 1.0) for group in scene.groups)
 
 
 def captions(scenes: Iterable[Scene], chance: random.Random) -> list[str]:

@@ -56,6 +56,28 @@ def test_a_tenth_of_the_captions_is_empty():
     assert len({wording.say(scenes[0], chance) for _ in range(50)}) > 10  # each is said anew
 
 
+def test_what_has_more_to_draw_is_shown_more_often_later():
+    to_draw = [1.0, 2.0, 12.0]  # so far: 1, 1 and 10
+    early, late = (
+        denoiser.choose(step, 3000, to_draw, random.Random(0))
+        for step in (denoiser.HARD_FROM - 1, denoiser.HARD_FROM)
+    )
+    assert early.count(2) == pytest.approx(1000, rel=0.1)
+    assert late.count(2) == pytest.approx(2500, rel=0.1)
+    assert late.count(0) == pytest.approx(250, rel=0.3)
+
+
+def test_most_times_are_those_that_decide_later():
+    early, late = (
+        denoiser.draw_times(step, 3200, torch.Generator())
+        for step in (denoiser.DECIDING_FROM - 1, denoiser.DECIDING_FROM)
+    )
+    for times, part in ((early, 0.4), (late, 0.65)):
+        assert ((times >= 450) & (times < 850)).float().mean() == pytest.approx(part, abs=0.02)
+        assert times.min() < 40
+        assert times.max() > 960
+
+
 def test_latents_are_those_of_the_autoencoder_and_the_scenes(tmp_path):
     torch.manual_seed(0)
     vae = autoencoder.build()
