@@ -143,7 +143,8 @@ def draw_times(step: int, count: int, random_numbers: torch.Generator) -> torch.
     """Draw `count` times of the noise's schedule, one of each part: the loss varies less."""
     parts = (torch.arange(count) + torch.rand(count, generator=random_numbers)).numpy() / count
     if step >= DECIDING_FROM:
-        parts = np.interp(parts, *zip(*DECIDING, strict=True))
+        drawn, below = zip(*DECIDING, strict=True)
+        parts = np.interp(parts, drawn, below)
     return torch.from_numpy(parts * TIMES).long().clamp(max=TIMES - 1)
 
 
