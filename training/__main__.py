@@ -23,22 +23,26 @@ def make(folder: Path, *, miniature: bool = False) -> Path:
     of_text, of_pictures, of_noise = (
         network.SETTINGS for network in (text_encoder, autoencoder, denoiser)
     )
-    count = denoiser.SCENES
+    count, first = denoiser.SCENES, (text_encoder.IN_ORDER_FROM, denoiser.IN_ORDER_FROM)
     if miniature:
+        first = (50, 50)
         of_text = replace(of_text, steps=100, course=((0, 0.0), (20, 1.0)))
         of_pictures = replace(of_pictures, steps=100, course=((0, 0.0), (20, 1.0), (100, 0.0)))
         of_noise = replace(of_noise, steps=100, course=((0, 0.0), (20, 1.0), (100, 0.0)))
         count = 500
     tokenizer = tokens.build()
     # Rounded as they are saved: the UNet learns from what it will work with.
-    encoder = text_encoder.fit(tokenizer, folder / TEXT_ENCODER, of_text).half().float()
     vae = autoencoder.fit(folder / AUTOENCODER, of_pictures).half().float()
     latents = denoiser.encode(vae, of_noise.seed, count, folder / DENOISER)
-    unet = denoiser.fit(latents, tokenizer, encoder, folder / DENOISER, of_noise)
+    for text_steps, noise_steps in (first, (of_text.steps, of_noise.steps)):
+        settings = replace(of_text, steps=text_steps)
+        encoder = text_encoder.fit(tokenizer, folder / TEXT_ENCODER, settings).half().float()
+        settings = replace(of_noise, steps=noise_steps)
+        unet = denoiser.fit(latents, tokenizer, encoder, folder / DENOISER, settings)
     model = StableDiffusionPipeline(
         vae=vae,
         text_encoder=encoder,
-        tokenizer=tokenizer,
+        tokenizer=tokens.build(),  # one that was used is saved with its padding
         unet=unet,
         scheduler=PNDMScheduler(
             **denoiser.NOISE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1

@@ -6,7 +6,6 @@
 import hashlib
 import itertools
 import random
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +20,13 @@ from training import scenes, text_encoder
 from training.loop import Settings, let_through, train
 
 SETTINGS = Settings(
-    steps=21_000,
+    steps=27_000,
     batch=32,
     rate=3e-3,
     course=(
         *((0, 0.0), (100, 1.0), (2_500, 1.0)),
         *((3_000, 0.4), (11_500, 1 / 11), (11_600, 0.18), (21_000, 0.0)),
+        *((21_250, 0.1), (27_000, 0.0)),
     ),
     muon=True,
     threads=2,
@@ -40,6 +40,8 @@ HARD = {"star": 3.0, "cross": 1.5, "ring": 1.5, "moon": 1.5}
 # of the drawn times, part of the schedule that they lie below.
 DECIDING_FROM = 10_500
 DECIDING = ((0.0, 0.0), (0.1, 0.25), (0.25, 0.45), (0.9, 0.85), (1.0, 1.0))
+# From this step on it has the text encoder that hears whose colour is whose; see there.
+IN_ORDER_FROM = 21_000
 EMPTY = 0.1  # of the captions, as Stable Diffusion 1.5 was trained for guidance
 # Of noise that is the same all over a channel. Without it the mean of 256 cells shows through all
 # other noise: the network reads the background's colour there and does not learn it from words.
@@ -107,7 +109,8 @@ def fit(
         chance = random.Random(f"denoiser-{settings.seed}-{step}")
         random_numbers = torch.Generator().manual_seed(chance.getrandbits(60))
         chosen = choose(step, settings.batch, to_draw, chance)
-        prompts = captions((latents.scenes[number] for number in chosen), chance)
+        shown = [latents.scenes[number] for number in chosen]
+        prompts = captions(shown, chance, in_order=step >= IN_ORDER_FROM)
         with torch.no_grad():
             text = encoder(text_encoder.tokens(tokenizer, prompts)).last_hidden_state
         clean = latents.values[chosen]
@@ -152,9 +155,12 @@ def _to_draw(scene: Scene) -> float:
     return sum((group.count or 1) * HARD.get(group.shape, 1.0) for group in scene.groups)
 
 
-def captions(scenes: Iterable[Scene], chance: random.Random) -> list[str]:
+def captions(scenes: list[Scene], chance: random.Random, *, in_order: bool) -> list[str]:
     """Say each scene anew, and some not at all: what guidance needs to know of."""
-    return ["" if chance.random() < EMPTY else wording.say(scene, chance) for scene in scenes]
+    return [
+        "" if chance.random() < EMPTY else wording.say(scene, chance, in_order=in_order)
+        for scene in scenes
+    ]
 
 
 def build() -> UNet2DConditionModel:

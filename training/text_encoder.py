@@ -15,7 +15,15 @@ from sdbatch.shapes.world import Group, Scene
 from training import scenes
 from training.loop import Settings, train
 
-SETTINGS = Settings(steps=3_000, batch=64, rate=1e-3)
+SETTINGS = Settings(
+    steps=4_000,
+    batch=64,
+    rate=1e-3,
+    course=((0, 0.0), (200, 1.0), (2_999, 1.0), (3_000, 0.3), (4_000, 0.0)),
+)
+# From this step on things joined by "and" are said in the order in which it reads them: as said
+# before, it could not tell which colour was whose.
+IN_ORDER_FROM = 3_000
 WIDTH = 96
 ABSENT = "absent"  # second shape of a scene that has one group
 # What there is to tell of a scene, in this order, and its values.
@@ -75,7 +83,9 @@ def fit(tokenizer: CLIPTokenizer, folder: Path, settings: Settings) -> CLIPTextM
     def loss(step: int) -> torch.Tensor:
         chance = random.Random(f"text-{settings.seed}-{step}")
         imagined = [scenes.imagine(chance) for _ in range(settings.batch)]
-        ids = tokens(tokenizer, [wording.say(scene, chance) for scene in imagined])
+        in_order = step >= IN_ORDER_FROM
+        said = [wording.say(scene, chance, in_order=in_order) for scene in imagined]
+        ids = tokens(tokenizer, said)
         text = encoder(ids).last_hidden_state
         after = (ids == tokenizer.eos_token_id)[..., None]
         read = (text * after).sum(1) / after.sum(1)

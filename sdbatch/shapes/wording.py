@@ -7,16 +7,23 @@ from sdbatch.shapes import words
 from sdbatch.shapes.world import Group, Scene
 
 
-def say(scene: Scene, chance: random.Random) -> str:
+def say(scene: Scene, chance: random.Random, *, in_order: bool = False) -> str:
     """Say `scene` as a prompt.
 
     What a picture cannot be judged without (shape, colour, count) is always said; its background,
     size, place and relation nearly always; that something is plain, or of medium size, seldom.
+
+    Args:
+        scene: what to say.
+        chance: chooses the words.
+        in_order: of two things that a mere "and" joins, the upper or left one is said first, not
+            the scene's first.
     """
     terse = chance.random() < 0.2  # without articles: "red circle, top left, blue background"
     things = [_group(group, chance, terse) for group in scene.groups]
     if scene.relation is not None:
-        what = _related(things, scene.relation, chance, terse)
+        joined = _in_order(things, scene.relation) if in_order else things
+        what = _related(things, joined, scene.relation, chance, terse)
     else:
         what = _placed(things[0], scene, chance, terse)
     if not terse and chance.random() < 0.15:
@@ -50,10 +57,16 @@ def _group(group: Group, chance: random.Random, terse: bool) -> str:
     return f"{_one(words.COUNTS[group.count or 1], chance)} {phrase}"
 
 
-def _related(things: list[str], relation: str, chance: random.Random, terse: bool) -> str:
+def _in_order(things: list[str], relation: str) -> list[str]:
+    return things if relation in ("above", "left of") else things[::-1]
+
+
+def _related(
+    things: list[str], joined: list[str], relation: str, chance: random.Random, terse: bool
+) -> str:
     way = chance.random()
     if way < 0.12:
-        return f"{things[0]} and {things[1]}"
+        return " and ".join(joined)
     if way < 0.3:
         first, second = (_at(side, chance, terse) for side in words.SIDES[relation])
         return f"{things[0]} {first}{_one((' and', ','), chance)} {things[1]} {second}"

@@ -25,6 +25,22 @@ def test_every_way_of_saying_a_scene_is_read_back_as_that_scene():
             assert getattr(read, name) in (None, getattr(scene, name)), (name, prompt)
 
 
+def test_things_that_a_mere_and_joins_can_be_said_in_the_order_in_which_they_are_read():
+    chance = random.Random(8)
+    groups = (
+        Group(shape=shape, colour="red", count=1, size="large", texture="plain")
+        for shape in ("ring", "square")
+    )
+    scene = Scene(
+        groups=tuple(groups), background="blue", background_texture="plain", relation="below"
+    )
+    for in_order, shapes in ((True, ["square", "ring"]), (False, ["ring", "square"])):
+        read = [asked(wording.say(scene, chance, in_order=in_order)) for _ in range(200)]
+        joined = [scene for scene in read if scene.relation is None]
+        assert len(joined) > 10
+        assert all([group.shape for group in scene.groups] == shapes for scene in joined)
+
+
 def test_prompts_vary_and_use_every_name():
     chance = random.Random(6)
     scene = world.imagine(chance)
