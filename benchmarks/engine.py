@@ -203,7 +203,7 @@ def compare(model: Model, requests: list[Request], lanes: int, repeats: int) -> 
 
 
 @click.command(help=__doc__)
-@click.option("--model", "names", multiple=True, type=click.Choice(list(models.SIZES)))
+@click.option("--model", "names", multiple=True, type=click.Choice(models.NAMES))
 @click.option("--requests", default=160, show_default=True)
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--lanes", default=32, show_default=True)
@@ -213,8 +213,8 @@ def main(
 ) -> None:
     """Compare the engine with diffusers."""
     found: dict[str, Any] = {}
-    for name in names or ("tiny", "embedded"):
-        pixels = models.SIZES[name].pixels
+    for name in names or ("tiny", models.EMBEDDED):
+        pixels = models.pixels(name)
         model = assemble(models.parts(name), Build("cpu", "float32", channels_last=True))
         for kind, asked in (
             ("uniform", uniform(requests, pixels)),

@@ -38,7 +38,7 @@ def sweep(name: str, device: str, pixels: int, channels_last: bool) -> dict[str,
 
 
 @click.command(help=__doc__)
-@click.option("--model", "names", multiple=True, type=click.Choice(list(models.SIZES)))
+@click.option("--model", "names", multiple=True, type=click.Choice(models.NAMES))
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--pixels", multiple=True, type=int, help="Default: 64 to 512.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the JSON here.")
@@ -46,7 +46,7 @@ def main(names: tuple[str, ...], device: str, pixels: tuple[int, ...], output: P
     """Time lanes."""
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
-    for name in names or ("tiny", "embedded"):
+    for name in names or ("tiny", models.EMBEDDED):
         for side in pixels or (64, 128, 256, 512):
             for channels_last in (False, True):
                 row = sweep(name, device, side, channels_last)

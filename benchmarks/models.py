@@ -1,4 +1,4 @@
-"""Models with random weights in the classes of Stable Diffusion 1.5, in three sizes.
+"""Models in the classes of Stable Diffusion 1.5, in three sizes; but for the embedded one's random.
 
 Random weights cost the same time as trained ones, and nothing has to be downloaded.
 """
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sdbatch.engine import builtin
+from sdbatch.engine.checkpoint import BUILTIN, PARTS
 
 SCHEDULER = {  # of the published model
     "_class_name": "PNDMScheduler",
@@ -37,6 +37,7 @@ class Size:
     text: dict[str, Any]
 
 
+EMBEDDED = "embedded"  # builtin:shapes
 SIZES = {
     # the tests' model
     "tiny": Size(
@@ -53,20 +54,6 @@ SIZES = {
         {"block_out_channels": (8, 16, 16, 32), "layers_per_block": 1, "norm_num_groups": 4},
         {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "heads": 4},
     ),
-    # as large as a model of some megabytes that comes with the package
-    "embedded": Size(
-        64,
-        {
-            "block_out_channels": (96, 128),
-            "layers_per_block": 1,
-            "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-            "cross_attention_dim": 64,
-            "attention_head_dim": 4,
-        },
-        {"block_out_channels": (16, 32, 48, 64), "layers_per_block": 1, "norm_num_groups": 8},
-        {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "heads": 4},
-    ),
     # Stable Diffusion 1.5: 860 M parameters in the UNet
     "sd15": Size(
         512,
@@ -75,6 +62,14 @@ SIZES = {
         {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "heads": 12},
     ),
 }
+
+
+NAMES = (*SIZES, EMBEDDED)
+
+
+def pixels(name: str) -> int:
+    """Return the pixels of a side of the images of the model `name`."""
+    return 128 if name == EMBEDDED else SIZES[name].pixels
 
 
 def _unet(size: Size) -> UNet2DConditionModel:
@@ -104,12 +99,16 @@ def flop(name: str) -> tuple[float, float]:
 
 
 def parts(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Return the parts of the model `name`, one of SIZES, as engine.loading.assemble takes them.
+    """Return the parts of the model `name`, one of NAMES, as engine.loading.assemble takes them.
 
-    The weights are drawn in float32 on `device` and then rounded: the same on every call.
+    Random weights are drawn in float32 on `device` and then rounded: the same on every call.
     """
+    if name == EMBEDDED:
+        pipe = StableDiffusionPipeline.from_pretrained(BUILTIN / "shapes", torch_dtype=dtype)
+        whole = {part: getattr(pipe, part) for part in ("tokenizer", *PARTS)}
+        return {**whole, "scheduler_config": SCHEDULER}
     size = SIZES[name]
-    tokenizer = builtin.byte_tokenizer()
+    tokenizer = CLIPTokenizer.from_pretrained(BUILTIN / "shapes" / "tokenizer")
     text = dict(size.text)
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)

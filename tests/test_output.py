@@ -1,8 +1,12 @@
 """The output as a whole: what is not of sdbatch is left alone."""
 
+import shutil
+
+import huggingface_hub
 import pytest
 
-from sdbatch import output, pipeline, plan, receipts
+from sdbatch import cluster, output, pipeline, plan, receipts
+from sdbatch.engine import checkpoint
 from sdbatch.errors import ModelError, StorageError
 from sdbatch.job import Prompts
 from sdbatch.report import score, sheet
@@ -80,9 +84,24 @@ def test_shard_whose_file_is_gone_or_short_is_drawn_again(make_job, prompts_of, 
     assert [receipt.shard for receipt in ready.withdrawn] == [1]
 
 
-def test_hash_of_weights_is_refused_where_there_are_none_to_hash(make_job):
-    with pytest.raises(ModelError, match=r"model.sha256"):
-        pipeline.prepare(make_job(model={"path": "builtin:shapes", "sha256": "0" * 64}))
+def test_hash_of_weights_is_refused_where_there_are_none_to_hash(
+    make_job, tiny_model, tmp_path, monkeypatch
+):
+    snapshot = tmp_path / "models--someone--tiny" / "snapshots" / ("0" * 40)
+    shutil.copytree(tiny_model, snapshot)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    model = {"path": "someone/tiny", "revision": "0" * 40, "sha256": "0" * 64}
+    with pytest.raises(ModelError, match=r"model.sha256 = given: only files have one"):
+        pipeline.prepare(make_job(model=model))
+
+
+def test_other_weights_than_the_job_names_are_refused(make_job):
+    machines = cluster.Machines(cpus=2, gpus=0)
+    ready = pipeline.prepare(make_job(model={"path": "builtin:shapes", "sha256": "0" * 64}))
+    own = checkpoint.sha256(ready.model)
+    with pytest.raises(ModelError, match=rf"weights' sha256 is {own}, and must be {'0' * 64}"):
+        pipeline.resolve(ready, machines, own)
 
 
 def test_receipts_with_their_files_are_whole(make_job, prompts_of, tmp_path):

@@ -1,4 +1,4 @@
-"""`python -m training.table FILE`: a prompt table of 300 scenes, from a seed.
+"""`python -m training.table FILE`: a prompt table of 200 scenes, from a seed.
 
 Each prompt comes with what it asks for, as a labelled dataset has it: the labels travel into the
 output with the images.
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from sdbatch.shapes import wording, world
 from sdbatch.shapes.world import Scene
 
-ROWS = 300
+ROWS = 200
 
 
 def rows(count: int, seed: str) -> pa.Table:

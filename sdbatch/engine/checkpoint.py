@@ -15,6 +15,8 @@ from typing import Literal
 from sdbatch.engine import pickles
 from sdbatch.errors import ModelError
 
+BUILTIN = Path(__file__).parent.parent / "builtin"  # a folder for each model in the package
+SHAPES = "builtin:shapes"
 PARTS = ("text_encoder", "unet", "vae")
 CHECKER = "safety_checker"
 AUTO, OWN = "auto", "own"  # of Extras.checker: OWN is the one in the model's own folder
@@ -42,10 +44,18 @@ class ModelFiles:
     """A model that was found; what loading needs to know of it."""
 
     kind: Literal["builtin", "folder", "file", "hub"]
-    path: str  # builtin: its name; hub: its id
+    path: str  # builtin: as the job names it, as each machine has its own package; hub: its id
     revision: str | None  # hub: the commit
     config: str  # file: hub id or folder of its configuration
     extras: Extras = Extras(checker=None)  # files with whole paths, nothing automatic left
+    same: str | None = None  # builtin: the sha256 that each machine's own files must have
+
+    @property
+    def root(self) -> str:
+        """What diffusers and transformers load it from."""
+        if self.kind == "builtin":
+            return str(BUILTIN / self.path.removeprefix("builtin:"))
+        return self.path
 
 
 def find(path: str, revision: str | None, config: str, extras: Extras = Extras()) -> ModelFiles:
@@ -59,9 +69,11 @@ def find(path: str, revision: str | None, config: str, extras: Extras = Extras()
     own = None if extras.checker == AUTO else extras.checker
     _refuse_for_kind(path, extras)
     if path.startswith("builtin:"):
-        if path != "builtin:shapes":
-            raise ModelError(f"model.path = {path!r}: the only model built in is builtin:shapes.")
-        return ModelFiles("builtin", "shapes", None, config, replace(extras, checker=own))
+        if path != SHAPES:
+            raise ModelError(f"model.path = {path!r}: the only model built in is {SHAPES}.")
+        files = ModelFiles("builtin", path, None, config, replace(extras, checker=own))
+        _check_folder(Path(files.root))
+        return replace(files, same=sha256(files))
     local = Path(path)
     if Path(config).exists():
         config = str(Path(config).resolve())  # an actor may stand in another folder
@@ -105,8 +117,8 @@ def sha256(files: ModelFiles) -> str | None:
 def hashed(files: ModelFiles) -> list[Path]:
     """Return the files whose hash names the model, where the name and commit do not say it all."""
     loaded = list(_beside(files.extras))
-    if files.kind == "folder":
-        loaded += sorted(_loaded(Path(files.path), files.extras))
+    if files.kind in ("builtin", "folder"):
+        loaded += sorted(_loaded(Path(files.root), files.extras))
     elif files.kind == "file":
         loaded += [Path(files.path), *sorted(_configs(Path(files.config)))]
     return loaded

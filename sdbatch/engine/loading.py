@@ -1,5 +1,6 @@
 """Loading a model's parts from a hub id, a folder or a single file, with diffusers' own loaders."""
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sdbatch.engine import adapt, builtin, checkpoint, pickles
+from sdbatch.engine import adapt, checkpoint, pickles
 from sdbatch.engine.checkpoint import Extras, ModelFiles
 from sdbatch.errors import ModelError
 
@@ -46,8 +47,10 @@ def load(files: ModelFiles, build: Build) -> Model:
     """Load the model as `build` says.
 
     Raises:
-        ModelError: the files are not a Stable Diffusion model that diffusers can load.
+        ModelError: the files are not a Stable Diffusion model that diffusers can load, or not the
+            one that the driver found.
     """
+    _check_same(files)
     dtype = getattr(torch, build.dtype)
     whole = "It must be a whole Stable Diffusion model, with a single file's config within reach."
     with adapt.named("model.path", files.path, whole):
@@ -58,6 +61,15 @@ def load(files: ModelFiles, build: Build) -> Model:
     adapt.fuse(parts, files.extras)
     checker = _checker(files, build)
     return assemble(parts, build, checker=checker, has_embeddings=bool(files.extras.embeddings))
+
+
+def _check_same(files: ModelFiles) -> None:
+    own = None if files.same is None else checkpoint.sha256(files)
+    if own != files.same:
+        raise ModelError(
+            f"model.path = {files.path}: its sha256 is {own} on {socket.gethostname()}, and "
+            f"{files.same} where the job began. Install the same sdbatch on all machines."
+        )
 
 
 def assemble(
@@ -84,7 +96,7 @@ def assemble(
 
 
 def _from_folder(files: ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
-    path = str(builtin.folder(files.path)) if files.kind == "builtin" else files.path
+    path = files.root
     where: dict[str, Any] = {"revision": files.revision} if files.kind == "hub" else {}
     weights = {**where, "dtype": dtype, "variant": files.extras.variant}
     if files.extras.vae is None:

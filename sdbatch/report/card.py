@@ -41,7 +41,7 @@ def card(job: Job, report: Report) -> str:
         if failed
         else "",
         model=job.model.name,
-        revision=job.model.revision or job.model.sha256 or "as built in",
+        revision=job.model.revision or job.model.sha256,
         sampler=job.sampling.sampler,
         steps=job.sampling.num_inference_steps,
         guidance=f"{job.sampling.guidance_scale:g}",

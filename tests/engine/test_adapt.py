@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks import oracle
 from sdbatch.engine import checkpoint, loading
-from sdbatch.engine.builtin import TEXT_WIDTH
 from sdbatch.engine.checkpoint import Extras
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.loading import Build
 from sdbatch.engine.text import Tokenizer
 from tests import tiny
 from tests.engine.test_loading import same, weights
+from tests.tiny import TEXT_WIDTH
 
 MOST_COUNTS = 1  # as in test_samplers.py: float32 in batches of another size, rounded to uint8
 PLAIN = Build("cpu", "float32")

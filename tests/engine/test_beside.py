@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig
 
 from sdbatch.engine import checkpoint, loading
-from sdbatch.engine.builtin import TEXT_WIDTH
 from sdbatch.engine.checkpoint import CHECKER, PARTS, Extras, ModelFiles
 from sdbatch.engine.loading import Build
 from sdbatch.errors import ModelError
 from tests import tiny
 from tests.engine.test_loading import RunsCode, same
+from tests.tiny import TEXT_WIDTH
 
 TO_Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 
@@ -185,10 +185,11 @@ def test_sha256_follows_every_file_of_the_models_own_checker(copied, files):
     assert len(unnoticed(unchecked, inside(copied / CHECKER))) == 2  # as they are not loaded
 
 
-def test_the_built_in_model_has_a_sha256_only_with_files_beside_it(files):
-    assert checkpoint.sha256(find("builtin:shapes")) is None
+def test_the_built_in_models_sha256_is_of_its_files_and_those_beside_it(files):
     model = find("builtin:shapes", loras=(("lora.safetensors", 1.0),))
-    assert checkpoint.hashed(model) == [files / "lora.safetensors"]
+    own = checkpoint.hashed(find("builtin:shapes"))
+    assert {file.parent.name for file in own} == {"tokenizer", "scheduler", *PARTS}
+    assert checkpoint.hashed(model) == [files / "lora.safetensors", *own]
     assert unnoticed(model, [files / "lora.safetensors"]) == []
 
 

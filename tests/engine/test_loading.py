@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from sdbatch.engine import builtin, checkpoint, loading
+from sdbatch.engine import checkpoint, loading
 from sdbatch.engine.loading import Build
 from sdbatch.errors import ModelError
 from tests import tiny
@@ -66,17 +66,6 @@ def test_hub_id_loads_the_commit_that_the_hubs_cache_holds(tiny_model, tmp_path,
 
 def test_weights_load_in_the_dtype_asked_for(tiny_model):
     assert load(tiny_model, dtype="bfloat16").unet.dtype == torch.bfloat16
-
-
-def test_builtin_model_is_made_once_and_the_same_everywhere(tmp_path, monkeypatch):
-    hashes = []
-    for name in ("one", "two"):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
-        folder = builtin.folder("shapes")
-        assert builtin.folder("shapes") == folder
-        hashes.append(checkpoint.sha256(checkpoint.find(str(folder), None, "")))
-        assert len(list(folder.parent.iterdir())) == 1  # no half-made folder beside it
-    assert hashes[0] == hashes[1]
 
 
 def test_sha256_follows_the_weights(tiny_model, tmp_path):

@@ -1,0 +1,151 @@
+"""How well builtin:shapes obeys its prompts, by guidance and by steps; read by the judge.
+
+    python benchmarks/fidelity.py --output benchmarks/results/fidelity
+
+Draws scenes whose first group has a pair of shape and colour that training never showed, with
+guidance 1 to 10, on the same prompts and seeds; then, on others, with the best one, in 25 steps
+and in 8. Beside these stand the most that there is to reach: what the judge says of the scenes as
+they are rendered, and as the autoencoder hands them back. Prints tables, and writes them with the
+curve over guidance as a plot.
+"""
+
+import os
+import platform
+import random
+import time
+from concurrent.futures import Future
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from findings import Findings, versions
+from matplotlib.figure import Figure
+
+from sdbatch.engine import checkpoint, loading
+from sdbatch.engine.engine import Engine
+from sdbatch.engine.loading import Build, Model
+from sdbatch.engine.request import Drawn, Request
+from sdbatch.shapes import judge, picture, reading, wording, world
+from sdbatch.shapes.world import Scene
+
+GUIDANCE = (1, 1.5, 2, 3, 4, 5, 6, 8, 10)
+STEPS, FEW = 25, 8
+SIDE = 128  # pixels
+WHOLE = "fidelity"  # the mean over images of the part of what was asked that holds
+SEVERAL = "count, of two or more"
+
+Rates = dict[str, str | float]  # by attribute, %, of the images whose prompts ask for it
+Asked = tuple[Scene, str]  # and its prompt
+
+
+def prompts(count: int) -> list[Asked]:
+    """Return held-out scenes and their prompts, always the same."""
+    chance = random.Random("fidelity")
+    scenes = (world.imagine(chance, world.is_for_testing) for _ in range(count))
+    return [(scene, wording.say(scene, chance)) for scene in scenes]
+
+
+def draw(engine: Engine, asked: list[Asked], guidance: float, steps: int) -> Rates:
+    """Draw the prompts and judge the pictures."""
+    drawn: list[tuple[str, Future[Drawn]]] = []
+    for seed, (_, prompt) in enumerate(asked):
+        request = Request(
+            prompt=prompt,
+            seed=seed,
+            sampler="dpmpp_2m",
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            height=SIDE,
+            width=SIDE,
+        )
+        drawn.append((prompt, engine.submit(request)))
+    return rates([(prompt, future.result().image) for prompt, future in drawn])
+
+
+def reachable(model: Model, asked: list[Asked]) -> dict[str, Rates]:
+    """Judge the scenes as they are rendered, and after the autoencoder."""
+    rendered, decoded = [], []
+    for number, (scene, prompt) in enumerate(asked):
+        pixels = picture.render(scene, random.Random(f"fidelity-{number}"))
+        rendered.append((prompt, pixels))
+        x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 127.5 - 1
+        with torch.inference_mode():
+            y = model.vae.decode(model.vae.encode(x).latent_dist.mean).sample[0]
+        counts = ((y + 1) * 127.5).round().clamp(0, 255).permute(1, 2, 0)
+        decoded.append((prompt, counts.numpy().astype(np.uint8)))
+    return {"rendered": rates(rendered), "through the autoencoder": rates(decoded)}
+
+
+def rates(pictures: list[tuple[str, picture.Pixels]]) -> Rates:
+    """Return what holds of what the prompts ask for, in %."""
+    verdicts = [(prompt, judge.judge(prompt, pixels)) for prompt, pixels in pictures]
+    read = [(prompt, verdict) for prompt, verdict in verdicts if verdict is not None]
+    whole = [judge.fidelity(verdict) for _, verdict in read]
+    found: Rates = {WHOLE: round(100 * sum(whole) / len(whole), 1)}
+    for name in judge.ATTRIBUTES:
+        found[name] = _rate([verdict[name] for _, verdict in read])
+    found[SEVERAL] = _rate([verdict["count"] for prompt, verdict in read if _is_several(prompt)])
+    return found
+
+
+def _rate(held: list[bool | None]) -> str | float:
+    asked = [holds for holds in held if holds is not None]
+    return round(100 * sum(asked) / len(asked), 1) if asked else "never asked"
+
+
+def _is_several(prompt: str) -> bool:
+    scene = reading.asked(prompt)
+    return scene is not None and any((group.count or 1) > 1 for group in scene.groups)
+
+
+def plot(curve: dict[str, Rates], path: Path) -> None:
+    """Draw what holds over guidance, a line an attribute."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name in (WHOLE, *judge.ATTRIBUTES):
+        values = [float(found[name]) for found in curve.values()]
+        width = 3 if name == WHOLE else 1.5
+        axes.plot(
+            [float(scale) for scale in curve], values, marker="o", label=name, linewidth=width
+        )
+    axes.set_xlabel("guidance_scale")
+    axes.set_ylabel("images that have what is asked, %")
+    axes.set_title(f"builtin:shapes, held-out prompts, dpmpp_2m, {STEPS} steps")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=110)
+
+
+@click.command(help=__doc__)
+@click.option("--images", default=1000, show_default=True, help="With the best guidance.")
+@click.option("--curve", default=150, show_default=True, help="With each guidance.")
+@click.option("--threads", default=2, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), help="Where .json, .md, .png go.")
+def main(images: int, curve: int, threads: int, output: Path | None) -> None:
+    """Measure."""
+    findings = Findings(output)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    findings.add("machine", {"device": machine, "date": time.strftime("%Y-%m-%d"), **versions()})
+    model = loading.load(
+        checkpoint.find(checkpoint.SHAPES, None, ""), Build("cpu", "float32", True)
+    )
+    engine = Engine(model, lanes=32, threads=threads)
+    asked = prompts(curve + images)
+    findings.add(f"% right at most, {images} images", reachable(model, asked[curve:]))
+    found = {f"{scale:g}": draw(engine, asked[:curve], scale, STEPS) for scale in GUIDANCE}
+    findings.add(f"% right over guidance, {STEPS} steps, {curve} images each", found)
+    if output:
+        plot(found, output.with_suffix(".png"))
+    best = max(found, key=lambda scale: float(found[scale][WHOLE]))
+    settings = [(best, STEPS), (best, FEW), ("1", STEPS)]
+    of_steps = {
+        f"guidance {scale}, {steps} steps": draw(engine, asked[curve:], float(scale), steps)
+        for scale, steps in settings
+    }
+    findings.add(f"% right, {images} other images each", of_steps)
+    engine.close()
+
+
+if __name__ == "__main__":
+    main()
