@@ -10,7 +10,7 @@ lint:
 	mypy
 
 test:
-	pytest
+	pytest -n 2
 
 fix:
 	ruff format .

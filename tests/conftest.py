@@ -1,5 +1,6 @@
 """Markers by folder, and the fixtures that most tests share."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,17 +10,33 @@ import pytest
 from sdbatch.job import Job, parse
 
 MARKED = ("ray", "s3", "gpu")
+TAKE_LONG = ("/tests/ray/", "/tests/training/test_training.py")  # so they are begun first
+
+
+def pytest_configure():
+    """Have torch, which is not there yet, use one thread: `-n 2` tests in two processes."""
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items):
+    """Mark the tests, and part them among the processes of `-n`.
+
+    A file's tests share a process, and so do all that start a Ray: `sdbatch run` uses one that is
+    there.
+    """
+    items.sort(key=lambda item: not any(part in item.path.as_posix() for part in TAKE_LONG))
     for item in items:
+        group = item.path.as_posix()
         for name in MARKED:
-            if f"tests/{name}/" in Path(item.path).as_posix():
+            if f"/tests/{name}/" in group:
                 item.add_marker(getattr(pytest.mark, name))
-        if item.get_closest_marker("ray"):  # Ray leaves its log files to the garbage collector
+        if item.get_closest_marker("ray"):
+            group = "ray"
+            # Ray leaves its log files to the garbage collector
             item.add_marker(
                 pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
             )
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True, scope="session")
