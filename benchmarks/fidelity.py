@@ -29,7 +29,7 @@ from sdbatch.engine.request import Drawn, Request
 from sdbatch.shapes import judge, picture, reading, wording, world
 from sdbatch.shapes.world import Scene
 
-GUIDANCE = (1, 1.5, 2, 3, 4, 5, 6, 8, 10)
+GUIDANCE = (1, 1.5, 2, 2.5, 3, 4, 6, 8, 10)
 STEPS, FEW = 25, 8
 SIDE = 128  # pixels
 WHOLE = "fidelity"  # the mean over images of the part of what was asked that holds
