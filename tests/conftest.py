@@ -18,6 +18,7 @@ def pytest_configure():
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Mark the tests, and part them among the processes of `-n`.
 
