@@ -6,11 +6,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from sdbatch.job import Job, parse
 
 MARKED = ("ray", "s3", "gpu")
-TAKE_LONG = ("/tests/ray/", "/tests/training/test_training.py")  # so they are begun first
+START_RAY = ("tests/ray/", "tests/s3/")
+TAKE_LONG = (*START_RAY, "tests/training/test_training.py")  # so they are begun first
 
 
 def pytest_configure():
@@ -18,26 +20,30 @@ def pytest_configure():
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Mark the tests, and part them among the processes of `-n`.
-
-    A file's tests share a process, and so do all that start a Ray: `sdbatch run` uses one that is
-    there.
-    """
-    items.sort(key=lambda item: not any(part in item.path.as_posix() for part in TAKE_LONG))
+    items.sort(key=lambda item: not item.nodeid.startswith(TAKE_LONG))
     for item in items:
-        group = item.path.as_posix()
         for name in MARKED:
-            if f"/tests/{name}/" in group:
+            if item.nodeid.startswith(f"tests/{name}/"):
                 item.add_marker(getattr(pytest.mark, name))
-        if item.get_closest_marker("ray"):
-            group = "ray"
-            # Ray leaves its log files to the garbage collector
+        if item.get_closest_marker("ray"):  # Ray leaves its log files to the garbage collector
             item.add_marker(
                 pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
             )
-        item.add_marker(pytest.mark.xdist_group(group))
+
+
+class ByFile(LoadScopeScheduling):
+    """Parts the tests among the processes of `-n`.
+
+    A file's tests share one, and so do all that start a Ray: `sdbatch run` uses one that is there.
+    """
+
+    def _split_scope(self, nodeid):
+        return "ray" if nodeid.startswith(START_RAY) else nodeid.split("::")[0]
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")
