@@ -10,7 +10,7 @@ lint:
 	mypy
 
 test:
-	pytest -n 2
+	pytest
 
 fix:
 	ruff format .

@@ -1,49 +1,25 @@
 """Markers by folder, and the fixtures that most tests share."""
 
-import os
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 from sdbatch.job import Job, parse
 
 MARKED = ("ray", "s3", "gpu")
-START_RAY = ("tests/ray/", "tests/s3/")
-TAKE_LONG = (*START_RAY, "tests/training/test_training.py")  # so they are begun first
-
-
-def pytest_configure():
-    """Have torch, which is not there yet, use one thread: `-n 2` tests in two processes."""
-    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: not item.nodeid.startswith(TAKE_LONG))
     for item in items:
         for name in MARKED:
-            if item.nodeid.startswith(f"tests/{name}/"):
+            if f"tests/{name}/" in Path(item.path).as_posix():
                 item.add_marker(getattr(pytest.mark, name))
         if item.get_closest_marker("ray"):  # Ray leaves its log files to the garbage collector
             item.add_marker(
                 pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
             )
-
-
-class ByFile(LoadScopeScheduling):
-    """Parts the tests among the processes of `-n`.
-
-    A file's tests share one, and so do all that start a Ray: `sdbatch run` uses one that is there.
-    """
-
-    def _split_scope(self, nodeid):
-        return "ray" if nodeid.startswith(START_RAY) else nodeid.split("::")[0]
-
-
-def pytest_xdist_make_scheduler(config, log):
-    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -8,7 +8,6 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline
@@ -27,14 +26,9 @@ def make(folder: Path, *, miniature: bool = False) -> Path:
     count, first = denoiser.SCENES, (text_encoder.IN_ORDER_FROM, denoiser.IN_ORDER_FROM)
     if miniature:
         first = (50, 50)
-        short: dict[str, Any] = {
-            "steps": 100,
-            "course": ((0, 0.0), (20, 1.0), (100, 0.0)),
-            "threads": 1,
-        }
-        of_text, of_pictures, of_noise = (
-            replace(settings, **short) for settings in (of_text, of_pictures, of_noise)
-        )
+        of_text = replace(of_text, steps=100, course=((0, 0.0), (20, 1.0)))
+        of_pictures = replace(of_pictures, steps=100, course=((0, 0.0), (20, 1.0), (100, 0.0)))
+        of_noise = replace(of_noise, steps=100, course=((0, 0.0), (20, 1.0), (100, 0.0)))
         count = 500
     tokenizer = tokens.build()
     # Rounded as they are saved: the UNet learns from what it will work with.
