@@ -47,30 +47,38 @@ def connected(address: str | None, job: Job) -> Iterator[Machines]:
     A Ray that the caller's program had started already is used and left running.
 
     Raises:
-        JobError: no Ray answers at the address.
+        JobError: no Ray answers at the address, or none can be started here.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     import ray
-    from ray.exceptions import RayError
 
     started = not ray.is_initialized()
     if started:
         try:
             _start(address, job)
-        except (OSError, ValueError, RuntimeError, RayError) as error:
-            text = " ".join(str(error).split())[:200] or f"nothing in {CONNECT_SECONDS:.0f} s"
-            raise JobError(
-                f"cluster.address = {address!r}: no Ray answers there ({text}). Check the address; "
-                f"where the cluster has token authentication, set RAY_AUTH_MODE=token."
-            ) from error
+        except Exception as error:  # Ray's are of many kinds, bare ones among them
+            raise _why_not(address, error) from error
     try:
         found = ray.cluster_resources()
         yield Machines(found.get("CPU", 0), found.get("GPU", 0))
     finally:
         if started:
             ray.shutdown()
+
+
+def _why_not(address: str, error: Exception) -> JobError:
+    text = " ".join(str(error).split())[:200] or f"nothing in {CONNECT_SECONDS:.0f} s"
+    if address == "local":
+        return JobError(
+            f"cluster.address = 'local': Ray cannot start on this machine ({text}): there must "
+            f"be memory and time for it. Run again when the machine is less busy."
+        )
+    return JobError(
+        f"cluster.address = {address!r}: no Ray answers there ({text}). Check the address; "
+        f"where the cluster has token authentication, set RAY_AUTH_MODE=token."
+    )
 
 
 def _start(address: str, job: Job) -> None:

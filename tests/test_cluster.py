@@ -52,3 +52,16 @@ def test_what_the_job_says_stays(make_job):
 def test_a_gpu_that_is_not_there_is_refused(make_job):
     with pytest.raises(JobError, match=r"engine.device = 'cuda': the cluster has no GPU"):
         cluster.resolve_engine(make_job(engine={"device": "cuda"}), CPU)
+
+
+def test_a_machine_too_busy_for_a_ray_is_told_of_in_one_line(make_job, monkeypatch):
+    def too_slow(*_, **__):
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", too_slow)
+    with (
+        pytest.raises(JobError, match=r"cannot start on this machine \(.* timed out .* less busy"),
+        cluster.connected(None, make_job()),
+    ):
+        pass
