@@ -103,12 +103,12 @@ def test_its_pictures_obey_held_out_prompts(guided, attribute, least):
 
 def test_they_obey_less_without_guidance(engine, held_out, guided):
     requests = [ask(prompt, seed, guidance=1.0) for seed, prompt in enumerate(held_out)]
-    assert fidelity(guided) > fidelity(judged(engine, requests)) + 0.02
+    assert fidelity(guided) > fidelity(judged(engine, requests)) + 0.05
 
 
 def test_they_obey_nearly_as_well_in_8_steps(engine, held_out, guided):
     requests = [ask(prompt, seed, steps=8) for seed, prompt in enumerate(held_out)]
-    assert fidelity(judged(engine, requests)) > fidelity(guided) - 0.1
+    assert fidelity(judged(engine, requests)) > fidelity(guided) - 0.05
 
 
 def test_its_tokenizer_is_the_one_that_training_builds(tmp_path):
