@@ -1,6 +1,7 @@
 """A Ray that somebody else started, by address; and addresses where there is none."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from sdbatch.job import Cluster
 BIN = Path(sys.executable).parent
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ray_head():
     """Start a Ray of its own on this machine; yield its address and the environment for it."""
     with socket.socket() as free:
@@ -25,7 +26,10 @@ def ray_head():
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     start = [str(BIN / "ray"), "start", "--head", f"--port={port}", "--num-cpus=3", "--block"]
     head = subprocess.Popen(
-        [*start, "--include-dashboard=false"], env=environment, stdout=subprocess.DEVNULL
+        [*start, "--include-dashboard=false"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -35,8 +39,9 @@ def ray_head():
         except OSError:
             time.sleep(0.2)
     yield f"127.0.0.1:{port}", environment
-    head.terminate()  # and not `ray stop`, which ends every Ray of the machine
-    head.wait(60)
+    # Not `ray stop`, which ends every Ray of the machine; nor SIGTERM, after which it waits 30 s.
+    os.killpg(head.pid, signal.SIGKILL)
+    head.wait()
 
 
 @pytest.mark.parametrize("how", ["--address", "RAY_ADDRESS"])
@@ -49,7 +54,8 @@ def test_run_uses_the_ray_at_an_address_and_leaves_it_running(ray_head, tmp_path
     )
     command = [str(BIN / "sdbatch"), "run", "job.yaml"]
     command += ["--address", address] if how == "--address" else []
-    environment |= {"RAY_ADDRESS": address} if how == "RAY_ADDRESS" else {}
+    if how == "RAY_ADDRESS":
+        environment = {**environment, "RAY_ADDRESS": address}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Finished: 2 images of 2" in done.stdout
