@@ -86,23 +86,15 @@ def test_bad_rows_are_kept_with_their_reasons_and_the_others_drawn(here):
     assert "committed  100 images, 3 shards" in plan
 
 
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("sampling.sampler=lcm", "num_inference_steps = 60: lcm takes 50 at most"),
-        ("sampling.clip_skip=9", "clip_skip = 9: the text encoder has 2"),
-        ("model.zero_snr=true", "'pndm': cannot draw with a model of zero terminal SNR"),
-    ],
-)
-def test_what_the_model_can_draw_for_no_row_keeps_the_job_from_starting(here, override, words):
+def test_what_the_model_can_draw_for_no_row_keeps_the_job_from_starting(here):
     (here / "p.txt").write_text("a dog\na cat\n")
-    sets = ["prompts={path: p.txt}", "sampling.num_inference_steps=60", "sampling.sampler=pndm"]
-    asked = [word for one in [*sets, override] for word in ("--set", one)]
+    sets = ["prompts={path: p.txt}", "sampling.clip_skip=9"]
+    asked = [word for one in sets for word in ("--set", one)]
     done = sdbatch("run", "job.yaml", *asked, cwd=here)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("Error: sampling: this model cannot draw it: ")
-    assert words in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr == (
+        "Error: sampling: this model cannot draw it: clip_skip = 9: the text encoder has 2.\n"
+    )
     assert not (here / "out").exists()
 
 
