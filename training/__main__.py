@@ -1,7 +1,7 @@
 """`python -m training FOLDER`: make the embedded model, its three networks one after the other.
 
-Stopped and started again it goes on where it was. `--miniature` does the same with so few steps
-that it ends after two minutes, to show that all of it works.
+Stopped and started again it goes on where it was. `--miniature` does the same with so few and
+small steps that it ends within two minutes, to show that all of it works.
 """
 
 import argparse
@@ -27,9 +27,10 @@ def make(folder: Path, *, miniature: bool = False) -> Path:
     if miniature:
         first = (50, 50)
         of_text = replace(of_text, steps=100, course=((0, 0.0), (20, 1.0)))
-        of_pictures = replace(of_pictures, steps=100, course=((0, 0.0), (20, 1.0), (100, 0.0)))
-        of_noise = replace(of_noise, steps=100, course=((0, 0.0), (20, 1.0), (100, 0.0)))
-        count = 500
+        few = ((0, 0.0), (20, 1.0), (100, 0.0))
+        of_pictures = replace(of_pictures, steps=100, course=few)
+        of_noise = replace(of_noise, steps=100, batch=8, course=few)
+        count = 200
     tokenizer = tokens.build()
     # Rounded as they are saved: the UNet learns from what it will work with.
     vae = autoencoder.fit(folder / AUTOENCODER, of_pictures).half().float()
