@@ -10,7 +10,8 @@ lint:
 	mypy
 
 test:
-	pytest
+	pytest -n 2 -m "not ray"
+	pytest -m ray
 
 fix:
 	ruff format .

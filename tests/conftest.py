@@ -1,5 +1,6 @@
 """Markers by folder, and the fixtures that most tests share."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,11 @@ import pytest
 from sdbatch.job import Job, parse
 
 MARKED = ("ray", "s3", "gpu")
+
+
+def pytest_configure():
+    """Have torch, which is not there yet, use one thread: `-n 2` tests in two processes."""
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items):
