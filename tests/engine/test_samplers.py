@@ -16,6 +16,14 @@ MOST_COUNTS = 1
 
 
 @pytest.fixture(scope="module")
+def engine(model):
+    """An engine of few lanes, as most of more would be padding here."""
+    engine = Engine(model, lanes=4, threads=1)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
 def pipeline(model):
     return oracle.pipeline(model)
 
