@@ -50,7 +50,8 @@ def test_run_uses_the_ray_at_an_address_and_leaves_it_running(ray_head, tmp_path
     (tmp_path / "p.txt").write_text("a dog\na cat\n")
     (tmp_path / "job.yaml").write_text(
         "prompts: {path: p.txt}\nmodel: builtin:shapes\n"
-        "sampling: {height: 64, width: 64, num_inference_steps: 2}\noutput: {path: out}\n"
+        "sampling: {height: 64, width: 64, num_inference_steps: 2}\n"
+        "cluster: {actors: 1}\noutput: {path: out}\n"
     )
     command = [str(BIN / "sdbatch"), "run", "job.yaml"]
     command += ["--address", address] if how == "--address" else []

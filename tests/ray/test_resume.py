@@ -32,7 +32,7 @@ def undisturbed(tmp_path_factory, tiny_model):
     return job, folder / "alone"
 
 
-@pytest.mark.parametrize(("victim", "kills"), [("driver", 3), ("actor", 2)])
+@pytest.mark.parametrize(("victim", "kills"), [("driver", 2), ("actor", 1)])
 def test_data_is_byte_identical_and_nothing_is_left_over_after_kills(
     undisturbed, tmp_path, victim, kills
 ):
@@ -43,4 +43,5 @@ def test_data_is_byte_identical_and_nothing_is_left_over_after_kills(
     assert drawn_again == [], f"seed {seed}"
     assert compare(alone, tmp_path / "killed") == [], f"seed {seed}"
     assert list(verify(Store(str(tmp_path / "killed")))) == [], f"seed {seed}"
+    print(f"shards committed at the kills: {moments}")  # noqa: T201
     assert moments, "no kill came in time"

@@ -44,7 +44,7 @@ def here(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
     (tmp_path / "job.yaml").write_text(
         "prompts: {path: table.parquet, columns: {prompt: caption}}\n"
-        "model: builtin:shapes\nsampling: {height: 64}\n"
+        "model: builtin:shapes\nsampling: {height: 64}\ncluster: {actors: 1}\n"
         "output: {path: out, images_per_shard: 40}\n"
     )
     return tmp_path

@@ -53,7 +53,7 @@ def test_job_runs_from_a_table_on_s3_to_an_output_on_s3(bucket, make_job, tmp_pa
     job.write_text(
         "prompts: {path: 's3://datasets/prompts/*.csv'}\nmodel: builtin:shapes\n"
         "sampling: {height: 64, width: 64, num_inference_steps: 2}\n"
-        "output: {path: 's3://datasets/out'}\n"
+        "cluster: {actors: 1}\noutput: {path: 's3://datasets/out'}\n"
     )
 
     def sdbatch(*arguments):
