@@ -62,7 +62,7 @@ def look(output: str) -> str:
     """Return the command that shows the output's gallery."""
     page = f"{output}/gallery/index.html"
     if is_local(output):
-        return f"python -m webbrowser {shlex.quote(page)}"
+        return f"python3 -m webbrowser {shlex.quote(page)}"
     get = "fsspec.open_local('simplecache::' + sys.argv[1], simplecache={'same_names': True})"
     script = f"import fsspec, sys, webbrowser; webbrowser.open('file://' + {get})"
-    return f'python -c "{script}" {shlex.quote(page)}'
+    return f'python3 -c "{script}" {shlex.quote(page)}'

@@ -41,7 +41,7 @@ def test_report_says_what_was_drawn_and_what_to_do_next():
         "Finished: 2,000 images of 2,000, 0 failed.",
         "  1,500 drawn now in 12.3 s, 130.5 images/s",
         "  dataset:     out/dogs",
-        "  look:        python -m webbrowser out/dogs/gallery/index.html",
+        "  look:        python3 -m webbrowser out/dogs/gallery/index.html",
         "  sheet:       sdbatch sheet out/dogs",
         "  check:       sdbatch verify out/dogs",
     ]
