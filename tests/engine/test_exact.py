@@ -58,7 +58,7 @@ def outcome(future):
 
 @pytest.fixture(
     scope="module",
-    params=[("float32", True, 150), ("float32", False, 50), ("bfloat16", True, 50)],
+    params=[("float32", True, 200), ("float32", False, 50), ("bfloat16", True, 50)],
     ids=["float32-nhwc", "float32-nchw", "bfloat16-nhwc"],
 )
 def engines(tiny_model, request):

@@ -252,6 +252,7 @@ def test_image_bytes_do_not_depend_on_actors_or_files(ray_local, make_job, promp
         prompts(*lines[3 * i : 3 * i + 3], name=f"seven/{i}.txt")
     runs = {
         "one file, one actor": (one, 1, 32),
+        "one file, two actors": (one, 2, 5),
         "seven files, two actors": (str(tmp_path / "seven"), 2, 2),
     }
     found = []
@@ -264,5 +265,5 @@ def test_image_bytes_do_not_depend_on_actors_or_files(ray_local, make_job, promp
         )
         assert sdbatch.run(job).images == 42
         found.append(images_by_row(tmp_path / name))
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
     assert len(set(found[0].values())) == 42

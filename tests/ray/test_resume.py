@@ -32,7 +32,7 @@ def undisturbed(tmp_path_factory, tiny_model):
     return job, folder / "alone"
 
 
-@pytest.mark.parametrize(("victim", "kills"), [("driver", 2), ("actor", 1)])
+@pytest.mark.parametrize(("victim", "kills"), [("driver", 3), ("actor", 2)])
 def test_data_is_byte_identical_and_nothing_is_left_over_after_kills(
     undisturbed, tmp_path, victim, kills
 ):
