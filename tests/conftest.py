@@ -12,9 +12,10 @@ from sdbatch.job import Job, parse
 MARKED = ("ray", "s3", "gpu")
 
 
-def pytest_configure():
-    """Have torch, which is not there yet, use one thread: `-n 2` tests in two processes."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+def pytest_configure(config):
+    """Have torch, which is not there yet, use one thread in each of the processes of `-n`."""
+    if hasattr(config, "workerinput"):  # as xdist's documentation tells its processes apart
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items):
