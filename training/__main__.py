@@ -1,7 +1,7 @@
 """`python -m training FOLDER`: make the embedded model, its three networks one after the other.
 
 Stopped and started again it goes on where it was. `--miniature` does the same with so few and
-small steps that it ends within two minutes, to show that all of it works.
+small steps that it ends after about two minutes, to show that all of it works.
 """
 
 import argparse
