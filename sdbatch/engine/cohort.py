@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from sdbatch.engine.device import moved
-from sdbatch.engine.request import Drawn, Request
+from sdbatch.engine.request import Drawn, Follow, Request
 from sdbatch.engine.samplers import brownian, takes
 from sdbatch.engine.sd1 import Prompts, StableDiffusion1, initial_noise
 
@@ -26,10 +26,13 @@ class Ticket:
 
     request: Request
     prompts: Prompts
+    exact: bool = True  # never drawn in fewer lanes than the engine has
+    follow: Follow | None = None
     future: Future[Drawn] = field(default_factory=Future)
     ticks: int = 0  # UNet calls that its sampler makes
     overtaken_at: int = 0  # admissions after which it goes first
     alone: bool = False  # its cohort failed: drawn again by itself, to find whose fault it was
+    fewest: int = 0  # lanes of the UNet calls so far
     settled: bool = False
 
     def settle(self, outcome: Drawn | Exception) -> None:
@@ -72,7 +75,8 @@ class Cohort:
     ) -> None:
         self.tickets = list(tickets)
         self._scheduler = scheduler
-        self._step = 0
+        self.step = 0
+        self.seen: list[tuple[Ticket, torch.Tensor]] = []  # previews (C, h, w) of the last tick
         self._dropped: set[int] = set()
         requests = [ticket.request for ticket in tickets]
         self._windows = [request.guided_ticks(len(scheduler.timesteps)) for request in requests]
@@ -101,7 +105,7 @@ class Cohort:
     @property
     def done(self) -> bool:
         """Tell whether the latents are finished."""
-        return self._step == len(self._scheduler.timesteps)
+        return self.step == len(self._scheduler.timesteps)
 
     @property
     def alive(self) -> list[int]:
@@ -118,7 +122,7 @@ class Cohort:
         lanes = np.zeros(len(self._timesteps), np.int64)
         for i in self.alive:
             lanes += self.tickets[i].lanes()
-        return lanes[self._step :]
+        return lanes[self.step :]
 
     def drop_cancelled(self) -> bool:
         """Give up the lanes of requests that were cancelled; tell whether there were any.
@@ -136,13 +140,14 @@ class Cohort:
     def model_input(self) -> torch.Tensor:
         """Return what the cohort's lanes put into the UNet: (lanes, C, h, w) in float32."""
         scaled = self._scheduler.scale_model_input(self.latents, self._timestep)
+        self._scaled = scaled
         if self._whole:
             return torch.cat([scaled, scaled]) if len(self._guided) else scaled
         return torch.cat([scaled[self._rows], scaled[self._guided]])
 
     def timesteps(self) -> torch.Tensor:
         """Return the lanes' timesteps, (lanes,), on the device."""
-        timestep: torch.Tensor = self._timesteps[self._step]
+        timestep: torch.Tensor = self._timesteps[self.step]
         return timestep.expand(self.lanes)
 
     def advance(self, noise: torch.Tensor) -> None:
@@ -153,21 +158,42 @@ class Cohort:
             prompted = self._guide(prompted, negative)
         if self._dropped:
             prompted = torch.zeros_like(self.latents).index_copy(0, self._rows, prompted)
+        self._look(prompted)
         self.latents = self._scheduler.step(
             prompted, self._timestep, self.latents, return_dict=False, **self._arguments
         )[0]
-        self._step += 1
-        if not self.done and any(self._step in window for window in self._windows):
+        self.step += 1
+        if not self.done and any(self.step in window for window in self._windows):
             self._group()
+
+    def _look(self, answers: torch.Tensor) -> None:
+        """Keep what the images of which a preview is due would be if they ended here.
+
+        The UNet sees x = sqrt(a) x0 + sqrt(1 - a) noise, whichever way the sampler scales its own
+        latents (Ho et al. 2020, eq. 4; for what a velocity is Salimans and Ho 2022, sec. 2.4).
+        """
+        tick, ticks = self.step + 1, len(self._timesteps)
+        self.seen = []
+        for i in self.alive:
+            follow = self.tickets[i].follow
+            if follow is None or not follow.is_due(tick, ticks):
+                continue
+            alpha = _signal(self._scheduler.alphas_cumprod, float(self._timestep))
+            root, noise = alpha**0.5, (1 - alpha) ** 0.5
+            if self._scheduler.config.prediction_type == "v_prediction":
+                image = root * self._scaled[i] - noise * answers[i]
+            else:
+                image = (self._scaled[i] - noise * answers[i]) / root
+            self.seen.append((self.tickets[i], image))
 
     @property
     def _timestep(self) -> torch.Tensor:
-        return self._scheduler.timesteps[self._step]  # type: ignore[no-any-return]
+        return self._scheduler.timesteps[self.step]  # type: ignore[no-any-return]
 
     def _group(self) -> None:
         """Find out which requests take lanes now, and which of them two."""
         alive = self.alive
-        guided = [i for i in alive if self._windows[i][0] <= self._step < self._windows[i][1]]
+        guided = [i for i in alive if self._windows[i][0] <= self.step < self._windows[i][1]]
         requests = [self.tickets[i].request for i in guided]
         device = self.latents.device
         self._whole = len(alive) == len(self.tickets) and len(guided) in (0, len(alive))
@@ -188,6 +214,15 @@ class Cohort:
             if rescale:  # image by image: a sum's order could depend on how many there are
                 guided[i] = _rescaled(guided[i], text[i], rescale)
         return guided if self._whole else prompted.index_copy(0, self._among, guided)
+
+
+def _signal(alphas: torch.Tensor, timestep: float) -> float:
+    """Return the part of signal at a timestep; between two, diffusers mixes their sigmas."""
+    low = int(timestep)
+    part, high = timestep - low, min(low + 1, len(alphas) - 1)
+    below, above = (max(float(alphas[at]), 1e-4) for at in (low, high))
+    sigma = (1 - part) * (1 / below - 1) ** 0.5 + part * (1 / above - 1) ** 0.5
+    return 1 / (1 + sigma**2)
 
 
 def _rescaled(guided: torch.Tensor, text: torch.Tensor, rescale: float) -> torch.Tensor:

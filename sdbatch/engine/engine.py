@@ -4,6 +4,7 @@ Round after round it admits waiting requests into free lanes, advances all reque
 one UNet call, and decodes what is finished. Read `_round`.
 """
 
+import math
 import threading
 import time
 from collections import deque
@@ -17,7 +18,7 @@ from sdbatch.engine.cohort import Ticket
 from sdbatch.engine.finish import Finisher
 from sdbatch.engine.lanes import LEAST, Lanes, Schedulers
 from sdbatch.engine.loading import Model, allow_many_shapes
-from sdbatch.engine.request import Drawn, Request, Usage
+from sdbatch.engine.request import Drawn, Follow, Request, Usage
 from sdbatch.engine.sd1 import Shape, StableDiffusion1
 from sdbatch.errors import ModelError
 
@@ -50,6 +51,7 @@ class Engine:
         self._arrived: deque[Ticket] = deque()
         self._open: set[Ticket] = set()  # all that have not ended
         self._began: float | None = None
+        self._round_began: float | None = None  # None: nothing to do
         self._closed = self._cancelled = False
         self._reason = ModelError("engine = closed: takes no more requests.")
         self._changed = threading.Condition()
@@ -62,14 +64,30 @@ class Engine:
         seconds = 0.0 if self._began is None else time.perf_counter() - self._began
         return replace(self._count, seconds=seconds, shrunk=list(self._count.shrunk))
 
-    def submit(self, request: Request) -> Future[Drawn]:
+    @property
+    def stalled_seconds(self) -> float:
+        """Return for how long the engine, with work to do, has not begun another round."""
+        if not self._thread.is_alive():
+            return math.inf
+        round_began = self._round_began
+        return 0.0 if round_began is None else time.perf_counter() - round_began
+
+    def submit(
+        self, request: Request, *, exact: bool = True, follow: Follow | None = None
+    ) -> Future[Drawn]:
         """Queue `request`; its future ends with the image or with why it could not be drawn.
 
         May be called from any thread. The future can be cancelled until it ends, which frees its
         lanes. A ModelError in it is no fault of the row: the engine cannot go on.
+
+        Args:
+            request: what to draw.
+            exact: draw it in batches of the engine's own shape. Otherwise they are as small as
+                those who are drawn need: sooner done, and the same but for rounding.
+            follow: is told how far it is.
         """
         try:
-            ticket = Ticket(request, self._sd.read(request))
+            ticket = Ticket(request, self._sd.read(request), exact, follow)
         except Exception as error:  # noqa: BLE001  of this row's text
             failed: Future[Drawn] = Future()
             failed.set_exception(error)
@@ -104,6 +122,7 @@ class Engine:
         try:
             with torch.inference_mode():
                 while self._receive():
+                    self._round_began = time.perf_counter()
                     self._round()
         except torch.AcceleratorError as error:
             reason = device.failed(error)
@@ -123,7 +142,7 @@ class Engine:
         return going
 
     def _wait(self) -> None:
-        began = time.perf_counter()
+        began, self._round_began = time.perf_counter(), None
         while not self._arrived and not self._closed:
             self._changed.wait()
         if self._began is not None:
@@ -183,14 +202,16 @@ class Engine:
             for tickets in joining:
                 lanes.put_back(tickets)
         if lanes.cohorts:
-            filled, faults = lanes.tick()
+            rows, filled, faults = lanes.tick()
             self._count.ticks += 1
-            self._count.rows += lanes.count
+            self._count.rows += rows
             self._count.filled += filled
             for cohort, error in faults:
                 self._blame(lanes, lanes.give_up([cohort]), error)
+            for cohort in lanes.cohorts:
+                self._count.shrunk += self._finisher.show(cohort)
         for ticket, latents in lanes.take_done():
-            self._finisher.add(ticket, latents, lanes.count)
+            self._finisher.add(ticket, latents)
 
     def _start(self, lanes: Lanes, tickets: list[Ticket]) -> None:
         try:

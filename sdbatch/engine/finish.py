@@ -7,14 +7,16 @@ calling whoever waits for the image is done in a thread of its own, so that no t
 import math
 import queue
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from sdbatch.engine import device
-from sdbatch.engine.cohort import Ticket
+from sdbatch.engine.cohort import Cohort, Ticket
 from sdbatch.engine.request import Drawn
 from sdbatch.engine.sd1 import Pictures, StableDiffusion1
 
@@ -26,7 +28,7 @@ ROUNDS = 8  # that a finished image waits for others to fill its group
 class _Finished:
     ticket: Ticket
     latents: torch.Tensor  # (C, h, w)
-    lanes: int
+    exact: bool  # every UNet call had the engine's own lanes
 
 
 @dataclass(slots=True)
@@ -51,7 +53,7 @@ class Finisher:
         self._sd = sd
         self._lanes_of = lanes_of
         self._sizes: dict[tuple[int, int], _Waiting] = {}
-        self._copies: queue.SimpleQueue[_Copy | None] = queue.SimpleQueue()
+        self._deliveries: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._deliver, name="sdbatch-deliver", daemon=True)
         self._thread.start()
 
@@ -60,12 +62,35 @@ class Finisher:
         """Tell whether images wait to be decoded."""
         return any(size.images for size in self._sizes.values())
 
-    def add(self, ticket: Ticket, latents: torch.Tensor, lanes: int) -> None:
-        """Let a request's finished latents (C, h, w), drawn in so many lanes, wait for a group."""
+    def add(self, ticket: Ticket, latents: torch.Tensor) -> None:
+        """Let a request's finished latents (C, h, w) wait for a group."""
         key = (ticket.request.height, ticket.request.width)
-        group = max(1, min(GROUP, self._lanes_of(*key) // 2))
-        size = self._sizes.setdefault(key, _Waiting(group))
-        size.images.append(_Finished(ticket, latents, lanes))
+        size = self._sizes.setdefault(key, _Waiting(self._group_of(ticket)))
+        exact = ticket.fewest == self._lanes_for(ticket)
+        size.images.append(_Finished(ticket, latents, exact))
+
+    def show(self, cohort: Cohort) -> list[str]:
+        """Tell those who follow requests of `cohort` how far they are; decode previews due.
+
+        Returns:
+            Which previews there was no memory for: these are left out.
+        """
+        failed = []
+        for i in cohort.alive:
+            ticket = cohort.tickets[i]
+            if ticket.follow is not None:
+                step = partial(ticket.follow.step, cohort.step, ticket.ticks)
+                self._deliveries.put(partial(_tell, step))
+        for ticket, latents in cohort.seen:
+            try:
+                pictures = self._sd.decode(latents[None], 1)
+            except torch.AcceleratorError:
+                raise
+            except Exception as error:  # noqa: BLE001  out of memory: an image less to look at
+                failed.append(f"0 images of a preview ({type(error).__name__}: {error})")
+            else:
+                self._deliveries.put(_Copy([_Finished(ticket, latents, False)], pictures).show)
+        return failed
 
     def decode(self, *, hurry: bool) -> list[str]:
         """Decode the groups that are whole, and if `hurry` or long awaited also those that are not.
@@ -87,13 +112,22 @@ class Finisher:
 
     def close(self) -> None:
         """Deliver what was decoded, then stop."""
-        self._copies.put(None)
+        self._deliveries.put(None)
         self._thread.join()
+
+    def _group_of(self, ticket: Ticket) -> int:
+        return max(1, min(GROUP, self._lanes_for(ticket) // 2))
+
+    def _lanes_for(self, ticket: Ticket) -> int:
+        return self._lanes_of(ticket.request.height, ticket.request.width)
 
     def _decode(self, group: list[_Finished], size: _Waiting) -> str | None:
         try:
             latents = torch.stack([image.latents for image in group])
-            pictures = self._sd.decode(latents, size.group)
+            count = size.group
+            if not any(image.ticket.exact for image in group):
+                count = min(count, 1 << (len(group) - 1).bit_length())
+            pictures = self._sd.decode(latents, count)
         except torch.AcceleratorError:
             raise
         except Exception as error:  # noqa: BLE001  tried in smaller groups, then of this row
@@ -103,12 +137,14 @@ class Finisher:
             size.group //= 2
             size.images = group + size.images
             return f"{size.group} images a VAE call ({type(error).__name__}: {error})"
-        self._copies.put(_Copy(group, pictures))
+        for image in group:
+            image.exact &= count == self._group_of(image.ticket)
+        self._deliveries.put(_Copy(group, pictures).deliver)
         return None
 
     def _deliver(self) -> None:
-        while (copy := self._copies.get()) is not None:
-            copy.deliver()
+        while (deliver := self._deliveries.get()) is not None:
+            deliver()
 
 
 class _Copy:
@@ -136,6 +172,15 @@ class _Copy:
         for image, outcome in zip(self._group, outcomes, strict=True):
             image.ticket.settle(outcome)
 
+    def show(self) -> None:
+        """Wait for the copy and show it to those who follow."""
+        if self._event is not None:
+            self._event.synchronize()
+        image = self._group[0]
+        drawn = self._outcome(0, image)
+        if image.ticket.follow is not None and isinstance(drawn, Drawn):
+            _tell(partial(image.ticket.follow.preview, drawn))
+
     def _outcome(self, i: int, image: _Finished) -> Drawn | Exception:
         if not self._finite[i]:
             return ArithmeticError(
@@ -150,10 +195,18 @@ class _Copy:
             image=self._pixels[i].numpy(),
             prompt_tokens=image.ticket.prompts.tokens,
             prompt_truncated=image.ticket.prompts.truncated,
-            lanes=image.lanes,
+            lanes=image.ticket.fewest,
+            exact=image.exact,
             nsfw=None if scores is None else any(score > 0 for score in scores),
             nsfw_scores=scores,
         )
+
+
+def _tell(what: Callable[[], None]) -> None:
+    try:
+        what()
+    except Exception:  # noqa: BLE001  of a caller's callback, and so not the images' end
+        traceback.print_exc()
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """The lanes of one shape: who waits for them, which cohorts stand in them, one tick at a time.
 
-A tick is one UNet call of exactly `count` rows. Between ticks finished requests leave and waiting
-ones join. What each request will take of the lanes is known from its first tick to its last, so a
-request joins only where all its ticks have room.
+A tick is one UNet call of exactly `count` rows; where nobody in it needs its exact bits, of the
+smallest power of two that holds those who are there. Between ticks finished requests leave and
+waiting ones join. What each request will take of the lanes is known from its first tick to its
+last, so a request joins only where all its ticks have room.
 """
 
 import copy
@@ -76,7 +77,7 @@ class Lanes:
     def put_back(self, tickets: list[Ticket]) -> None:
         """Let tickets that were in lanes wait again, before all others."""
         for ticket in tickets:
-            ticket.overtaken_at = 0
+            ticket.overtaken_at = ticket.fewest = 0
             self._enqueue(ticket).appendleft(ticket)
 
     def drop_cancelled(self) -> None:
@@ -121,28 +122,39 @@ class Lanes:
         for ticket in tickets:
             self._taken[: ticket.ticks] -= ticket.lanes()
 
-    def tick(self) -> tuple[int, list[tuple[Cohort, Exception]]]:
+    def tick(self) -> tuple[int, int, list[tuple[Cohort, Exception]]]:
         """Advance all cohorts by one UNet call.
 
         Returns:
-            How many of its rows were not padding, and the cohorts that failed at it, with why.
+            Its rows, how many of them were not padding, and the cohorts that failed, with why.
         """
         faults: list[tuple[Cohort, Exception]] = []
         lanes = [(cohort, cohort.lanes) for cohort in self.cohorts]
         inputs = [_guarded(faults, cohort, cohort.model_input) for cohort, _ in lanes]
         lanes = [one for one, latents in zip(lanes, inputs, strict=True) if latents is not None]
-        filled = 0
+        count, filled = self._rows(lanes), 0
         if lanes:
             noise = self._sd.denoise(
-                padded(torch.cat([x for x in inputs if x is not None]), self.count),
-                padded(torch.cat([cohort.timesteps() for cohort, _ in lanes]), self.count),
-                padded(torch.cat([cohort.context for cohort, _ in lanes]), self.count),
+                padded(torch.cat([x for x in inputs if x is not None]), count),
+                padded(torch.cat([cohort.timesteps() for cohort, _ in lanes]), count),
+                padded(torch.cat([cohort.context for cohort, _ in lanes]), count),
             )
         for cohort, rows in lanes:
             _guarded(faults, cohort, partial(cohort.advance, noise[filled : filled + rows]))
             filled += rows
         self._taken = self._taken[1:]
-        return filled, faults
+        return count, filled, faults
+
+    def _rows(self, lanes: list[tuple[Cohort, int]]) -> int:
+        """Return the rows of a UNet call of these cohorts, and let their requests know."""
+        tickets = [cohort.tickets[i] for cohort, _ in lanes for i in cohort.alive]
+        count = self.count
+        if not any(ticket.exact for ticket in tickets):
+            needed = max(LEAST, sum(rows for _, rows in lanes))
+            count = min(count, 1 << (needed - 1).bit_length())
+        for ticket in tickets:
+            ticket.fewest = min(ticket.fewest or count, count)
+        return count
 
     def take_done(self) -> Iterator[tuple[Ticket, torch.Tensor]]:
         """Take the finished requests out of their lanes, each with its latents (C, h, w)."""

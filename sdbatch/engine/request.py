@@ -1,5 +1,6 @@
 """What goes into the engine and what comes out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,9 +52,25 @@ class Drawn:
     image: NDArray[np.uint8]  # (H, W, 3), RGB
     prompt_tokens: int  # without the begin and end marks, before truncation
     prompt_truncated: bool  # the prompt or the negative prompt lost tokens
-    lanes: int  # rows of the UNet batch that it was drawn in: images of other counts differ
+    lanes: int  # rows of the UNet batch that it was drawn in, the fewest: other counts differ
+    exact: bool = True  # every batch it was in had the engine's own shape: bit for bit the same
     nsfw: bool | None = None  # None: not checked
     nsfw_scores: tuple[float, ...] | None = None  # by concept of the checker; above 0 is flagged
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """Who wants to see an image on its way. Called by a thread of the engine's: must not block."""
+
+    step: Callable[[int, int], None]  # so many ticks are done, of so many
+    preview: Callable[[Drawn], None]  # what it would be if it ended here
+    previews: int = 0  # how many of these, evenly spread over its ticks
+
+    def is_due(self, tick: int, ticks: int) -> bool:
+        """Tell whether a preview is due after so many ticks of so many."""
+        if not self.previews:
+            return False
+        return tick < ticks and tick * (self.previews + 1) % ticks < self.previews + 1
 
 
 @dataclass(slots=True)

@@ -1,0 +1,153 @@
+"""Following a request on its way, and the smaller batches of those who need no exact bits."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
+
+from sdbatch.engine.cohort import Cohort, Ticket
+from sdbatch.engine.engine import Engine
+from sdbatch.engine.request import Follow
+from sdbatch.engine.sd1 import StableDiffusion1
+
+
+class Follower:
+    """Remembers what it was told."""
+
+    def __init__(self, previews=0):
+        self.steps, self.pictures = [], []
+        self.follow = Follow(self._step, self.pictures.append, previews)
+
+    def _step(self, done, of):
+        self.steps.append((done, of))
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler", "heun", "lcm"])
+def test_a_follower_is_told_of_every_tick_and_sees_its_previews(engine, request_for, sampler):
+    follower = Follower(previews=2)
+    drawn = engine.submit(request_for(sampler=sampler), follow=follower.follow).result()
+    ticks = follower.steps[-1][1]
+    assert follower.steps == [(tick, ticks) for tick in range(1, ticks + 1)]
+    assert [picture.image.shape for picture in follower.pictures] == [(64, 64, 3)] * 2
+    assert not any(picture.exact for picture in follower.pictures)
+    far, near = (np.abs(p.image.astype(int) - drawn.image).mean() for p in follower.pictures)
+    assert near < far  # they become the image
+
+
+def test_following_changes_no_bit(engine, request_for):
+    request = request_for(sampler="euler_a")
+    plain = engine.submit(request).result()
+    followed = engine.submit(request, follow=Follower(previews=3).follow).result()
+    assert np.array_equal(plain.image, followed.image)
+    assert plain.exact
+    assert followed.exact
+
+
+@pytest.mark.parametrize("previews", [1, 2, 3])
+@pytest.mark.parametrize("ticks", [4, 7, 25])
+def test_previews_are_as_many_as_asked_and_never_the_last_tick(previews, ticks):
+    follow = Follow(print, print, previews)
+    due = [tick for tick in range(1, ticks + 1) if follow.is_due(tick, ticks)]
+    assert len(due) == previews
+    assert due[-1] < ticks
+
+
+@pytest.mark.parametrize("kind", ["ddim", "euler"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_a_preview_is_diffusers_own_estimate_of_the_image(model, request_for, kind, prediction):
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    make = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler}[kind]
+    scheduler = make(**betas, prediction_type=prediction, steps_offset=1)
+    if kind == "ddim":
+        scheduler.register_to_config(clip_sample=False)
+    scheduler.set_timesteps(8)
+    sd = StableDiffusion1(model)
+    request = request_for(guidance_scale=1.0, sampler=kind)
+    ticket = Ticket(request, sd.read(request), follow=Follower(previews=7).follow)
+    ticket.ticks = 8
+    cohort = Cohort([ticket], sd, scheduler)
+    for step in range(7):
+        cohort.model_input()
+        answer = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(step))
+        theirs = []
+        plain = scheduler.step
+
+        def step_and_look(*args, theirs=theirs, plain=plain, **options):
+            out = plain(*args, **{**options, "return_dict": True})
+            theirs.append(out.pred_original_sample)
+            return (out.prev_sample,)
+
+        scheduler.step = step_and_look
+        cohort.advance(answer)
+        scheduler.step = plain
+        [(_, ours)] = cohort.seen
+        torch.testing.assert_close(ours, theirs[0][0], rtol=2e-4, atol=2e-4)
+
+
+def test_who_needs_no_exact_bits_is_drawn_in_few_lanes_when_alone(engine, request_for):
+    exact = engine.submit(request_for()).result()
+    before = engine.usage.rows, engine.usage.ticks
+    quick = engine.submit(request_for(), exact=False).result()
+    rows, ticks = engine.usage.rows - before[0], engine.usage.ticks - before[1]
+    assert (quick.lanes, quick.exact) == (2, False)
+    assert rows == 2 * ticks
+    assert (exact.lanes, exact.exact) == (8, True)
+    assert np.abs(quick.image.astype(int) - exact.image).max() <= 1  # the stated tolerance
+
+
+def test_one_that_needs_exact_bits_gets_them_beside_others(new_engine, request_for, held):
+    alone = request_for(seed=3)
+    engine = new_engine(lanes=8)
+    futures = [engine.submit(request_for(seed=seed), exact=False) for seed in (1, 2)]
+    futures.append(engine.submit(alone, exact=True))
+    held.set()
+    drawn = [future.result() for future in futures]
+    assert np.array_equal(drawn[2].image, engine.submit(alone).result().image)
+    assert drawn[2].exact
+
+
+def test_a_full_house_is_exact_though_nobody_asked(new_engine, request_for, held):
+    engine = new_engine(lanes=4)
+    futures = [engine.submit(request_for(seed=seed), exact=False) for seed in (1, 2, 3, 4)]
+    held.set()
+    drawn = [future.result() for future in futures]
+    first = [engine.submit(request_for(seed=seed)).result() for seed in (1, 2, 3, 4)]
+    for quick, whole in zip(drawn, first, strict=True):
+        if quick.exact:
+            assert np.array_equal(quick.image, whole.image)
+    assert any(quick.exact for quick in drawn)
+
+
+def test_a_follower_that_fails_stops_neither_its_image_nor_others(engine, request_for, capfd):
+    def fail(done, of):
+        raise ZeroDivisionError("a follower's own fault")
+
+    broken = engine.submit(request_for(), follow=Follow(fail, print))
+    whole = engine.submit(request_for(seed=8))
+    assert broken.result().image.any()
+    assert whole.result().image.any()
+    assert "a follower's own fault" in capfd.readouterr().err
+
+
+def test_an_engine_with_nothing_to_do_is_not_stalled_and_a_stuck_one_is(
+    new_engine, request_for, held
+):
+    engine = new_engine()
+    assert engine.stalled_seconds == 0
+    future = engine.submit(request_for())
+    waiting = threading.Event()
+    while engine.stalled_seconds == 0:
+        waiting.wait(0.01)
+    first = engine.stalled_seconds
+    waiting.wait(0.05)
+    assert engine.stalled_seconds > first
+    held.set()
+    future.result()
+
+
+def test_a_closed_engine_is_stalled_for_ever(model):
+    engine = Engine(model, lanes=2, threads=1)
+    engine.close()
+    assert engine.stalled_seconds == float("inf")
