@@ -16,7 +16,7 @@ from sdbatch.storage import TEMPORARY, Store, is_local
 
 def refuse_foreign(store: Store, prompts: Prompts) -> None:
     """Raise a StorageError if the output would mix with files that are not of sdbatch."""
-    for path in [prompts.path] if isinstance(prompts.path, str) else prompts.path:
+    for path in prompts.paths:
         if is_local(path) and f"{store.url}/".startswith(f"{os.path.abspath(path)}/"):
             raise StorageError(
                 f"output.path = {store.url}: is inside prompts.path, whose files it would join. "

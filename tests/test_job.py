@@ -25,6 +25,7 @@ prompts:
   keep: [breed]
   images_per_row: 4
   limit: 1000
+  rows: null
 model: {path: m, revision: main, variant: fp16, config: c, ema: false, zero_snr: true,
         prediction_type: v_prediction, vae: v, loras: [{path: l.safetensors, weight: 0.5}],
         embeddings: [{path: e.pt, token: <e>}], sha256: "0"}
@@ -36,8 +37,11 @@ engine: {device: cpu, dtype: float32, lanes: 8, threads: 2, channels_last: true,
 cluster: {actors: 2, gpus_per_actor: 0.5, cpus_per_actor: 2, address: auto}
 output: {path: out, format: webdataset, image_format: webp, quality: 80, images_per_shard: 100}
 safety: {checker: none, policy: drop}
+serve: {min_replicas: 2, max_replicas: 4, queue: 10, timeout_s: 60, keep_s: 90, keep_mib: 10,
+        keys: k.yaml, log_prompts: true,
+        limits: {images: 4, images_per_minute: 60, pixels: 262144, num_inference_steps: 50}}
 """)
-SECTIONS = ("prompts", "model", "sampling", "engine", "cluster", "output", "safety")
+SECTIONS = ("prompts", "model", "sampling", "engine", "cluster", "output", "safety", "serve")
 
 
 def changed(section, **keys):
@@ -61,6 +65,7 @@ def write(tmp_path, text):
         ("cluster", "actor", "actors"),
         ("output", "image_fromat", "image_format"),
         ("safety", "polcy", "policy"),
+        ("serve", "que", "queue"),
     ],
 )
 def test_unknown_key_of_a_section_is_refused_with_the_one_meant(section, key, meant):

@@ -149,3 +149,20 @@ def test_job_is_called_by_its_name_or_else_by_its_outputs():
 def test_job_cannot_be_changed_after_loading():
     with pytest.raises(ValidationError, match="frozen"):
         parse(WHOLE).sampling.seed = 3
+
+
+@pytest.mark.parametrize(
+    ("serve", "words"),
+    [
+        ({"keep_s": 10}, "serve.keep_s = 10: must be timeout_s, 300, at least"),
+        ({"queue": 0}, "serve.queue = 0: must be greater than or equal to 1"),
+        ({"timeout_s": 0}, "serve.timeout_s = 0: must be greater than 0"),
+        ({"limits": {"image": 3}}, "serve.limits.image: unknown key. Did you mean"),
+        ({"limits": {"images": 101}}, "serve.limits.images = 101: must be less than or equal"),
+        ({"max_replicas": "many"}, "serve.max_replicas = 'many': must be 'auto' or a whole number"),
+    ],
+)
+def test_a_service_that_cannot_be_is_refused(serve, words):
+    whole = {"prompts": {"path": "p"}, "model": "m", "output": {"path": "o"}}
+    with pytest.raises(JobError, match=f"^{words}"):
+        parse({**whole, "serve": serve})

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from sdbatch import strict_yaml
 from sdbatch.errors import JobError
 from sdbatch.job.explain import explain
+from sdbatch.job.section import Section
 from sdbatch.job.sections import (
     MAX_SEED,
     Cluster,
@@ -26,6 +27,7 @@ from sdbatch.job.sections import (
     Sampling,
     path_alone,
 )
+from sdbatch.job.serving import Limits, Serve
 
 __all__ = [
     "MAX_SEED",
@@ -33,11 +35,14 @@ __all__ = [
     "Column",
     "EngineSettings",
     "Job",
+    "Limits",
     "Model",
     "Output",
     "Prompts",
     "Safety",
     "Sampling",
+    "Section",
+    "Serve",
     "explain",
     "json_schema",
     "load",

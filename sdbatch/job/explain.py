@@ -54,6 +54,7 @@ def _must(error: Any) -> str:
         "bool_type": "true or false",
         "finite_number": "a number",
         "list_type": "a list",
+        "too_short": "a list that is not empty",
     }
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("must be ")
     return plain.get(error["type"], message.removeprefix("Input should be "))

@@ -4,9 +4,11 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sdbatch import samplers
+from sdbatch.job.section import Section
+from sdbatch.job.serving import Serve
 
 Column = Literal[
     "id",
@@ -56,18 +58,16 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Pixels = Annotated[int, BeforeValidator(_multiple_of_8), Field(ge=8, le=4096, multiple_of=8)]
 
 
-class Section(BaseModel):
-    """A part of the job file: no unknown key, no guessed type, no change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
 class Prompts(Section):
-    """The prompt table."""
+    """The prompt table: where it is, or its rows themselves."""
 
-    path: str | list[str] = Field(
+    path: str | list[str] | None = Field(
+        None,
         description="parquet, csv, tsv, json, jsonl or txt (text also .gz): a file, a folder, "
-        "a glob or a list of these; a local path or any fsspec URL. TSV is read without quoting."
+        "a glob or a list of these; a local path or any fsspec URL. TSV is read without quoting.",
+    )
+    rows: list[dict[str, Any]] | None = Field(
+        None, min_length=1, description="instead of path: each row as its columns and their values"
     )
     columns: dict[Column, str] = Field({}, description="our name: the table's name")
     keep: list[str] | None = Field(
@@ -75,6 +75,19 @@ class Prompts(Section):
     )
     images_per_row: int = Field(1, ge=1)
     limit: int | None = Field(None, ge=1, description="read only the first rows of the table")
+
+    @model_validator(mode="after")
+    def _is_one_table(self) -> "Prompts":
+        if self.path is None and self.rows is None:
+            raise ValueError("path = nothing: must be given, or rows in its place")
+        if self.path is not None and self.rows is not None:
+            raise ValueError("rows = rows beside path: a job has one table. Leave one of them out")
+        return self
+
+    @property
+    def paths(self) -> list[str]:
+        """Return where the table is; nothing where the job holds its rows."""
+        return [self.path] if isinstance(self.path, str) else self.path or []
 
 
 class Lora(Section):
@@ -114,8 +127,8 @@ class Model(Section):
         None, description="trained to zero terminal SNR; default: as its configuration says"
     )
     vae: str | None = Field(None, description="another VAE: a folder, or a .safetensors file")
-    loras: list[Lora] = []
-    embeddings: list[Embedding] = []
+    loras: list[Lora] = Field([])
+    embeddings: list[Embedding] = Field([])
     sha256: str | None = Field(None, description="of the weights; filled in when the job begins")
 
     @property
@@ -246,6 +259,7 @@ class Job(Section):
     cluster: Cluster = Cluster()
     output: Output
     safety: Safety = Safety()
+    serve: Serve = Serve()
 
     @property
     def title(self) -> str:

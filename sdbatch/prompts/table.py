@@ -19,6 +19,7 @@ _KINDS = {name: field.annotation for name, field in Sampling.model_fields.items(
 _NUMBERS = [name for name, kind in _KINDS.items() if kind in (int, float)]
 _FLAGS = [name for name, kind in _KINDS.items() if kind is bool]
 _HIVE = {b"sdbatch": b"hive folder"}  # metadata of a column that only the folders' names give
+_ROWS = "rows.jsonl"  # what the table is called whose rows the job itself holds
 _AT_ONCE = 32  # files looked at in parallel: the wait is the store's, not the processor's
 
 
@@ -53,15 +54,15 @@ def open_table(prompts: Prompts) -> Table:
     Raises:
         PromptTableError: no file, no row, no prompt column, or columns that cannot be used.
     """
-    files = find(prompts.path)
+    files = find(prompts.paths) if prompts.rows is None else {_ROWS: readers.inline(prompts.rows)}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         looks = list(pool.map(readers.look, files.values()))
     sources = tuple(
         Source(name, url, look.rows, look.checksum)
         for (name, url), look in zip(files.items(), looks, strict=True)
     )
-    where = prompts.path if isinstance(prompts.path, str) else ", ".join(prompts.path)
     if not sum(source.rows for source in sources):
+        where = ", ".join(prompts.paths)
         raise PromptTableError(f"prompts.path = {where}: holds no row. It must hold one at least.")
     found = _unite(looks, list(files.values()))
     for field in _partitions(files):
@@ -84,11 +85,10 @@ def read(source: Source, start: int, stop: int, table: pa.Schema) -> pa.Table:
     return rows
 
 
-def find(path: str | list[str]) -> dict[str, str]:
+def find(paths: list[str]) -> dict[str, str]:
     """Return the table's files, name -> URL, sorted by name within each path given."""
     files: dict[str, str] = {}
     seen: set[str] = set()
-    paths = [path] if isinstance(path, str) else path
     if not paths:
         raise PromptTableError("prompts.path = []: must name a file at least.")
     for one in paths:
