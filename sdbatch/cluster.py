@@ -61,11 +61,18 @@ def connected(address: str | None, job: Job) -> Iterator[Machines]:
         except Exception as error:  # Ray's are of many kinds, bare ones among them
             raise _why_not(address, error) from error
     try:
-        found = ray.cluster_resources()
-        yield Machines(found.get("CPU", 0), found.get("GPU", 0))
+        yield machines()
     finally:
         if started:
             ray.shutdown()
+
+
+def machines() -> Machines:
+    """Return what the Ray that is connected has."""
+    import ray
+
+    found = ray.cluster_resources()
+    return Machines(found.get("CPU", 0), found.get("GPU", 0))
 
 
 def _why_not(address: str, error: Exception) -> JobError:

@@ -97,21 +97,7 @@ def prepare(job: Job, *, overwrite: bool = False, retry_failed: bool = False) ->
     begun = None if overwrite else plan.read(store)
     same = begun is not None and begun.job.model.path == job.model.path
     revision = job.model.revision or (begun.job.model.revision if begun and same else None)
-    model = checkpoint.find(job.model.path, revision, job.model.config, extras(job))
-    if job.model.sha256 and not checkpoint.hashed(model):
-        raise ModelError(
-            "model.sha256 = given: only files have one, and no file here is loaded. Leave it out; "
-            "a hub id's commit is its model.revision."
-        )
-    if job.safety.policy != "flag" and model.extras.checker is None:
-        raise ModelError(
-            f"safety.policy = {job.safety.policy!r}: the model has no safety checker. Set "
-            f"safety.checker to a checker's folder, or the policy to flag."
-        )
-    known = job.model.model_copy(
-        update={"revision": model.revision, "variant": model.extras.variant}
-    )
-    job = job.model_copy(update={"model": known})
+    model, job = find_model(job, revision)
     planned = plan.make(job, open_table(job.prompts), begun)
     done = receipts.read_all(store, receipts.committed(store)) if begun else []
     whole = receipts.whole(store, done)
@@ -119,6 +105,28 @@ def prepare(job: Job, *, overwrite: bool = False, retry_failed: bool = False) ->
     kept = [receipt for receipt in done if receipt.shard not in again]
     withdrawn = [receipt for receipt in done if receipt.shard in again]
     return Ready(planned, begun, model, store, kept, withdrawn, overwrite)
+
+
+def find_model(job: Job, revision: str | None = None) -> tuple[checkpoint.ModelFiles, Job]:
+    """Find the job's model, of a hub at `revision` or as the job says; name it in the job.
+
+    Raises:
+        ModelError: there is none, or it is no Stable Diffusion model.
+    """
+    at = revision or job.model.revision
+    files = checkpoint.find(job.model.path, at, job.model.config, extras(job))
+    if job.model.sha256 and not checkpoint.hashed(files):
+        raise ModelError(
+            "model.sha256 = given: only files have one, and no file here is loaded. Leave it out; "
+            "a hub id's commit is its model.revision."
+        )
+    if job.safety.policy != "flag" and files.extras.checker is None:
+        raise ModelError(
+            f"safety.policy = {job.safety.policy!r}: the model has no safety checker. Set "
+            f"safety.checker to a checker's folder, or the policy to flag."
+        )
+    known = {"revision": files.revision, "variant": files.extras.variant}
+    return files, job.model_copy(update={"model": job.model.model_copy(update=known)})
 
 
 def draw(
@@ -236,8 +244,15 @@ def encoding(job: Job) -> Encoding:
 
 
 def resolve(ready: Ready, machines: cluster.Machines, sha256: str | None) -> Job:
+    """Resolve the planned job, and refuse it if the output was begun with another."""
+    job = resolve_job(ready.plan.job, machines, sha256)
+    if ready.begun is not None:
+        plan.refuse_changes(job, ready.begun)
+    return job
+
+
+def resolve_job(job: Job, machines: cluster.Machines, sha256: str | None) -> Job:
     """Replace every `auto` of the job by what the machines have, and name the model's weights."""
-    job = ready.plan.job
     if job.model.sha256 not in (None, sha256):
         raise ModelError(
             f"model.path = {job.model.path}: its weights' sha256 is {sha256}, and must be "
@@ -245,7 +260,4 @@ def resolve(ready: Ready, machines: cluster.Machines, sha256: str | None) -> Job
         )
     model = job.model.model_copy(update={"sha256": sha256})
     engine = cluster.resolve_engine(job, machines)
-    job = job.model_copy(update={"model": model, "engine": engine})
-    if ready.begun is not None:
-        plan.refuse_changes(job, ready.begun)
-    return job
+    return job.model_copy(update={"model": model, "engine": engine})

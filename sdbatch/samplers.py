@@ -45,7 +45,7 @@ SAMPLERS = {
     "lcm": Sampler("LCMScheduler", "LCM"),
     "tcd": Sampler("TCDScheduler", "TCD"),
 }
-_SUFFIXES = {
+SUFFIXES = {
     "karras": "Karras",
     "exponential": "Exponential",
     "beta": "Beta",
@@ -70,4 +70,4 @@ def split(name: str) -> tuple[Sampler, str | None]:
 def title(name: str) -> str:
     """Return what AUTOMATIC1111's users call `name`."""
     sampler, schedule = split(name)
-    return f"{sampler.title} {_SUFFIXES[schedule]}" if schedule else sampler.title
+    return f"{sampler.title} {SUFFIXES[schedule]}" if schedule else sampler.title
