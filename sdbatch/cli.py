@@ -1,4 +1,4 @@
-"""The command line: `sdbatch run`, `plan`, `status`, `sheet`, `score`, `verify`, `schema`.
+"""The command line: `sdbatch run`, `serve`, `plan`, `status`, `sheet`, `score`, `verify`, `schema`.
 
 Commands import the rest of the package inside, so that `sdbatch --help` answers at once.
 """
@@ -91,6 +91,37 @@ def run(
     if report.stopped is not None:
         click.echo(f"Error: {report.stopped}. Ray's log: {log}", err=True)
     sys.exit(report.exit_code)
+
+
+@main.command(cls=Command)
+@click.argument("job")
+@_set
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option(
+    "--address", metavar="ADDRESS", help="Of a Ray cluster. Default: RAY_ADDRESS, or here."
+)
+def serve(job: str, overrides: tuple[str, ...], host: str, port: int, address: str | None) -> None:
+    """Answer single requests as the job file JOB draws: a web page, OpenAI's API, AUTOMATIC1111's.
+
+    JOB's prompt table and output are not touched. Ctrl-C answers what was taken in, then stops;
+    long jobs are drawn too, but nobody can ask for them any more.
+    """
+    from sdbatch.job import load
+    from sdbatch.serve.run import serve_job
+
+    asked = load(job, overrides)
+    with quiet_terminal() as (out, log):
+        left = serve_job(
+            asked,
+            host=host,
+            port=port,
+            address=address,
+            show=lambda text: print(text, file=out, flush=True),
+        )
+    if left:
+        click.echo(f"Error: {left} images were not drawn in time. Ray's log: {log}", err=True)
+    sys.exit(1 if left else 0)
 
 
 @main.command(cls=Command)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sdbatch.engine.request import Drawn, Request, Usage
+from sdbatch.engine.request import Drawn, Follow, Request, Usage
 
 
 class FakeEngine:
@@ -18,8 +18,21 @@ class FakeEngine:
         self._delay = delay  # seconds an image
         self._thread = ThreadPoolExecutor(1)
 
-    def submit(self, request: Request) -> Future[Drawn]:
-        return self._thread.submit(self._draw, request)
+    stalled_seconds = 0.0
+
+    def submit(
+        self, request: Request, *, exact: bool = True, follow: Follow | None = None
+    ) -> Future[Drawn]:
+        return self._thread.submit(self._followed, request, exact, follow)
+
+    def _followed(self, request: Request, exact: bool, follow: Follow | None) -> Drawn:
+        drawn = replace(self._draw(request), exact=exact)
+        ticks = request.num_inference_steps
+        for tick in range(1, ticks + 1) if follow else ():
+            follow.step(tick, ticks)
+            if follow.is_due(tick, ticks):
+                follow.preview(drawn)
+        return drawn
 
     def _draw(self, request: Request) -> Drawn:
         if request.prompt == "die":

@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "cluster": "errors cores job watch",
     "driver": f"{LOW} report output watch cluster",
     "pipeline": f"{LOW} engine formats watch stages report output cluster driver",
-    "cli": f"{LOW} pipeline report",
+    "serve": f"{LOW} strict_yaml samplers engine formats stages cluster pipeline",
+    "cli": f"{LOW} pipeline report serve",
     "__init__": "job pipeline report",
 }
 
@@ -83,7 +84,16 @@ def test_only_the_run_knows_ray():
     knowing = {
         part(path) for path in MODULES if any(name.split(".")[0] == "ray" for name in imports(path))
     }
-    assert knowing == {"cluster", "driver", "pipeline", "watch"}
+    assert knowing == {"cluster", "driver", "pipeline", "watch", "serve"}
+
+
+def test_of_the_service_only_what_puts_it_on_ray_knows_ray():
+    knowing = {
+        path.stem
+        for path in (ROOT / "serve").glob("*.py")
+        if any(name.split(".")[0] == "ray" for name in imports(path))
+    }
+    assert knowing == {"__init__", "application", "run"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The wheel: what `pip install sdbatch` brings, the embedded model with it."""
+"""The wheel: what `pip install sdbatch` brings, the embedded model and the page with it."""
 
 import shutil
 import subprocess
@@ -31,3 +31,4 @@ def test_the_wheel_has_the_whole_model_and_stays_under_20_mb(tmp_path):
     files = [file for file in checkpoint.BUILTIN.rglob("*") if file.is_file()]
     assert {str(file.relative_to(ROOT)) for file in files} <= packed
     assert "sdbatch/builtin/shapes/model_index.json" in packed
+    assert "sdbatch/serve/page.html" in packed

@@ -222,7 +222,7 @@ def _signal(alphas: torch.Tensor, timestep: float) -> float:
     part, high = timestep - low, min(low + 1, len(alphas) - 1)
     below, above = (max(float(alphas[at]), 1e-4) for at in (low, high))
     sigma = (1 - part) * (1 / below - 1) ** 0.5 + part * (1 / above - 1) ** 0.5
-    return 1 / (1 + sigma**2)
+    return 1 / (1 + float(sigma) ** 2)
 
 
 def _rescaled(guided: torch.Tensor, text: torch.Tensor, rescale: float) -> torch.Tensor:

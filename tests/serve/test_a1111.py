@@ -1,0 +1,154 @@
+"""txt2img as AUTOMATIC1111's clients send it, and what they ask for before."""
+
+import base64
+import io
+import json
+
+import pytest
+from PIL import Image
+
+# What the webuiapi client sends when one gives it a prompt: everything else at its default.
+USUAL = {
+    "enable_hr": False,
+    "prompt": "a (red:1.2) dog",
+    "styles": [],
+    "seed": 7,
+    "subseed": -1,
+    "subseed_strength": 0.0,
+    "seed_resize_from_h": 0,
+    "seed_resize_from_w": 0,
+    "batch_size": 1,
+    "n_iter": 1,
+    "steps": 4,
+    "cfg_scale": 5.0,
+    "width": 64,
+    "height": 64,
+    "restore_faces": False,
+    "tiling": False,
+    "negative_prompt": "blurry",
+    "override_settings": {},
+    "override_settings_restore_afterwards": True,
+    "sampler_name": "Euler a",
+    "script_name": None,
+    "script_args": [],
+    "send_images": True,
+    "save_images": False,
+    "alwayson_scripts": {},
+}
+
+
+def txt2img(server, **changes):
+    return server.post("/sdapi/v1/txt2img", **{**USUAL, **changes})
+
+
+def test_clients_usual_request_is_drawn_as_the_other_api_draws_it(server):
+    answer = txt2img(server).json()
+    [file] = [base64.b64decode(image) for image in answer["images"]]
+    picture = Image.open(io.BytesIO(file))
+    assert (picture.format, picture.size) == ("PNG", (64, 64))
+    same = server.post(
+        prompt="a (red:1.2) dog",
+        negative_prompt="blurry",
+        seed=7,
+        sampler="euler_a",
+        num_inference_steps=4,
+        guidance_scale=5,
+        prompt_weights=True,
+        chunk_prompts=True,
+    ).json()["data"][0]
+    assert base64.b64decode(same["b64_json"]) == file
+    info = json.loads(answer["info"])
+    assert (info["seed"], info["sampler_name"], info["steps"]) == (7, "Euler a", 4)
+    assert info["infotexts"] == [picture.text["parameters"]]
+    assert answer["parameters"]["cfg_scale"] == 5.0
+
+
+def test_batches_and_rounds_are_images_whose_seeds_count_up(server):
+    info = json.loads(txt2img(server, batch_size=2, n_iter=2).json()["info"])
+    assert info["all_seeds"] == [7, 8, 9, 10]
+
+
+def test_seed_minus_one_is_any(server):
+    seeds = {json.loads(txt2img(server, seed=-1).json()["info"])["seed"] for _ in range(2)}
+    assert len(seeds) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "title"),
+    [
+        ({"sampler_name": "DPM++ 2M Karras"}, "DPM++ 2M Karras"),
+        ({"sampler_name": "DPM++ 2M", "scheduler": "Karras"}, "DPM++ 2M Karras"),
+        ({"sampler_name": "DPM++ 2M", "scheduler": "karras"}, "DPM++ 2M Karras"),
+        ({"sampler_name": "Euler", "scheduler": "Automatic"}, "Euler"),
+        ({"sampler_name": None, "sampler_index": "Heun"}, "Heun"),
+        ({"sampler_name": "unipc"}, "UniPC"),
+        ({"sampler_name": None}, "DPM++ 2M"),
+    ],
+)
+def test_sampler_is_understood_in_one_field_or_two(server, asked, title):
+    assert json.loads(txt2img(server, **asked).json()["info"])["sampler_name"] == title
+
+
+def test_format_and_clip_skip_are_override_settings(server):
+    own = {"CLIP_stop_at_last_layers": 2, "samples_format": "webp"}
+    answer = txt2img(server, override_settings=own).json()
+    assert Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).format == "WEBP"
+    assert json.loads(answer["info"])["clip_skip"] == 2
+
+
+REFUSED = {
+    "high resolution": ({"enable_hr": True}, "enable_hr"),
+    "faces": ({"restore_faces": True}, "restore_faces"),
+    "tiling": ({"tiling": True}, "tiling"),
+    "styles": ({"styles": ["x"]}, "styles"),
+    "script": ({"script_name": "x/y/z plot"}, "script_name"),
+    "always on": ({"alwayson_scripts": {"controlnet": {}}}, "alwayson_scripts"),
+    "subseed": ({"subseed_strength": 0.5}, "subseed_strength"),
+    "setting": ({"override_settings": {"eta_noise_seed_delta": 31337}}, "eta_noise_seed_delta"),
+    "init image": ({"init_images": ["..."]}, "init_images: unknown parameter"),
+    "sampler": ({"sampler_name": "Magic"}, "none of GET /sdapi/v1/samplers"),
+    "schedule": ({"sampler_name": "UniPC", "scheduler": "Align Your Steps"}, "no such schedule"),
+    "scheduler": ({"scheduler": "Magic"}, "none of GET /sdapi/v1/schedulers"),
+    "guidance": ({"cfg_scale": 0.5}, "cfg_scale = 0.5"),
+    "width": ({"width": 65}, "width = 65"),
+    "many": ({"batch_size": 6, "n_iter": 2}, "n = 12: must be 10 at most"),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_what_this_service_has_not_is_refused_and_not_ignored(server, fault):
+    asked, words = REFUSED[fault]
+    answer = txt2img(server, **asked)
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]["message"]
+
+
+def test_another_checkpoint_is_not_found(server):
+    answer = txt2img(server, override_settings={"sd_model_checkpoint": "v1-5-pruned"})
+    assert answer.status_code == 404
+
+
+def test_clients_find_what_they_look_for_first(server):
+    ask = {
+        path: server.client.get(f"/sdapi/v1/{path}").json()
+        for path in (
+            "samplers",
+            "schedulers",
+            "sd-models",
+            "options",
+            "loras",
+            "upscalers",
+            "embeddings",
+            "sd-vae",
+            "hypernetworks",
+            "face-restorers",
+            "prompt-styles",
+            "scripts",
+            "cmd-flags",
+        )
+    }
+    assert "DPM++ 2M Karras" in [sampler["name"] for sampler in ask["samplers"]]
+    assert {"name": "karras", "label": "Karras"}.items() <= ask["schedulers"][1].items()
+    assert ask["sd-models"][0]["title"] == ask["options"]["sd_model_checkpoint"] == "tiny"
+    assert ask["embeddings"] == {"loaded": {}, "skipped": {}}
+    assert ask["upscalers"] == ask["loras"] == []

@@ -1,0 +1,95 @@
+"""What every request passes: sizes, headers, paths that are none, faults of our own."""
+
+import logging
+import time
+
+import pytest
+
+from sdbatch.serve.service import Service
+
+
+@pytest.mark.parametrize("said", [True, False], ids=["content-length", "chunked"])
+def test_a_body_that_is_too_large_is_refused(server, said):
+    text = b'{"prompt": "' + b"x" * 300_000 + b'"}'
+    content = text if said else iter([text[:200_000], text[200_000:]])
+    answer = server.client.post(
+        "/v1/images/generations", content=content, headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nowhere", 404),
+        ("GET", "/v1/images/generations", 405),
+        ("DELETE", "/v1/models", 405),
+        ("POST", "/v1/images/edits", 404),
+        ("GET", "/static/../../pyproject.toml", 404),
+        ("GET", "/static/%2e%2e/%2e%2e/core.py", 404),
+    ],
+)
+def test_a_path_that_is_none_is_refused_in_openais_shape(server, method, path, status):
+    answer = server.client.request(method, path)
+    assert answer.status_code == status
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_every_answer_forbids_guesses_and_frames(server):
+    for path in ("/", "/v1/models", "/nowhere"):
+        headers = server.client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+
+
+def test_a_fault_of_our_own_is_logged_and_not_shown(server, monkeypatch, caplog):
+    def fail(self, images, key):
+        raise ZeroDivisionError("a secret of the service")
+
+    monkeypatch.setattr(Service, "take", fail)
+    with caplog.at_level(logging.ERROR, "ray.serve.sdbatch"):
+        answer = server.post(prompt="a dog")
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert answer.json()["error"]["message"] == "service = a fault of its own: see its log."
+    deadline = time.monotonic() + 10  # it is logged behind the answer
+    while "a secret of the service" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "a secret of the service" in caplog.text
+
+
+def test_metrics_count_requests_by_route_and_never_by_name(server):
+    server.client.get("/v1/images/files/some-name.png")
+    server.client.get("/no/such/path")
+    text = server.client.get("/metrics").text
+    assert 'route="/v1/images/files/{name}",status="404"' in text
+    assert 'route="other",status="404"' in text
+    assert "some-name" not in text
+    assert "sdbatch_image_seconds_bucket" in text
+
+
+def test_the_documents_name_every_route_and_how_to_send_a_key(server):
+    api = server.client.get("/openapi.json").json()
+    assert {
+        "/v1/images/generations",
+        "/v1/images/jobs",
+        "/v1/images/jobs/{name}",
+        "/v1/images/jobs/{name}/cancel",
+        "/v1/models",
+        "/sdapi/v1/txt2img",
+    } <= api["paths"].keys()
+    assert api["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
+    body = api["paths"]["/v1/images/generations"]["post"]["requestBody"]
+    values = body["content"]["application/json"]["schema"]["properties"]
+    assert values["num_inference_steps"]["default"] == 4  # the job's own
+    assert "dpmpp_2m_karras" in values["sampler"]["enum"]
+
+
+def test_the_documents_page_needs_no_other_machine(server):
+    page = server.client.get("/docs").text
+    assert "http://" not in page.replace(server.url, "")
+    assert "https://" not in page
+    for path in ("/static/swagger-ui-bundle.js", "/static/swagger-ui.css"):
+        assert path in page
+        assert server.client.get(path).status_code == 200
