@@ -22,6 +22,7 @@ from sdbatch.engine.request import Drawn, Follow, Request, Usage
 from sdbatch.engine.sd1 import Shape, StableDiffusion1
 from sdbatch.errors import ModelError
 
+SHAPES = 64  # without requests that are kept, as making one takes no time
 TURN = 32  # ticks that a shape keeps the device while others wait
 
 
@@ -67,7 +68,7 @@ class Engine:
     @property
     def stalled_seconds(self) -> float:
         """Return for how long the engine, with work to do, has not begun another round."""
-        if not self._thread.is_alive():
+        if not (self._thread.is_alive() and self._finisher.alive):
             return math.inf
         round_began = self._round_began
         return 0.0 if round_began is None else time.perf_counter() - round_began
@@ -157,10 +158,18 @@ class Engine:
             return
         shape = self._sd.shape(request, ticket.prompts)
         if shape not in self._shapes:
+            self._forget_idle()
             lanes = self._lanes_of(request.height, request.width)
             self._shapes[shape] = Lanes(self._sd, self._schedulers, lanes)
             self._turns.append(shape)
         self._shapes[shape].put(ticket)
+
+    def _forget_idle(self) -> None:
+        """Keep no more shapes than SHAPES that nobody stands in: a service is asked for any."""
+        idle = [shape for shape in self._turns if not self._shapes[shape].busy]
+        for shape in idle[: max(0, len(idle) - SHAPES)]:
+            del self._shapes[shape]
+            self._turns.remove(shape)
 
     def _lanes_of(self, height: int, width: int) -> int:
         """Return the lanes of a size: as many pixels a UNet call as `lanes` are meant for."""

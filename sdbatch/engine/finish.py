@@ -21,6 +21,7 @@ from sdbatch.engine.request import Drawn
 from sdbatch.engine.sd1 import Pictures, StableDiffusion1
 
 GROUP = 4  # images a call of the VAE at most: always as many, padded
+SIZES = 64  # that are remembered while no image of them waits
 ROUNDS = 8  # that a finished image waits for others to fill its group
 
 
@@ -62,10 +63,18 @@ class Finisher:
         """Tell whether images wait to be decoded."""
         return any(size.images for size in self._sizes.values())
 
+    @property
+    def alive(self) -> bool:
+        """Tell whether images are still delivered."""
+        return self._thread.is_alive()
+
     def add(self, ticket: Ticket, latents: torch.Tensor) -> None:
         """Let a request's finished latents (C, h, w) wait for a group."""
         key = (ticket.request.height, ticket.request.width)
         size = self._sizes.setdefault(key, _Waiting(self._group_of(ticket)))
+        if len(self._sizes) > SIZES:
+            self._sizes = {key: each for key, each in self._sizes.items() if each.images}
+            self._sizes[key] = size
         exact = ticket.fewest == self._lanes_for(ticket)
         size.images.append(_Finished(ticket, latents, exact))
 
@@ -174,10 +183,13 @@ class _Copy:
 
     def show(self) -> None:
         """Wait for the copy and show it to those who follow."""
-        if self._event is not None:
-            self._event.synchronize()
         image = self._group[0]
-        drawn = self._outcome(0, image)
+        try:
+            if self._event is not None:
+                self._event.synchronize()
+            drawn = self._outcome(0, image)
+        except torch.AcceleratorError:
+            return  # the image itself will say so
         if image.ticket.follow is not None and isinstance(drawn, Drawn):
             _tell(partial(image.ticket.follow.preview, drawn))
 

@@ -132,7 +132,7 @@ class Lanes:
         lanes = [(cohort, cohort.lanes) for cohort in self.cohorts]
         inputs = [_guarded(faults, cohort, cohort.model_input) for cohort, _ in lanes]
         lanes = [one for one, latents in zip(lanes, inputs, strict=True) if latents is not None]
-        count, filled = self._rows(lanes), 0
+        count, filled = self._rows(lanes) if lanes else 0, 0
         if lanes:
             noise = self._sd.denoise(
                 padded(torch.cat([x for x in inputs if x is not None]), count),

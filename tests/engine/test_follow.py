@@ -8,7 +8,8 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from sdbatch.engine.cohort import Cohort, Ticket
-from sdbatch.engine.engine import Engine
+from sdbatch.engine.engine import SHAPES, Engine
+from sdbatch.engine.finish import SIZES
 from sdbatch.engine.request import Follow
 from sdbatch.engine.sd1 import StableDiffusion1
 
@@ -151,3 +152,16 @@ def test_a_closed_engine_is_stalled_for_ever(model):
     engine = Engine(model, lanes=2, threads=1)
     engine.close()
     assert engine.stalled_seconds == float("inf")
+
+
+def test_an_engine_that_is_asked_for_any_size_keeps_few_of_them(new_engine, request_for):
+    engine = new_engine(lanes=2)
+    sizes = [(8 * i, 8 * j) for i in range(1, 11) for j in range(1, 11)]
+    for height, width in sizes:
+        request = request_for(
+            height=height, width=width, num_inference_steps=1, guidance_scale=1.0, sampler="euler"
+        )
+        assert engine.submit(request).result().image.shape == (height, width, 3)
+    assert len(engine._shapes) <= SHAPES + 1
+    assert set(engine._turns) == set(engine._shapes)
+    assert len(engine._finisher._sizes) <= SIZES + 1
