@@ -47,15 +47,16 @@ def main() -> None:
 _set = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a key of JOB."
 )
+_address = click.option(
+    "--address", metavar="ADDRESS", help="Of a Ray cluster. Default: RAY_ADDRESS, or here."
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 
 @main.command(cls=Command)
 @click.argument("job")
 @_set
-@click.option(
-    "--address", metavar="ADDRESS", help="Of a Ray cluster. Default: RAY_ADDRESS, or here."
-)
+@_address
 @click.option("--overwrite", is_flag=True, help="Remove what the output holds and start anew.")
 @click.option("--retry-failed", is_flag=True, help="Draw again the shards in which rows failed.")
 @click.option("--max-failed", type=click.IntRange(min=0), help="Stop when more rows have failed.")
@@ -98,9 +99,7 @@ def run(
 @_set
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
-@click.option(
-    "--address", metavar="ADDRESS", help="Of a Ray cluster. Default: RAY_ADDRESS, or here."
-)
+@_address
 def serve(job: str, overrides: tuple[str, ...], host: str, port: int, address: str | None) -> None:
     """Answer single requests as the job file JOB draws: a web page, OpenAI's API, AUTOMATIC1111's.
 

@@ -1,10 +1,10 @@
 """A real HTTP server on loopback around the service; the drawer is called directly, without Ray."""
 
-import asyncio
 import contextlib
 import socket
 import threading
 import time
+from concurrent.futures import Future
 
 import httpx
 import pytest
@@ -13,6 +13,7 @@ import uvicorn
 from sdbatch.engine import checkpoint, loading
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.loading import Build
+from sdbatch.engine.request import Drawn
 from sdbatch.formats.image import Encoding
 from sdbatch.job import parse
 from sdbatch.serve import access, web
@@ -44,6 +45,42 @@ def job_of(**sections):
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section}
     return parse(values)
+
+
+class Held(FakeEngine):
+    """Draws when it is let go; remembers which of its images were cancelled."""
+
+    def __init__(self):
+        super().__init__()
+        self.waiting = []
+
+    def submit(self, request, *, exact=True, follow=None):
+        future: Future[Drawn] = Future()
+        self.waiting.append((future, request, follow))
+        return future
+
+    def go(self):
+        waiting, self.waiting = self.waiting, []
+        for future, request, _ in waiting:
+            if not future.cancelled():
+                future.set_result(self._draw(request))
+
+    @property
+    def cancelled(self):
+        return sum(future.cancelled() for future, _, _ in self.waiting)
+
+
+def eventually(holds):
+    """Wait until it holds, which the service's own thread brings about."""
+    deadline = time.monotonic() + 20
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert holds()
+
+
+def metric(server, name):
+    lines = server.client.get("/metrics").text.splitlines()
+    return float(next(line.rsplit(" ", 1)[1] for line in lines if line.startswith(name)))
 
 
 class Server:
@@ -113,9 +150,3 @@ def serving():
             return server
 
         yield start
-
-
-@pytest.fixture
-def run():
-    """Run a coroutine."""
-    return asyncio.run

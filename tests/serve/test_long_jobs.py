@@ -1,0 +1,59 @@
+"""Long jobs: told where they stand, cancelled, failed, forgotten."""
+
+import time
+
+from tests.serve.conftest import Held, eventually
+
+
+def test_a_long_job_is_told_its_place_and_then_what_came_of_it(serving):
+    engine = Held()
+    server = serving(engine)
+    first = server.post("/v1/images/jobs", prompt="a", n=2, seed=5)
+    assert first.status_code == 202
+    assert first.headers["location"] == first.json()["poll_url"]
+    second = server.post("/v1/images/jobs", prompt="b", response_format="url").json()
+    assert (second["status"], second["queue_position"], second["progress"]) == ("queued", 2, 0.0)
+    eventually(lambda: len(engine.waiting) == 3)
+    [(_, _, follow), *_] = engine.waiting
+    follow.step(1, 4)
+    while (state := server.client.get(first.headers["location"]).json())["status"] == "queued":
+        time.sleep(0.01)
+    assert (state["status"], state["progress"], state["queue_position"]) == ("drawing", 0.125, 0)
+    engine.go()
+    server.open_soon(0)
+    state = server.client.get(first.headers["location"]).json()
+    assert (state["status"], state["queue_position"], state["progress"]) == ("completed", None, 1.0)
+    assert [image["seed"] for image in state["result"]["data"]] == [5, 6]
+    urls = {server.client.get(second["poll_url"]).json()["result"]["data"][0]["url"] for _ in "12"}
+    assert len(urls) == 1  # asked twice, kept once
+    assert server.client.get(urls.pop()).status_code == 200
+
+
+def test_a_long_job_can_be_cancelled_once(serving):
+    engine = Held()
+    server = serving(engine)
+    job = server.post("/v1/images/jobs", prompt="a", n=2).json()
+    eventually(lambda: len(engine.waiting) == 2)
+    state = server.post(f"/v1/images/jobs/{job['id']}/cancel").json()
+    assert (state["status"], state["result"]) == ("cancelled", None)
+    assert engine.cancelled == 2
+    assert server.service.open == 0
+    again = server.post(f"/v1/images/jobs/{job['id']}/cancel")
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "job_ended")
+
+
+def test_a_long_job_that_fails_says_why(serving):
+    server = serving()
+    job = server.post("/v1/images/jobs", prompt="fail").json()
+    server.open_soon(0)
+    state = server.client.get(job["poll_url"]).json()
+    assert state["status"] == "failed"
+    assert state["error"]["message"] == "this prompt cannot be drawn."
+    assert state["error"]["param"] is None
+
+
+def test_a_job_or_image_that_is_not_there_is_not_found(server):
+    for path in ("/v1/images/jobs/x", "/v1/images/files/x.png"):
+        answer = server.client.get(path)
+        assert answer.status_code == 404
+        assert "no longer" in answer.json()["error"]["message"]
