@@ -1,0 +1,53 @@
+"""Drain this machine's Ray node when its cloud is about to take a spot machine back.
+
+aws.yaml and gcp.yaml start it on their workers, as Ray doesn't watch for these notices: the node
+takes no more shards and finishes what it can. Nothing is needed but Python and Ray.
+"""
+
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+AWS, GCP = "http://169.254.169.254", "http://metadata.google.internal"
+SECONDS = {"aws": 120, "gcp": 30}  # between notice and end
+POLL_SECONDS = 2.0
+
+
+def ask(url: str, method: str = "GET", **headers: str) -> str:
+    """Return what the metadata service answers; nothing where it has none."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(url, method=method, headers=named)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            text: str = answer.read().decode()
+            return text
+    except (urllib.error.URLError, TimeoutError):
+        return ""
+
+
+def is_going(cloud: str, base: str) -> bool:
+    """Tell whether the cloud has said that it takes this machine back."""
+    if cloud == "gcp":
+        path = "/computeMetadata/v1/instance/preempted"
+        return ask(base + path, Metadata_Flavor="Google").strip() == "TRUE"
+    token = ask(base + "/latest/api/token", "PUT", X_aws_ec2_metadata_token_ttl_seconds="60")
+    notice = ask(base + "/latest/meta-data/spot/instance-action", X_aws_ec2_metadata_token=token)
+    return bool(notice) and json.loads(notice)["action"] in ("stop", "terminate", "hibernate")
+
+
+def main(cloud: str, base: str) -> int:
+    """Wait for the notice, then drain."""
+    while not is_going(cloud, base):
+        time.sleep(POLL_SECONDS)
+    drain = ["ray", "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    drain += ["--reason-message", f"{cloud} takes this spot machine back"]
+    drain += ["--deadline-remaining-seconds", str(SECONDS[cloud])]
+    return subprocess.run(drain, check=False).returncode
+
+
+if __name__ == "__main__":
+    where = {"aws": AWS, "gcp": GCP}[sys.argv[1]]
+    sys.exit(main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else where))
