@@ -149,7 +149,7 @@ class NoWatch:
         """Know of no death."""
         return 0
 
-    async def begin(self, *_: int) -> bool:
+    async def begin(self, *_: object) -> bool:
         """Let the run go on."""
         return True
 

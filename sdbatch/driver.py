@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from sdbatch import cluster, output, receipts
 from sdbatch.errors import ModelError, SdbatchError
-from sdbatch.job import Job
+from sdbatch.job import Growing, Job
+from sdbatch.monitor import Monitor
 from sdbatch.plan import Plan
 from sdbatch.receipts import Receipt
 from sdbatch.report import engines
@@ -73,7 +74,7 @@ class Driver:
         self._display.show(progress)
         return progress
 
-    def follow(self, flow: "Dataset", watch: RemoteWatch) -> None:
+    def follow(self, flow: "Dataset", watch: RemoteWatch, monitor: Monitor) -> None:
         """Run `flow` and take in its receipts until it ends or the run must stop.
 
         Raises:
@@ -94,6 +95,7 @@ class Driver:
                 self._note_start()
                 progress = self.show("loading the model")
                 self._heartbeat.show(progress)
+                monitor.output(progress.planned, progress.done)
                 if not ended:
                     self._stopped = self._why_stop(progress)
             if isinstance(ended, BaseException):
@@ -156,9 +158,18 @@ class Driver:
             self._last_signs, self._moved = signs, time.monotonic()
         if self._max_failed is not None and progress.failed > self._max_failed:
             return f"{progress.failed} rows failed, more than --max-failed {self._max_failed}"
-        if time.monotonic() - self._moved > STALL_SECONDS:
+        if time.monotonic() - self._moved > STALL_SECONDS and not self._waits_for_machines():
             return f"nothing moved for {STALL_SECONDS / 60:.0f} minutes: no tick, image or receipt"
         return None
+
+    def _waits_for_machines(self) -> bool:
+        """Tell whether the cluster is to grow and holds no actor now: machines may come any day."""
+        asked = self._plan.job.cluster
+        if not isinstance(asked.actors, Growing):
+            return False
+        there = cluster.machines(asked.label_selector).nodes
+        on_cpus = self._plan.job.engine.device == "cpu"
+        return not any(node.draws and (on_cpus or node.gpus) for node in there)
 
     def _why_ended(self, error: BaseException) -> str:
         """Return the reason behind what Ray raised; raise a bug, or what kept all from starting."""

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from sdbatch import cluster, output, plan, receipts
 from sdbatch.driver import Driver
 from sdbatch.engine import checkpoint
@@ -16,6 +18,7 @@ from sdbatch.engine.request import Request
 from sdbatch.errors import ModelError, SdbatchError
 from sdbatch.formats.image import Encoding
 from sdbatch.job import Job
+from sdbatch.monitor import Monitor, RayMonitor
 from sdbatch.plan import Begun, Plan
 from sdbatch.prompts.table import open_table
 from sdbatch.receipts import Receipt
@@ -149,10 +152,11 @@ def draw(
         with beside, cluster.connected(address or asked.cluster.address, asked) as machines:
             driver.note("ray")
             job = resolve(ready, machines, hashed.result())
-            actors = cluster.actors(job.cluster, job.engine, machines, len(ready.todo))
+            pool = cluster.pool(job.cluster, job.engine, machines, len(ready.todo))
             planned = replace(ready.plan, job=job)
             output.begin(ready.store, planned, ready.kept, ready.withdrawn, ready.overwrite)
-            watch = cluster.start_watch(actors)
+            monitor = RayMonitor(job.title)
+            watch = cluster.start_watch(pool.most, monitor)
             sampling = job.sampling
             factory = make_engine or partial(
                 load_engine,
@@ -161,7 +165,8 @@ def draw(
                 sampling.height * sampling.width,
                 None if DECIDING & planned.table.columns.keys() else example(job),
             )
-            driver.follow(graph(planned, ready, actors, factory, watch), watch)
+            flow = graph(planned, ready, Drawing(pool, factory, watch, monitor))
+            driver.follow(flow, watch, monitor)
             return driver.finish(job)
     except SdbatchError:  # it could not start: leave nothing behind
         if ready.begun is None and not receipts.committed(ready.store):
@@ -189,47 +194,78 @@ def example(job: Job) -> Request:
     return Request(**{**job.sampling.model_dump(), "prompt": ""})
 
 
-def graph(
-    planned: Plan, ready: Ready, actors: int, make_engine: MakeEngine, watch: RemoteWatch
-) -> "Dataset":
+@dataclass(frozen=True)
+class Drawing:
+    """Who draws, and who is told of it."""
+
+    pool: cluster.Pool
+    make_engine: MakeEngine
+    watch: RemoteWatch
+    monitor: Monitor
+
+
+def graph(planned: Plan, ready: Ready, drawing: Drawing) -> "Dataset":
     """Lay out the data flow: shards -> ReadPrompts -> DrawImages -> WriteShard -> receipts."""
     import ray.data
-    from ray.data import ActorPoolStrategy
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     job, table, urls = planned.job, planned.table, planned.urls()
+    pool, monitor = drawing.pool, drawing.monitor
     shards = [{**asdict(shard), "url": urls[shard.source]} for shard in ready.todo]
     images = sum(shard.images for shard in ready.todo)
-    in_flight = cluster.in_flight(actors, len(shards), images, int(job.engine.lanes))
+    starts = range(0, len(shards), cluster.WINDOW)
+    windows = [pa.Table.from_pylist(shards[at : at + cluster.WINDOW]) for at in starts]
+    in_flight = cluster.in_flight(pool.most, len(shards), images, cluster.most_lanes(job.engine))
     cpus, gpus = cluster.per_actor(job.cluster, job.engine)
     one = {"batch_size": 1, "batch_format": "pyarrow"}  # a block of one row holds one shard
     with cluster.settings():
         return (
-            ray.data.from_items(shards, override_num_blocks=len(shards))
+            ray.data.from_arrow(windows)
             .map_batches(
-                ReadPrompts(job, table.columns, table.schema, table.extras),
+                one_by_one,
+                num_cpus=cluster.CUT_CPUS,
+                compute=TaskPoolStrategy(size=1),
+                batch_size=None,
+                batch_format="pyarrow",
+            )
+            .map_batches(
+                ReadPrompts(job, table.columns, table.schema, table.extras, monitor),
                 num_cpus=cluster.READ_CPUS,
                 **one,
             )
             .map_batches(
                 DrawImages,
                 fn_constructor_args=(
-                    make_engine,
+                    drawing.make_engine,
                     encoding(job),
-                    watch,
+                    drawing.watch,
                     max(1, int(cpus)),
                     job.safety.policy,
+                    monitor,
                 ),
                 compute=ActorPoolStrategy(
-                    size=actors,
+                    min_size=pool.least,
+                    max_size=pool.most,
+                    initial_size=pool.most,  # asked for at once: an autoscaler sees all of them
                     max_tasks_in_flight_per_actor=in_flight,
                     max_concurrent_calls_per_actor=in_flight,
                 ),
                 num_cpus=cpus,
                 num_gpus=gpus,
+                label_selector=job.cluster.label_selector or None,
                 **one,
             )
-            .map_batches(WriteShard(job.output, ready.store), num_cpus=cluster.WRITE_CPUS, **one)
+            .map_batches(
+                WriteShard(job.output, ready.store, monitor),
+                num_cpus=cluster.WRITE_CPUS,
+                **one,
+            )
         )
+
+
+def one_by_one(window: pa.Table) -> pa.Table:
+    """Hand on a window of the plan; Ray cuts it into blocks of one row, as cluster.settings say."""
+    return window
 
 
 def encoding(job: Job) -> Encoding:

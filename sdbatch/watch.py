@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdbatch.errors import ModelError
+from sdbatch.monitor import Monitor, Work
 
 MOST_LOADS = 3  # actors that may die in a row while they load the model
 ANSWER_SECONDS = 300.0
@@ -116,10 +117,12 @@ class Watch:
 
 
 class RemoteWatch:
-    """The Watch of a run as its drawing actors and its driver call it."""
+    """The Watch of a run as its drawing actors and its driver call it; tells the monitor, too."""
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, monitor: Monitor) -> None:
         self._handle = handle
+        self._monitor = monitor
+        self._drawing: dict[int, tuple[int, int, int]] = {}  # shard -> images, drawn, failed
 
     def loading(self) -> None:
         """See Watch.loading."""
@@ -141,16 +144,23 @@ class RemoteWatch:
         """See Watch.deaths."""
         return int(await self._handle.deaths.remote(shard))
 
-    async def begin(self, shard: int) -> None:
+    async def begin(self, shard: int, images: int) -> None:
         """See Watch.begin; waits until it is noted, as what follows may kill this process."""
         await self._handle.begin.remote(shard)
+        self._drawing[shard] = (images, 0, 0)
 
-    async def beat(self, shard: int, drawn: int, failed: int, ticks: int) -> bool:
+    async def beat(self, shard: int, drawn: int, failed: int, work: Work) -> bool:
         """See Watch.beat."""
-        return bool(await self._handle.beat.remote(shard, drawn, failed, ticks))
+        images, drawn_before, failed_before = self._drawing[shard]
+        self._monitor.images(drawn - drawn_before, failed - failed_before)
+        self._drawing[shard] = (images, drawn, failed)
+        queue = sum(images - drawn - failed for images, drawn, failed in self._drawing.values())
+        self._monitor.engine(work, queue)
+        return bool(await self._handle.beat.remote(shard, drawn, failed, work.ticks))
 
     async def end(self, shard: int, drawn: int, failed: int) -> None:
         """See Watch.end."""
+        del self._drawing[shard]
         self._handle.end.remote(shard, drawn, failed)
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdbatch import output, pipeline, plan, receipts, schema
+from sdbatch.engine.request import Usage
 from sdbatch.formats.image import Encoding
 from sdbatch.job import Job
 from sdbatch.plan import Plan
@@ -43,11 +44,11 @@ class HereWatch:
     async def deaths(self, shard: int) -> int:
         return self.watch.deaths(shard)
 
-    async def begin(self, shard: int) -> None:
+    async def begin(self, shard: int, images: int) -> None:
         self.watch.begin(shard)
 
-    async def beat(self, shard: int, drawn: int, failed: int, ticks: int) -> bool:
-        return self.watch.beat(shard, drawn, failed, ticks)
+    async def beat(self, shard: int, drawn: int, failed: int, usage: Usage) -> bool:
+        return self.watch.beat(shard, drawn, failed, usage.ticks)
 
     async def end(self, shard: int, drawn: int, failed: int) -> None:
         self.watch.end(shard, drawn, failed)

@@ -3,10 +3,10 @@
 import pytest
 
 from sdbatch import cluster
-from sdbatch.cluster import Machines
+from sdbatch.cluster import Machine, Machines
 from sdbatch.errors import JobError
 
-CPU, GPU = Machines(cpus=2, gpus=0), Machines(cpus=16, gpus=1)
+CPU, GPU = Machines((Machine(2, 0),)), Machines((Machine(16, 1),))
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_other_rows_are_another_job():
     [
         ({}, "prompts.path = nothing: must be given, or rows in its place"),
         ({"path": "a.csv", "rows": ROWS}, "prompts.rows = rows beside path: a job has one table"),
-        ({"rows": []}, r"prompts.rows = \[\]: must be a list that is not empty"),
+        ({"rows": []}, r"prompts.rows = \[\]: must be not empty"),
         ({"rows": ["a dog"]}, "prompts.rows.0 = 'a dog': must be a section of keys"),
         ({"rows": {"prompt": "a dog"}}, "prompts.rows = .*: must be a list"),
     ],

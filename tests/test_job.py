@@ -34,7 +34,12 @@ sampling: {sampler: ddim, num_inference_steps: 50, guidance_scale: 7, guidance_r
            height: 768, width: 512, seed: 9223372036854775807, clip_skip: 1,
            prompt_weights: true, chunk_prompts: true}
 engine: {device: cpu, dtype: float32, lanes: 8, threads: 2, channels_last: true, compile: true}
-cluster: {actors: 2, gpus_per_actor: 0.5, cpus_per_actor: 2, address: auto}
+cluster:
+  actors: 2
+  label_selector: {ray.io/accelerator-type: "in(A100,H100)"}
+  gpus_per_actor: 0.5
+  cpus_per_actor: 2
+  address: auto
 output: {path: out, format: webdataset, image_format: webp, quality: 80, images_per_shard: 100}
 safety: {checker: none, policy: drop}
 serve: {min_replicas: 2, max_replicas: 4, queue: 10, timeout_s: 60, keep_s: 90, keep_mib: 10,

@@ -1,8 +1,35 @@
-"""What the engine's parts share of the device: copies to it, and its failure."""
+"""What the engine's parts share of the device: its name, copies to it, and its failure."""
+
+import re
+from collections.abc import Mapping
 
 import torch
 
 from sdbatch.errors import ModelError
+
+
+def name(kind: str) -> str:
+    """Return what the device of this process calls itself, such as "NVIDIA H100 80GB HBM3"."""
+    return torch.cuda.get_device_name() if kind == "cuda" else kind
+
+
+def lanes(by_type: Mapping[str, int], name: str) -> int:
+    """Return the lanes of the type of GPU that the device's `name` holds as words.
+
+    Raises:
+        ModelError: no type does.
+    """
+    for kind, count in by_type.items():
+        if _words(kind) in _words(name):
+            return count
+    raise ModelError(
+        f"engine.lanes = {', '.join(by_type)}: an actor's device is {name}, and it must be one of "
+        f"these. Name its type too, or keep such machines out by cluster.label_selector."
+    )
+
+
+def _words(text: str) -> str:
+    return f" {' '.join(re.findall('[a-z0-9]+', text.lower()))} "
 
 
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

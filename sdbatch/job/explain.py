@@ -2,19 +2,21 @@
 
 import difflib
 import reprlib
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from sdbatch.job.section import Section
 from sdbatch.job.sections import Job
 
 
 def explain(error: ValidationError) -> str:
     """Say the first thing that is wrong in one line: where, what was found, what it must be."""
-    first, *others = error.errors()
+    first, *others = _to_the_point(error)
     where = _where(first)
     if first["type"] == "extra_forbidden":
-        *parents, key = (str(part) for part in first["loc"])
+        parents, key = _keys(first["loc"][:-1]), str(first["loc"][-1])
         return f"{'.'.join([*parents, key])}: unknown key. {_suggest(parents, key)}"
     if first["type"] == "missing":
         return f"{where} = nothing: must be given."
@@ -25,11 +27,20 @@ def explain(error: ValidationError) -> str:
     return f"{where} = {reprlib.repr(first['input'])}: must be {' or '.join(dict.fromkeys(musts))}."
 
 
+def _to_the_point(error: ValidationError) -> list[Any]:
+    """Return the errors; of a section given where a word would do too, only what is wrong in it."""
+    found = error.errors()
+    words = ("literal_error", "int_type")
+    return [
+        each for each in found if each["type"] not in words or not isinstance(each["input"], dict)
+    ] or found
+
+
 def _suggest(parents: list[str], key: str) -> str:
     section: Any = Job
     for parent in parents:
-        inner = get_args(section)  # of a list
-        section = inner[0] if inner else section.model_fields[parent].annotation
+        if not parent.isdigit():  # the place in a list
+            section = _section(section.model_fields[parent].annotation)
     known = list(section.model_fields)
     close = difflib.get_close_matches(key, known, n=1)
     if close:
@@ -37,11 +48,23 @@ def _suggest(parents: list[str], key: str) -> str:
     return f"Known: {', '.join(known)}."
 
 
+def _section(annotation: Any) -> Any:
+    """Return the section that a key holds, also where it is one of several kinds or in a list."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next(filter(None, map(_section, get_args(annotation))), None)
+
+
 def _where(error: Any) -> str:
     """Return the dotted key, without the names that pydantic adds for a union's branches."""
-    branches = ("[key]", "str", "int", "bool", "constrained-int", "list[str]")
-    parts = [str(part) for part in error["loc"] if part not in branches]
-    return ".".join(part for part in parts if "literal[" not in part)
+    return ".".join(_keys(error["loc"]))
+
+
+def _keys(loc: Sequence[Any]) -> list[str]:
+    branches = ("[key]", "str", "int", "bool", "constrained-int")
+    kinds = ("literal[", "list[", "dict[", "function-after[")
+    parts = [str(part) for part in loc if part not in branches]
+    return [part for part in parts if not part.startswith(kinds)]
 
 
 def _must(error: Any) -> str:
@@ -54,7 +77,7 @@ def _must(error: Any) -> str:
         "bool_type": "true or false",
         "finite_number": "a number",
         "list_type": "a list",
-        "too_short": "a list that is not empty",
+        "too_short": "not empty",
     }
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("must be ")
     return plain.get(error["type"], message.removeprefix("Input should be "))

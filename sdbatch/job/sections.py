@@ -54,6 +54,7 @@ def _a_sampler(value: str) -> str:
 Sampler = Annotated[
     str, AfterValidator(_a_sampler), Field(json_schema_extra={"enum": list(samplers.NAMES)})
 ]
+Lanes = Annotated[int, Field(ge=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Pixels = Annotated[int, BeforeValidator(_multiple_of_8), Field(ge=8, le=4096, multiple_of=8)]
 
@@ -184,8 +185,10 @@ class EngineSettings(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    lanes: Literal["auto"] | Annotated[int, Field(ge=2)] = Field(
-        "auto", description="rows of the UNet batch; a guided image takes two"
+    lanes: Literal["auto"] | Lanes | Annotated[dict[str, Lanes], Field(min_length=1)] = Field(
+        "auto",
+        description="rows of the UNet batch; a guided image takes two. By GPU where these are of "
+        "several types: {H100: 64, T4: 16}",
     )
     threads: int = Field(1, ge=1, description="of torch, on a CPU; more actors serve better")
     channels_last: Literal["auto"] | bool = Field(
@@ -207,10 +210,32 @@ class Safety(Section):
     )
 
 
+class Growing(Section):
+    """As many actors as there is work for, on machines that come when they are asked for."""
+
+    min: int = Field(0, ge=0, description="actors that are kept while there is work; one at least")
+    max: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Growing":
+        if self.min > self.max:
+            raise ValueError(f"min = {self.min}: must not be more than max, {self.max}")
+        return self
+
+
 class Cluster(Section):
     """Where it runs. Changes no byte of the output."""
 
-    actors: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    actors: Literal["auto"] | Annotated[int, Field(ge=1)] | Growing = Field(
+        "auto",
+        description="auto: as many as fit the cluster as it is; {min: 0, max: 64}: on a cluster "
+        "that grows, as machines come",
+    )
+    label_selector: dict[str, str] = Field(
+        {},
+        description="nodes that may draw, by Ray's labels: "
+        "{ray.io/accelerator-type: in(A100,H100)}",
+    )
     gpus_per_actor: float = Field(1, gt=0, description="used when engine.device is cuda")
     cpus_per_actor: float | None = Field(
         None, gt=0, description="also the threads that encode images; default: engine.threads"

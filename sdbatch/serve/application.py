@@ -56,11 +56,11 @@ def build(args: dict[str, Any]) -> serve.Application:
 
 def assemble(asked: Job, digests: Digests) -> serve.Application:
     """Return the application that serves the job `asked`, on the Ray that is connected."""
-    machines = cluster.machines()
+    machines = cluster.machines(asked.cluster.label_selector)
     files, asked = pipeline.find_model(asked)
     resolved = pipeline.resolve_job(asked, machines, checkpoint.sha256(files))
     settings, engine = resolved.serve, resolved.engine
-    fitting = cluster.actors(resolved.cluster, engine, machines, sys.maxsize)
+    fitting = cluster.pool(resolved.cluster, engine, machines, sys.maxsize).most
     most = fitting if settings.max_replicas == "auto" else settings.max_replicas
     if settings.min_replicas > min(fitting, most):
         raise JobError(
@@ -76,7 +76,7 @@ def assemble(asked: Job, digests: Digests) -> serve.Application:
     cpus, gpus = cluster.per_actor(resolved.cluster, engine)
     pixels = resolved.sampling.height * resolved.sampling.width
     make_engine = partial(load_engine, files, engine, pixels, pipeline.example(resolved))
-    ongoing = int(engine.lanes)  # twice the guided images that fill its lanes
+    ongoing = cluster.most_lanes(engine)  # twice the guided images that fill its lanes
     drawer = serve.deployment(
         Drawer,
         name="Drawer",

@@ -11,9 +11,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Protocol
@@ -27,6 +26,8 @@ from sdbatch.engine.request import Drawn, Request, Usage
 from sdbatch.errors import ModelError, SdbatchError
 from sdbatch.formats.image import Encoding, encode
 from sdbatch.job import EngineSettings
+from sdbatch.monitor import NOBODY, Monitor
+from sdbatch.stages.gate import Gate
 
 MOST_ATTEMPTS = 3  # a shard that has killed its actor so often is recorded as failed
 HEARTBEAT_SECONDS = 0.5
@@ -58,11 +59,11 @@ class Watch(Protocol):
     async def deaths(self, shard: int) -> int:
         """Return how often drawing of `shard` began and never ended: its actor died."""
 
-    async def begin(self, shard: int) -> None:
-        """Drawing of `shard` begins."""
+    async def begin(self, shard: int, images: int) -> None:
+        """Drawing of the `images` of `shard` begins."""
 
-    async def beat(self, shard: int, drawn: int, failed: int, ticks: int) -> bool:
-        """So many are drawn or failed by now, after so many ticks; returns if the run goes on."""
+    async def beat(self, shard: int, drawn: int, failed: int, usage: Usage) -> bool:
+        """So many are drawn or failed by now, with so much work; returns if the run goes on."""
 
     async def end(self, shard: int, drawn: int, failed: int) -> None:
         """Drawing of `shard` ended, however."""
@@ -75,22 +76,25 @@ def load_engine(
 
     Args:
         files: of the model.
-        settings: resolved.
+        settings: resolved; its lanes may depend on the GPU that this process has.
         pixels: of the job's images, which the lanes are meant for.
         example: what every row asks for that has no columns of its own.
 
     Raises:
         ModelError: the model cannot be loaded, or not draw the example.
     """
+    from sdbatch.engine import device
     from sdbatch.engine.engine import Engine  # here: the driver imports this module, without torch
     from sdbatch.engine.loading import Build, load
 
     build = Build(
         settings.device, settings.dtype, bool(settings.channels_last), bool(settings.compile)
     )
-    engine = Engine(
-        load(files, build), lanes=int(settings.lanes), threads=settings.threads, pixels=pixels
+    lanes = settings.lanes
+    count = (
+        device.lanes(lanes, device.name(build.device)) if isinstance(lanes, dict) else int(lanes)
     )
+    engine = Engine(load(files, build), lanes=count, threads=settings.threads, pixels=pixels)
     if example is not None:
         try:
             engine.check(example)
@@ -110,6 +114,7 @@ class DrawImages:
         watch: Watch,
         encoders: int = 1,
         policy: str = "flag",
+        monitor: Monitor = NOBODY,
     ) -> None:
         watch.loading()
         try:
@@ -121,7 +126,8 @@ class DrawImages:
         self._policy = policy
         self._encoders = ThreadPoolExecutor(encoders, "sdbatch-encode")
         self._watch = watch
-        self._gate = _Gate()
+        self._monitor = monitor
+        self._gate = Gate()
         watch.loaded()
 
     async def __call__(self, block: pa.Table) -> pa.Table:
@@ -135,10 +141,11 @@ class DrawImages:
         # A shard that was being drawn when its actor died gets no company: the death may have
         # been another's doing, and the next one must be laid at the right door.
         async with self._gate.alone() if deaths else self._gate.among_others():
-            return await self._draw(shard, rows, attempt)
+            with self._monitor.stage("draw", shard, f"{rows.num_rows} rows, attempt {attempt}"):
+                return await self._draw(shard, rows, attempt)
 
     async def _draw(self, shard: int, rows: pa.Table, attempt: int) -> pa.Table:
-        await self._watch.begin(shard)
+        await self._watch.begin(shard, rows.num_rows)
         began = time.time()
         drawing = _Drawing(rows.to_pylist(), self._encoding, self._policy, self._encoders)
         beats = asyncio.ensure_future(self._beat(shard, drawing))
@@ -147,7 +154,7 @@ class DrawImages:
             results = await asyncio.wrap_future(drawing.done)
         finally:
             beats.cancel()
-            await self._watch.beat(shard, drawing.drawn, drawing.failed, self._engine.usage.ticks)
+            await self._watch.beat(shard, drawing.drawn, drawing.failed, self._engine.usage)
             await self._watch.end(shard, drawing.drawn, drawing.failed)
         facts = {
             "host": socket.gethostname(),
@@ -164,8 +171,8 @@ class DrawImages:
         going = True
         while going:
             await asyncio.sleep(HEARTBEAT_SECONDS)
-            ticks = self._engine.usage.ticks
-            going = await self._watch.beat(shard, drawing.drawn, drawing.failed, ticks)
+            usage = self._engine.usage
+            going = await self._watch.beat(shard, drawing.drawn, drawing.failed, usage)
         drawing.give_up(ModelError("run = stopped: this shard is given up."))
 
 
@@ -250,33 +257,6 @@ class _Drawing:
             self.drawn += result["error"] is None
             if not self._left and not self.done.done():
                 self.done.set_result(self._results)
-
-
-class _Gate:
-    """Lets many in at a time, or one alone."""
-
-    def __init__(self) -> None:
-        self._inside = 0
-        self._changed = asyncio.Condition()
-        self._lonely = asyncio.Lock()
-
-    @asynccontextmanager
-    async def among_others(self) -> AsyncIterator[None]:
-        async with self._lonely, self._changed:
-            self._inside += 1
-        try:
-            yield
-        finally:
-            async with self._changed:
-                self._inside -= 1
-                self._changed.notify_all()
-
-    @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        async with self._lonely:
-            async with self._changed:
-                await self._changed.wait_for(lambda: self._inside == 0)
-            yield
 
 
 def _with_results(rows: pa.Table, results: list[dict[str, Any]]) -> pa.Table:

@@ -5,6 +5,7 @@ import pyarrow as pa
 from sdbatch import schema
 from sdbatch.errors import PromptTableError
 from sdbatch.job import Job
+from sdbatch.monitor import NOBODY, Monitor
 from sdbatch.prompts import readers, requests, table
 
 
@@ -15,18 +16,28 @@ class ReadPrompts:
     """
 
     def __init__(
-        self, job: Job, columns: dict[str, str], read: pa.Schema, extras: pa.Schema
+        self,
+        job: Job,
+        columns: dict[str, str],
+        read: pa.Schema,
+        extras: pa.Schema,
+        monitor: Monitor = NOBODY,
     ) -> None:
         self._job = job
         self._columns = columns
         self._read = read
         self._extras = extras
+        self._monitor = monitor
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Turn a block of one row of the plan, with the file's `url`, into its requests."""
         planned = block.to_pylist()[0]
         url = planned.pop("url")
         shard = schema.Shard(**planned)
+        with self._monitor.stage("read", shard.shard):
+            return schema.pack(shard.shard, self._rows(shard, url), "{}")
+
+    def _rows(self, shard: schema.Shard, url: str) -> pa.Table:
         start, stop = shard.rows(self._job.prompts.images_per_row)
         if readers.checksum(url) != shard.checksum:
             raise PromptTableError(
@@ -34,5 +45,4 @@ class ReadPrompts:
             )
         source = table.Source(shard.source, url, stop, shard.checksum)
         rows = table.read(source, start, stop, self._read)
-        resolved = requests.resolve(rows, shard, self._job, self._columns, self._extras)
-        return schema.pack(shard.shard, resolved, "{}")
+        return requests.resolve(rows, shard, self._job, self._columns, self._extras)

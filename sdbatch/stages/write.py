@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from sdbatch import formats, receipts, schema
 from sdbatch.job import Output
+from sdbatch.monitor import NOBODY, Monitor
 from sdbatch.receipts import Receipt
 from sdbatch.storage import Store
 
@@ -19,13 +20,18 @@ class WriteShard:
     Raises StorageError if a file cannot be written: that ends the job, which can be resumed.
     """
 
-    def __init__(self, output: Output, store: Store) -> None:
+    def __init__(self, output: Output, store: Store, monitor: Monitor = NOBODY) -> None:
         self._output = output
         self._store = store
+        self._monitor = monitor
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Commit the shard in `block`; returns its receipt as one row of schema.MANIFEST."""
         shard, rows, facts = schema.unpack(block)
+        with self._monitor.stage("write", shard):
+            return receipts.to_table([self._commit(shard, rows, facts)])
+
+    def _commit(self, shard: int, rows: pa.Table, facts: str) -> Receipt:
         undrawn = pc.is_valid(rows["error"])
         failed = rows.filter(undrawn)
         drawn = rows.filter(pc.invert(undrawn)) if failed.num_rows else rows
@@ -43,4 +49,4 @@ class WriteShard:
         receipt = Receipt(
             shard, drawn.num_rows, failed.num_rows, reasons, files=[], facts=json.loads(facts)
         )
-        return receipts.to_table([receipts.commit(self._store, receipt, files)])
+        return receipts.commit(self._store, receipt, files)

@@ -261,8 +261,8 @@ def test_draw_reports_what_is_drawn_while_a_shard_is_still_being_drawn():
             return last if request.prompt == "last" else super().submit(request)
 
     class Listening(HereWatch):
-        async def beat(self, shard, drawn, failed, ticks):
-            beats.append((shard, drawn, failed, ticks))
+        async def beat(self, shard, drawn, failed, usage):
+            beats.append((shard, drawn, failed, usage.ticks))
             if (drawn, failed) == (2, 1) and not last.done():
                 last.set_result(FakeEngine().submit(request_of(requests(["last"]), 0)).result())
             return True
