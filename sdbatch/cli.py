@@ -1,23 +1,16 @@
-"""The command line: `sdbatch run`, `serve`, `plan`, `status`, `sheet`, `score`, `verify`, `schema`.
+"""The command line: `sdbatch run`, `submit`, `serve`, `plan`, `status`, `sheet`, ...
 
 Commands import the rest of the package inside, so that `sdbatch --help` answers at once.
 """
 
-import contextlib
 import json
-import os
 import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from sdbatch.errors import SdbatchError
-
-if TYPE_CHECKING:
-    from sdbatch.report.progress import Display
 
 CANNOT_START = 2
 
@@ -50,6 +43,15 @@ _set = click.option(
 _address = click.option(
     "--address", metavar="ADDRESS", help="Of a Ray cluster. Default: RAY_ADDRESS, or here."
 )
+_overwrite = click.option(
+    "--overwrite", is_flag=True, help="Remove what the output holds and start anew."
+)
+_retry_failed = click.option(
+    "--retry-failed", is_flag=True, help="Draw again the shards in which rows failed."
+)
+_max_failed = click.option(
+    "--max-failed", type=click.IntRange(min=0), help="Stop when more rows have failed."
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 
@@ -57,9 +59,9 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for mac
 @click.argument("job")
 @_set
 @_address
-@click.option("--overwrite", is_flag=True, help="Remove what the output holds and start anew.")
-@click.option("--retry-failed", is_flag=True, help="Draw again the shards in which rows failed.")
-@click.option("--max-failed", type=click.IntRange(min=0), help="Stop when more rows have failed.")
+@_overwrite
+@_retry_failed
+@_max_failed
 @_json
 def run(
     job: str,
@@ -78,6 +80,7 @@ def run(
     """
     from sdbatch.job import load
     from sdbatch.pipeline import run_job
+    from sdbatch.terminal import display, quiet_terminal
 
     asked = load(job, overrides)
     with quiet_terminal() as (out, log):
@@ -97,6 +100,83 @@ def run(
 @main.command(cls=Command)
 @click.argument("job")
 @_set
+@click.option(
+    "--address",
+    envvar="RAY_API_SERVER_ADDRESS",
+    required=True,
+    metavar="URL",
+    help="Of the cluster's dashboard, such as http://HEAD:8265. Default: RAY_API_SERVER_ADDRESS.",
+)
+@click.option("--stop", is_flag=True, help="End the job that draws JOB's output there.")
+@click.option("--image", help="A container image for the job to run in; takes no files along.")
+@click.option("--pip", multiple=True, metavar="REQUIREMENT", help="What to install for the job.")
+@click.option(
+    "--env",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="An environment variable for the job, by default as it is here. Ray's dashboard shows it.",
+)
+@click.option(
+    "--driver-cpus",
+    type=click.FloatRange(min=0),
+    default=0,
+    help="CPUs to reserve for the driver, which may then run beside the head. Default: none.",
+)
+@_overwrite
+@_retry_failed
+@_max_failed
+@_json
+def submit(
+    job: str,
+    overrides: tuple[str, ...],
+    address: str,
+    stop: bool,
+    image: str | None,
+    pip: tuple[str, ...],
+    env: tuple[str, ...],
+    driver_cpus: float,
+    overwrite: bool,
+    retry_failed: bool,
+    max_failed: int | None,
+    as_json: bool,
+) -> None:
+    """Run the job file JOB on the Ray cluster at URL, and follow it from here.
+
+    JOB and the files that it names by relative paths go along, 100 MiB at most. Ctrl-C leaves the
+    job at work; the same command again follows it, or with --stop ends it. What it has drawn stays.
+
+    Exit code: as `sdbatch run` has it there.
+    """
+    from sdbatch import submit as submission
+    from sdbatch.terminal import display, quiet_terminal
+
+    options = ["--overwrite"] * overwrite + ["--retry-failed"] * retry_failed
+    options += ["--max-failed", str(max_failed)] if max_failed is not None else []
+    asked = submission.Asked(
+        path=job,
+        overrides=overrides,
+        options=(*options, *["--json"] * as_json),
+        image=image,
+        pip=pip,
+        env=submission.variables(env),
+        driver_cpus=driver_cpus,
+    )
+    with quiet_terminal() as (out, _):
+
+        def say(text: str) -> None:
+            print(text, file=out, flush=True)
+
+        if stop:
+            submission.stop(asked, address, say)
+            sys.exit(0)
+        shown = None if as_json else display(out, as_json)
+        code = submission.submit(asked, address, shown, say)
+    sys.exit(code)
+
+
+@main.command(cls=Command)
+@click.argument("job")
+@_set
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 @_address
@@ -108,6 +188,7 @@ def serve(job: str, overrides: tuple[str, ...], host: str, port: int, address: s
     """
     from sdbatch.job import load
     from sdbatch.serve.run import serve_job
+    from sdbatch.terminal import quiet_terminal
 
     asked = load(job, overrides)
     with quiet_terminal() as (out, log):
@@ -138,14 +219,24 @@ def plan(job: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
 @main.command(cls=Command)
 @click.argument("output")
+@click.option("--watch", is_flag=True, help="Follow the run that draws it, until it is over.")
 @_json
-def status(output: str, as_json: bool) -> None:
-    """Show how far the output at OUTPUT is, also while it is drawn."""
-    from sdbatch.report.status import status as read
-    from sdbatch.storage import Store
+def status(output: str, watch: bool, as_json: bool) -> None:
+    """Show how far the output at OUTPUT is, also while it is drawn.
 
-    found = read(Store(output))
+    Exit code: 0; with --watch 3 if rows have failed, 1 if the run ended early.
+    """
+    from sdbatch.report import status as statuses
+    from sdbatch.storage import Store
+    from sdbatch.terminal import display
+
+    store = Store(output)
+    if watch:
+        found = statuses.watch(store, display(sys.stdout, as_json))
+    else:
+        found = statuses.status(store)
     click.echo(json.dumps(asdict(found)) if as_json else found.text())
+    sys.exit(found.exit_code if watch else 0)
 
 
 @main.command(cls=Command)
@@ -207,37 +298,3 @@ def schema() -> None:
     from sdbatch.job import json_schema
 
     click.echo(json_schema())
-
-
-def display(out: IO[str], as_json: bool) -> "Display":
-    """Return how progress is shown on `out`: as JSON, live on a terminal, or as plain lines."""
-    from sdbatch.report.progress import Bar, JsonLines, Lines
-
-    if as_json:
-        return JsonLines(out)
-    return Bar(out) if out.isatty() else Lines(out)
-
-
-@contextlib.contextmanager
-def quiet_terminal() -> Iterator[tuple[IO[str], str]]:
-    """Send what Ray and its processes print to a log file; yield the true stdout and the log.
-
-    By file descriptor: Ray's C++ parts print past Python, and past every setting of Ray's.
-    """
-    number, log = tempfile.mkstemp(prefix="sdbatch-", suffix=".log")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [os.dup(1), os.dup(2)]
-    out = os.fdopen(os.dup(kept[0]), "w", encoding="utf-8")
-    try:
-        os.dup2(number, 1)
-        os.dup2(number, 2)
-        yield out, log
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for fd, true in zip(kept, (1, 2), strict=True):
-            os.dup2(fd, true)
-            os.close(fd)
-        os.close(number)
-        out.close()

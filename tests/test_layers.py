@@ -24,16 +24,19 @@ MAY_IMPORT = {
     "receipts": "errors schema storage",
     "engine": "errors samplers",
     "formats": "schema samplers job",
-    "watch": "errors",
-    "stages": f"{LOW} engine formats",
+    "monitor": "schema",
+    "watch": "errors monitor",
+    "stages": f"{LOW} engine formats monitor",
     "shapes": "",
     "report": f"{LOW} formats shapes",
     "output": f"{LOW} report",
-    "cluster": "errors cores job watch",
-    "driver": f"{LOW} report output watch cluster",
-    "pipeline": f"{LOW} engine formats watch stages report output cluster driver",
+    "cluster": "errors cores job monitor watch",
+    "driver": f"{LOW} report output monitor watch cluster",
+    "pipeline": f"{LOW} engine formats monitor watch stages report output cluster driver",
     "serve": f"{LOW} strict_yaml samplers engine formats stages cluster pipeline",
-    "cli": f"{LOW} pipeline report serve",
+    "submit": f"{LOW} report",
+    "terminal": "report",
+    "cli": f"{LOW} pipeline report serve submit terminal",
     "__init__": "job pipeline report",
 }
 
@@ -84,7 +87,7 @@ def test_only_the_run_knows_ray():
     knowing = {
         part(path) for path in MODULES if any(name.split(".")[0] == "ray" for name in imports(path))
     }
-    assert knowing == {"cluster", "driver", "pipeline", "watch", "serve"}
+    assert knowing == {"cluster", "driver", "monitor", "pipeline", "watch", "serve", "submit"}
 
 
 def test_of_the_service_only_what_puts_it_on_ray_knows_ray():

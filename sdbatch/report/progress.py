@@ -1,9 +1,10 @@
 """Progress in images: a live bar on a terminal, plain lines elsewhere, JSON lines for machines."""
 
 import json
+import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import IO, Any, Protocol
 
 from sdbatch.errors import StorageError
@@ -14,6 +15,7 @@ PROGRESS_FILE = "progress.json"
 LINE_SECONDS = 5.0  # between plain lines
 HEARTBEAT_SECONDS = 2.0  # between writes of progress.json; an object store gets fewer
 REMOTE_HEARTBEAT_SECONDS = 15.0
+LINE = re.compile(r"[\d,]+ of [\d,]+ images  ")  # how `line` begins
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Bar:
             BarColumn(),
             TextColumn("{task.fields[text]}"),
             console=Console(file=file),
-            redirect_stdout=False,  # or what cli.quiet_terminal keeps away comes back through rich
+            redirect_stdout=False,  # or what terminal.quiet_terminal keeps away comes back through rich
             redirect_stderr=False,
         )
         self._task = self._bar.add_task("images", text="")
@@ -158,6 +160,22 @@ class Heartbeat:
             self._store.put(PROGRESS_FILE, json.dumps(said).encode())
         except StorageError:
             return  # the shards' own writes report a store that is out of reach or full
+
+
+def read(store: Store) -> dict[str, Any] | None:
+    """Return what progress.json says; None if there is none."""
+    text = store.find(PROGRESS_FILE)
+    try:
+        return dict(json.loads(text)) if text is not None else None
+    except ValueError as error:
+        raise StorageError(
+            f"{store.where(PROGRESS_FILE)} = {error}: must be JSON. Remove it, it is a heartbeat."
+        ) from error
+
+
+def from_json(said: dict[str, Any]) -> Progress:
+    """Return the progress that `as_json` gave."""
+    return Progress(**{field.name: said[field.name] for field in fields(Progress)})
 
 
 def line(progress: Progress) -> str:

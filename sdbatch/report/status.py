@@ -1,15 +1,16 @@
 """`sdbatch status`: how far an output is, from any machine that can read it."""
 
-import json
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from sdbatch import plan, receipts
 from sdbatch.errors import StorageError
-from sdbatch.report.progress import PROGRESS_FILE, duration
+from sdbatch.report import progress
+from sdbatch.report.progress import Display, duration
 from sdbatch.storage import Store
 
+WATCH_SECONDS = 1.0
 SILENT_BEATS = 5  # heartbeats missed before a run counts as gone
 
 
@@ -26,6 +27,13 @@ class Status:
     shards_committed: int
     reasons: dict[str, int]
     heartbeat: dict[str, Any] | None  # progress.json
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 if all is drawn or being drawn, 3 if rows failed, 1 if the run ended early."""
+        if self.state in ("stopped", "gone"):
+            return 1
+        return 3 if self.failed else 0
 
     def text(self) -> str:
         """Return the status for people."""
@@ -59,7 +67,7 @@ def status(store: Store) -> Status:
     if begun is None:
         raise StorageError(f"{store.url} = no {plan.JOB_FILE}: must be the output of a job.")
     found = receipts.read_all(store, receipts.committed(store))
-    beat = _heartbeat(store)
+    beat = progress.read(store)
     complete = len(found) == len(begun.shards)
     return Status(
         output=store.url,
@@ -74,14 +82,24 @@ def status(store: Store) -> Status:
     )
 
 
-def _heartbeat(store: Store) -> dict[str, Any] | None:
-    text = store.find(PROGRESS_FILE)
-    try:
-        return dict(json.loads(text)) if text is not None else None
-    except ValueError as error:
-        raise StorageError(
-            f"{store.where(PROGRESS_FILE)} = {error}: must be JSON. Remove it, it is a heartbeat."
-        ) from error
+def watch(store: Store, display: Display) -> Status:
+    """Show the run's progress until it is over; return how the output is then.
+
+    Of a run at work only its heartbeat is read, not the receipts.
+
+    Raises:
+        StorageError: there is no output.
+    """
+    found = status(store)
+    while found.state == "running":
+        beat = progress.read(store)
+        if beat is None or _state(beat) != "running":
+            found = status(store)
+        else:
+            display.show(progress.from_json(beat))
+            time.sleep(WATCH_SECONDS)
+    display.close(None)
+    return found
 
 
 def _is_over(beat: dict[str, Any] | None) -> bool:
