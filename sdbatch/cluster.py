@@ -109,7 +109,7 @@ def machines(selector: dict[str, str]) -> Machines:
             Machine(
                 node["Resources"].get("CPU", 0),
                 node["Resources"].get("GPU", 0),
-                all(_selects(value, node["Labels"].get(key)) for key, value in selector.items()),
+                all(selects(value, node["Labels"].get(key)) for key, value in selector.items()),
             )
             for node in ray.nodes()
             if node["Alive"]
@@ -117,7 +117,7 @@ def machines(selector: dict[str, str]) -> Machines:
     )
 
 
-def _selects(wanted: str, label: str | None) -> bool:
+def selects(wanted: str, label: str | None) -> bool:
     """Tell whether a node's label is as wanted: x, !x, in(x,y) or !in(x,y), as Ray reads them."""
     names = wanted.removeprefix("!").removeprefix("in(").removesuffix(")").split(",")
     return (label in [name.strip() for name in names]) != wanted.startswith("!")

@@ -3,7 +3,7 @@
 import pytest
 
 from sdbatch import cluster
-from sdbatch.cluster import Machine, Machines
+from sdbatch.cluster import Machine, Machines, Pool
 from sdbatch.errors import JobError
 
 CPU, GPU = Machines((Machine(2, 0),)), Machines((Machine(16, 1),))
@@ -65,3 +65,94 @@ def test_a_machine_too_busy_for_a_ray_is_told_of_in_one_line(make_job, monkeypat
         cluster.connected(None, make_job()),
     ):
         pass
+
+
+def pool(make_job, machines, shards=100, device="cpu", **section):
+    job = make_job(cluster=section, engine={"device": device, "lanes": 2})
+    return cluster.pool(job.cluster, job.engine, Machines(machines), shards)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus", "fit"),
+    [
+        ([8], 2, 3),  # and a CPU to read and write
+        ([4, 4], 2, 3),
+        ([3, 3, 3], 2, 3),  # an actor stands on one node
+        ([1, 16], 2, 8),
+        ([2], 0.25, 4),
+    ],
+)
+def test_as_many_actors_draw_as_the_nodes_hold_one_by_one(make_job, nodes, cpus, fit):
+    machines = tuple(Machine(n, 0) for n in nodes)
+    assert pool(make_job, machines, cpus_per_actor=cpus) == Pool(fit, fit)
+
+
+@pytest.mark.parametrize(("gpus", "fit"), [(1, 6), (0.5, 12), (2, 2), (4, 1)])
+def test_gpus_are_shared_or_taken_by_several_on_their_own_node(make_job, gpus, fit):
+    machines = (Machine(4, 0), Machine(32, 4), Machine(32, 1), Machine(32, 1))
+    found = pool(make_job, machines, device="cuda", cpus_per_actor=1, gpus_per_actor=gpus)
+    assert found == Pool(fit, fit)
+
+
+def test_nodes_that_the_label_selector_keeps_out_hold_no_actor(make_job):
+    machines = (Machine(8, 1, draws=False), Machine(8, 1))
+    assert pool(make_job, machines, device="cuda") == Pool(1, 1)
+
+
+@pytest.mark.parametrize("nodes", [(1, 1, 1, 1), ()])
+def test_an_actor_that_fits_no_node_is_refused(make_job, nodes):
+    machines = tuple(Machine(n, 0) for n in nodes)
+    with pytest.raises(JobError, match=r"cluster.actors = auto: .* hold 0, of 2 CPUs and 0 GPUs"):
+        pool(make_job, machines, cpus_per_actor=2)
+
+
+def test_more_actors_than_fit_are_refused_with_the_way_to_a_cluster_that_grows(make_job):
+    with pytest.raises(JobError, match=r"cluster.actors = 9: .*\{min: 0, max: 9\} where machines"):
+        pool(make_job, (Machine(8, 0),), actors=9)
+
+
+@pytest.mark.parametrize(
+    ("asked", "shards", "found"),
+    [
+        ({"min": 0, "max": 64}, 100, Pool(1, 64)),
+        ({"min": 8, "max": 64}, 100, Pool(8, 64)),
+        ({"min": 8, "max": 64}, 5, Pool(5, 5)),
+        ({"max": 4}, 100, Pool(1, 4)),
+    ],
+)
+def test_a_pool_that_grows_asks_for_no_machine_that_is_there(make_job, asked, shards, found):
+    assert pool(make_job, (), shards, device="cuda", actors=asked) == found
+
+
+def test_a_gpu_may_still_come_where_the_cluster_grows(make_job):
+    engine = make_job(engine={"device": "cuda"}, cluster={"actors": {"max": 4}})
+    assert cluster.resolve_engine(engine, CPU).dtype == "float16"
+
+
+def test_what_will_come_is_not_guessed(make_job):
+    job = make_job(cluster={"actors": {"max": 4}})
+    with pytest.raises(JobError, match=r"engine.device = 'auto': .* has no GPU yet.*Set cuda or"):
+        cluster.resolve_engine(job, CPU)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "label", "chosen"),
+    [
+        ("H100", "H100", True),
+        ("H100", "A100", False),
+        ("H100", None, False),
+        ("!H100", "H100", False),
+        ("!H100", None, True),
+        ("in(A100, H100)", "H100", True),
+        ("in(A100,H100)", "T4", False),
+        ("!in(A100,H100)", "T4", True),
+        ("!in(A100,H100)", "A100", False),
+    ],
+)
+def test_labels_select_nodes_as_they_do_in_ray(wanted, label, chosen):
+    assert cluster.selects(wanted, label) is chosen
+
+
+def test_in_flight_counts_with_the_most_lanes_of_any_gpu(make_job):
+    assert cluster.most_lanes(make_job(engine={"lanes": {"H100": 64, "T4": 16}}).engine) == 64
+    assert cluster.most_lanes(make_job(engine={"lanes": 8}).engine) == 8

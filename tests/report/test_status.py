@@ -8,7 +8,7 @@ import pytest
 from sdbatch import receipts
 from sdbatch.errors import StorageError
 from sdbatch.report.progress import PROGRESS_FILE, Heartbeat, Progress
-from sdbatch.report.status import SILENT_BEATS, status
+from sdbatch.report.status import SILENT_BEATS, status, watch
 from sdbatch.storage import Store
 from tests.finished import finish, small_job
 
@@ -128,3 +128,55 @@ def test_status_tells_people_no_pace_when_nothing_runs(complete):
         "  6 of 6 images committed, 2 failed, 3 of 3 shards",
         f"  2 failed: {FAULT}",
     ]
+
+
+class Seen:
+    """A display that goes on with the run each time it is shown."""
+
+    def __init__(self, *steps):
+        self.shown = []
+        self.closed = False
+        self._steps = list(steps)
+
+    def show(self, progress):
+        self.shown.append(progress)
+        self._steps.pop(0)()
+
+    def close(self, report):
+        self.closed = True
+
+
+@pytest.fixture
+def _impatient(monkeypatch):
+    monkeypatch.setattr("sdbatch.report.status.WATCH_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize(
+    ("end", "state", "code"), [("finished", "finished", 3), ("stopped", "stopped", 1)]
+)
+def test_watch_follows_the_heartbeat_until_the_run_is_over(end, state, code, complete):
+    if end == "stopped":
+        receipts.withdraw(complete.store, complete.receipts[-1])
+    beat(complete.store, "running")
+    seen = Seen(lambda: None, lambda: beat(complete.store, end))
+    found = watch(complete.store, seen)
+
+    assert seen.shown == [SOME, SOME]
+    assert seen.closed
+    assert (found.state, found.exit_code) == (state, code)
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_watch_ends_when_the_run_falls_silent(partial):
+    beat(partial.store, "running")
+    found = watch(partial.store, Seen(lambda: beat(partial.store, "running", SILENT_BEATS + 1)))
+
+    assert (found.state, found.exit_code) == ("gone", 1)
+
+
+def test_watch_shows_at_once_how_an_output_is_that_nobody_draws(complete):
+    seen = Seen()
+
+    assert watch(complete.store, seen).state == "finished"
+    assert seen.shown == []
