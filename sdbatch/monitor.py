@@ -52,9 +52,9 @@ NOBODY = Monitor()
 
 @dataclass
 class RayMonitor(Monitor):
-    """Tells Ray's metrics and the worker's log, under the name of the job."""
+    """Tells Ray's metrics and the worker's log."""
 
-    job: str
+    dataset: str  # its name; not "job", which Prometheus uses itself
 
     def __post_init__(self) -> None:
         self._last = (0.0, 0.0, 0, 0, 0)  # of this process's engine
@@ -72,27 +72,27 @@ class RayMonitor(Monitor):
             raise
         seconds = time.perf_counter() - began
         log.info("%s: ended after %.2f s", what, seconds)
-        _metrics()["stage_seconds"].observe(seconds, {"job": self.job, "stage": name})
+        _metrics()["stage_seconds"].observe(seconds, {"dataset": self.dataset, "stage": name})
 
     def images(self, drawn: int, failed: int) -> None:
         """See Monitor.images."""
         for outcome, count in (("drawn", drawn), ("failed", failed)):
             if count > 0:
-                _metrics()["images"].inc(count, {"job": self.job, "outcome": outcome})
+                _metrics()["images"].inc(count, {"dataset": self.dataset, "outcome": outcome})
 
     def engine(self, work: Work, queue: int) -> None:
         """See Monitor.engine."""
         now = (work.seconds, work.idle_seconds, work.ticks, work.rows, work.filled)
         for name, before, count in zip(_ENGINE, self._last, now, strict=True):
             if count > before:
-                _metrics()[name].inc(count - before, {"job": self.job})
+                _metrics()[name].inc(count - before, {"dataset": self.dataset})
         self._last = now
-        _metrics()["queue"].set(queue, {"job": self.job})
+        _metrics()["queue"].set(queue, {"dataset": self.dataset})
 
     def output(self, planned: int, done: int) -> None:
         """See Monitor.output."""
-        _metrics()["images_planned"].set(planned, {"job": self.job})
-        _metrics()["images_done"].set(done, {"job": self.job})
+        _metrics()["images_planned"].set(planned, {"dataset": self.dataset})
+        _metrics()["images_done"].set(done, {"dataset": self.dataset})
 
 
 _ENGINE = (
@@ -122,15 +122,15 @@ def _metrics() -> dict[str, Any]:
     """Return the metrics of this process; Ray wants each made once."""
     from ray.util.metrics import Counter, Gauge, Histogram
 
-    own: dict[str, tuple[str, ...]] = {"images": ("job", "outcome")}
+    own: dict[str, tuple[str, ...]] = {"images": ("dataset", "outcome")}
     made: dict[str, Any] = {}
     for name, text in COUNTERS.items():
-        made[name] = Counter(f"sdbatch_{name}", text, own.get(name, ("job",)))
+        made[name] = Counter(f"sdbatch_{name}", text, own.get(name, ("dataset",)))
     for name, text in GAUGES.items():
-        made[name] = Gauge(f"sdbatch_{name}", text, ("job",))
+        made[name] = Gauge(f"sdbatch_{name}", text, ("dataset",))
     text = "Seconds of a shard in a stage: read, draw, write."
     made["stage_seconds"] = Histogram(
-        "sdbatch_stage_seconds", text, _SECONDS, tag_keys=("job", "stage")
+        "sdbatch_stage_seconds", text, _SECONDS, tag_keys=("dataset", "stage")
     )
     return made
 
