@@ -1,0 +1,201 @@
+"""From images wanted and a GPU to GPUs, hours, disk, network, money: cluster/SIZING.md's tables.
+
+    python benchmarks/sizing.py --images 1000000 --gpu L4 --gpus 64 --price 0.25
+    python benchmarks/sizing.py --page       # writes the tables of cluster/SIZING.md anew
+
+All is arithmetic, by the formulas of cluster/SIZING.md. Measured here is only what
+benchmarks/results/driver.json says of the driver and the size of an image's file; a GPU's images/s
+is its published peak times --efficiency, until `--rate` gives what benchmarks/gpu.py measured.
+"""
+
+import io
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from PIL import Image
+from pipeline import picture
+
+from sdbatch.plan import MOST_IMAGES
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parent.parent / "cluster" / "SIZING.md"
+BEGIN, END = "<!-- sizing: {} -->\n", "<!-- end -->\n"
+# Published peak, dense, in float16 with tensor cores: TFLOP/s (NVIDIA's data sheets).
+PEAK = {"T4": 65, "L4": 121, "A10G": 70, "L40S": 362, "A100": 312, "H100": 989, "H200": 989}
+UNET_TFLOP = 0.8033  # a lane and step of Stable Diffusion 1.5 at 512x512
+VAE_TFLOP = 2.514  # a decoded image at 512x512
+RECEIPT_BYTES = 1000  # and as much of a plan's and a manifest's row
+REQUESTS = 4  # of an object store, a shard: data, receipt, and both listed and read once more
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be drawn, and on what."""
+
+    images: int
+    gpu: str
+    gpus: int
+    steps: int = 25
+    guided: bool = True
+    pixels: int = 512 * 512
+    efficiency: float = 0.45  # of the published peak
+    rate: float | None = None  # images/s of one GPU, where measured
+    price: float = 0.0  # of one GPU and hour, in any currency
+    spot_loss: float = 0.0  # machines lost, a GPU and hour
+    start: float = 300.0  # seconds from a machine's request to its first image
+
+
+@dataclass(frozen=True)
+class Size:
+    """What it takes."""
+
+    tflop: float  # an image
+    rate: float  # images/s of one GPU
+    hours: float
+    money: float
+    lost: float  # part of the work that lost machines take with them
+    file_kib: float  # of an image
+    disk_gb: float
+    network_mb: float  # per second, into the object store
+    shards: int
+    shard_seconds: float  # on one GPU
+    driver_cores: float
+    driver_gib: float
+    requests: int  # of the object store
+
+
+def size(wanted: Wanted) -> Size:
+    """Work out what `wanted` takes."""
+    scale = wanted.pixels / 512**2
+    lanes = 2 if wanted.guided else 1
+    tflop = scale * (lanes * wanted.steps * UNET_TFLOP + VAE_TFLOP)
+    rate = wanted.rate or PEAK[wanted.gpu] * wanted.efficiency / tflop
+    file_bytes = scale * len(_jpeg())
+    shards = math.ceil(wanted.images / MOST_IMAGES)
+    shard_seconds = MOST_IMAGES / rate
+    lost = wanted.spot_loss / 3600 * (shard_seconds + wanted.start)  # two in flight, half done each
+    seconds = wanted.images / (rate * wanted.gpus) * (1 + lost) + wanted.start
+    driver = _driver()
+    return Size(
+        tflop=tflop,
+        rate=rate,
+        hours=seconds / 3600,
+        money=seconds / 3600 * wanted.gpus * wanted.price,
+        lost=lost,
+        file_kib=file_bytes / 1024,
+        disk_gb=wanted.images * file_bytes / 1e9,
+        network_mb=rate * wanted.gpus * file_bytes / 1e6,
+        shards=shards,
+        shard_seconds=shard_seconds,
+        driver_cores=rate * wanted.gpus / MOST_IMAGES * driver["driver_cpu_ms_a_shard"] / 1000,
+        driver_gib=(driver["driver_mib_at_first"] + shards * driver["driver_kib_a_shard"] / 1024)
+        / 1024,
+        requests=shards * REQUESTS,
+    )
+
+
+def _jpeg() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture()).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def _driver() -> dict[str, float]:
+    """Return what the largest run of benchmarks/driver.py that went to its end found."""
+    found = json.loads((RESULTS / "driver.json").read_text())["driver"]
+    whole = {name: row for name, row in found.items() if name.endswith("whole")}
+    largest = max(whole, key=lambda name: int(name.split()[0].replace(",", "")))
+    row: dict[str, float] = whole[largest]
+    return row
+
+
+def table(rows: list[tuple[str, Wanted]]) -> str:
+    """Return the sizes as a Markdown table."""
+    lines = [
+        "| | GPUs | images/s, one GPU | hours | money | lost to spot | disk | network | shards "
+        "| driver |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, wanted in rows:
+        s = size(wanted)
+        lines.append(
+            f"| {name} | {wanted.gpus} {wanted.gpu} | {s.rate:.1f} | {s.hours:,.1f} | "
+            f"{s.money:,.0f} | {s.lost:.1%} | {s.disk_gb:,.0f} GB | {s.network_mb:,.0f} MB/s | "
+            f"{s.shards:,} of {s.shard_seconds:,.0f} s | {s.driver_cores:.2f} cores, "
+            f"{s.driver_gib:.1f} GiB |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def page() -> str:
+    """Return cluster/SIZING.md with its tables worked out anew."""
+    text = PAGE.read_text()
+    for name, body in (("examples", examples()), ("limits", limits())):
+        before, begin, rest = text.partition(BEGIN.format(name))
+        if not begin:
+            raise click.ClickException(f"{PAGE} = no table {name}: must have its marks.")
+        text = before + begin + body + END + rest.partition(END)[2]
+    return text
+
+
+def examples() -> str:
+    """Return the table of examples. Prices are examples, too."""
+    rows = [
+        ("10,000 images", Wanted(10_000, "L4", 1, price=0.8)),
+        ("1,000,000", Wanted(1_000_000, "L4", 64, price=0.8)),
+        ("1,000,000, spot", Wanted(1_000_000, "L4", 64, price=0.3, spot_loss=0.05)),
+        ("1,000,000, 8 steps", Wanted(1_000_000, "L4", 16, steps=8, price=0.8)),
+        ("100,000,000", Wanted(100_000_000, "H100", 128, price=3.0)),
+        ("1,000,000,000", Wanted(1_000_000_000, "H100", 512, price=3.0)),
+    ]
+    return table(rows)
+
+
+def limits() -> str:
+    """Return what the driver takes at 10^7 to 10^9 images, a thousand a shard."""
+    found = json.loads((RESULTS / "driver.json").read_text())["driver"]
+    driver = _driver()
+    resumes = [
+        (int(name.split()[0].replace(",", "")), row["resume_s"]) for name, row in found.items()
+    ]
+    most, seconds = max(resumes)
+    lines = [
+        "| images | shards | driver CPU, all told | driver memory | resume | shards/s at most |",
+        "|---|---|---|---|---|---|",
+    ]
+    for power in (7, 8, 9):
+        shards = 10**power // MOST_IMAGES
+        cpu = shards * driver["driver_cpu_ms_a_shard"] / 1000 / 3600
+        mib = driver["driver_mib_at_first"] + shards * driver["driver_kib_a_shard"] / 1024
+        lines.append(
+            f"| 10^{power} | {shards:,} | {cpu:.1f} h of a core | {mib / 1024:.1f} GiB | "
+            f"{shards * seconds / most:,.0f} s | {driver['shards_per_s']:g} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+@click.command()
+@click.option("--images", type=int)
+@click.option("--gpu", type=click.Choice(list(PEAK)), default="L4", show_default=True)
+@click.option("--gpus", default=1, show_default=True)
+@click.option("--steps", default=25, show_default=True)
+@click.option("--guided/--unguided", default=True, show_default=True)
+@click.option("--pixels", default=512 * 512, show_default=True, help="An image: height x width.")
+@click.option("--efficiency", default=0.45, show_default=True, help="Of the published peak.")
+@click.option("--rate", type=float, help="Images/s of one GPU, measured; in place of the peak.")
+@click.option("--price", default=0.0, help="Of one GPU and hour.")
+@click.option("--spot-loss", default=0.0, help="Machines lost, a GPU and hour.")
+@click.option("--page", "write", is_flag=True, help="Write the tables of cluster/SIZING.md anew.")
+def main(images: int | None, write: bool, **wanted: float) -> None:
+    """Work out what a dataset takes."""
+    if write:
+        PAGE.write_text(page())
+    if images is not None:
+        print(table([(f"{images:,} images", Wanted(images=images, **wanted))]))  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

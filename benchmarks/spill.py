@@ -1,0 +1,107 @@
+"""Whether Ray's object store spills to the disk when writing is far slower than drawing.
+
+    python benchmarks/spill.py [--shards 80] [--store 300] [--output benchmarks/results/spill.json]
+
+An engine whose images are ready at once, a writer that waits a second with every shard, and an
+object store that holds a part of the images: drawing must wait for writing. Prints what the store
+held at most, what was spilled, and JSON on the last line.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import findings
+import pyarrow as pa
+from pipeline import ReadyEngine, write_table
+
+from sdbatch import pipeline
+from sdbatch.job import parse
+from sdbatch.report.progress import Progress, Silent
+from sdbatch.stages.write import WriteShard
+
+SHARD = 200  # images
+WAIT_SECONDS = 1.0
+
+
+class SlowWrite(WriteShard):
+    """Writes a shard after a while."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Wait, then write."""
+        time.sleep(WAIT_SECONDS)
+        return super().__call__(block)
+
+
+class Watching(Silent):
+    """Reads the object store as the run goes on."""
+
+    def __init__(self) -> None:
+        self.held = 0
+        self.spilled = 0
+        self._next = 0.0
+
+    def show(self, progress: Progress) -> None:
+        """Take a reading every half second."""
+        if time.monotonic() > self._next:
+            self._next = time.monotonic() + 0.5
+            stats = store()
+            self.held = max(self.held, stats.object_store_bytes_used)
+            self.spilled = stats.spilled_bytes_total
+
+
+def store() -> Any:
+    """Return what Ray says of the object store of this machine."""
+    import ray
+    from ray._private import internal_api
+
+    state = internal_api.get_state_from_address(ray.get_runtime_context().gcs_address)
+    return internal_api.get_memory_info_reply(state).store_stats
+
+
+@click.command()
+@click.option("--shards", default=80, show_default=True)
+@click.option("--store", "mib", default=300, show_default=True, help="MiB of the object store.")
+@click.option("--output", type=click.Path(path_type=Path), help="Where the JSON goes, too.")
+def main(shards: int, mib: int, output: Path | None) -> None:
+    """Measure whether the object store spills."""
+    import ray
+
+    quiet = {"log_to_driver": False, "logging_level": "error", "include_dashboard": False}
+    ray.init("local", num_cpus=4, object_store_memory=mib * 2**20, **quiet)
+    pipeline.WriteShard = SlowWrite  # type: ignore[misc]
+    watching = Watching()
+    with tempfile.TemporaryDirectory() as name:
+        write_table(Path(name) / "table.parquet", shards * SHARD)
+        job = parse(
+            {
+                "prompts": {"path": f"{name}/table.parquet"},
+                "model": "builtin:shapes",
+                "sampling": {"height": 512, "width": 512},
+                "cluster": {"actors": 2, "cpus_per_actor": 1},
+                "output": {"path": f"{name}/out", "images_per_shard": SHARD},
+            }
+        )
+        ready = pipeline.prepare(job)
+        report = pipeline.draw(ready, display=watching, make_engine=ReadyEngine)
+        size = sum(file.stat().st_size for file in Path(name, "out", "data").iterdir())
+    if report.images != shards * SHARD:
+        raise click.ClickException(f"{report.images} images: {report.stopped}")
+    ray.shutdown()
+    found = {
+        "shards": shards,
+        "store_mib": mib,
+        "images_mib": round(size / 2**20),
+        "held_at_most_mib": round(watching.held / 2**20),
+        "spilled_mib": round(watching.spilled / 2**20, 1),
+        "seconds": report.seconds,
+    }
+    for key, value in found.items():
+        print(f"{key:18} {value}")
+    findings.report(output, **found)
+
+
+if __name__ == "__main__":
+    main()
