@@ -1,4 +1,4 @@
-"""How many lanes draw fastest, by image size and memory layout: the rule of cluster.lanes.
+"""How many lanes draw fastest, by image size and memory layout: the rule of actors.lanes.
 
     python benchmarks/lanes.py [--model tiny] [--device cpu]
 

@@ -4,19 +4,17 @@
     python benchmarks/sizing.py --page       # writes the tables of cluster/SIZING.md anew
 
 All is arithmetic, by the formulas of cluster/SIZING.md. Measured here is only what
-benchmarks/results/driver.json says of the driver and the size of an image's file; a GPU's images/s
-is its published peak times --efficiency, until `--rate` gives what benchmarks/gpu.py measured.
+benchmarks/results/driver.json says of the driver, and spill.json of the size of an image's file; a
+GPU's images/s is its published peak times --efficiency, until `--rate` gives what benchmarks/gpu.py
+measured.
 """
 
-import io
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from PIL import Image
-from pipeline import picture
 
 from sdbatch.plan import MOST_IMAGES
 
@@ -27,7 +25,6 @@ BEGIN, END = "<!-- sizing: {} -->\n", "<!-- end -->\n"
 PEAK = {"T4": 65, "L4": 121, "A10G": 70, "L40S": 362, "A100": 312, "H100": 989, "H200": 989}
 UNET_TFLOP = 0.8033  # a lane and step of Stable Diffusion 1.5 at 512x512
 VAE_TFLOP = 2.514  # a decoded image at 512x512
-RECEIPT_BYTES = 1000  # and as much of a plan's and a manifest's row
 REQUESTS = 4  # of an object store, a shard: data, receipt, and both listed and read once more
 
 
@@ -73,7 +70,7 @@ def size(wanted: Wanted) -> Size:
     lanes = 2 if wanted.guided else 1
     tflop = scale * (lanes * wanted.steps * UNET_TFLOP + VAE_TFLOP)
     rate = wanted.rate or PEAK[wanted.gpu] * wanted.efficiency / tflop
-    file_bytes = scale * len(_jpeg())
+    file_bytes = scale * 1024 * json.loads((RESULTS / "spill.json").read_text())["file_kib"]
     shards = math.ceil(wanted.images / MOST_IMAGES)
     shard_seconds = MOST_IMAGES / rate
     lost = wanted.spot_loss / 3600 * (shard_seconds + wanted.start)  # two in flight, half done each
@@ -95,12 +92,6 @@ def size(wanted: Wanted) -> Size:
         / 1024,
         requests=shards * REQUESTS,
     )
-
-
-def _jpeg() -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture()).save(file, "JPEG", quality=95)
-    return file.getvalue()
 
 
 def _driver() -> dict[str, float]:

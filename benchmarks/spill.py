@@ -94,6 +94,7 @@ def main(shards: int, mib: int, output: Path | None) -> None:
         "shards": shards,
         "store_mib": mib,
         "images_mib": round(size / 2**20),
+        "file_kib": round(size / 1024 / (shards * SHARD), 1),  # of an image, with its row
         "held_at_most_mib": round(watching.held / 2**20),
         "spilled_mib": round(watching.spilled / 2**20, 1),
         "seconds": report.seconds,

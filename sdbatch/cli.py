@@ -231,10 +231,9 @@ def status(output: str, watch: bool, as_json: bool) -> None:
     from sdbatch.terminal import display
 
     store = Store(output)
+    found = statuses.status(store)
     if watch:
         found = statuses.watch(store, display(sys.stdout, as_json))
-    else:
-        found = statuses.status(store)
     click.echo(json.dumps(asdict(found)) if as_json else found.text())
     sys.exit(found.exit_code if watch else 0)
 

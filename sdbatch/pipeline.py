@@ -1,40 +1,31 @@
 """The run: from a job to a dataset, with exact resume.
 
-Read `run_job`, then `graph`: the picture of ARCHITECTURE.md on one screen.
+Read `run_job`, then `flow.graph`: the picture of ARCHITECTURE.md on one screen.
 """
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
-from sdbatch import cluster, output, plan, receipts
+from sdbatch import actors, cluster, flow, output, plan, receipts
+from sdbatch.actors import Machines
 from sdbatch.driver import Driver
 from sdbatch.engine import checkpoint
 from sdbatch.engine.request import Request
 from sdbatch.errors import ModelError, SdbatchError
+from sdbatch.flow import Drawing, MakeEngine
 from sdbatch.formats.image import Encoding
 from sdbatch.job import Job
-from sdbatch.monitor import Monitor, RayMonitor
+from sdbatch.monitor import RayMonitor
 from sdbatch.plan import Begun, Plan
 from sdbatch.prompts.table import open_table
 from sdbatch.receipts import Receipt
 from sdbatch.report.progress import Display, Silent
 from sdbatch.report.summary import Report
 from sdbatch.schema import Shard
-from sdbatch.stages.draw import DrawImages, Draws, load_engine
-from sdbatch.stages.read import ReadPrompts
-from sdbatch.stages.write import WriteShard
+from sdbatch.stages.draw import load_engine
 from sdbatch.storage import Store
-from sdbatch.watch import RemoteWatch
 
-if TYPE_CHECKING:
-    from ray.data import Dataset
-
-MakeEngine = Callable[[], Draws]
 # Columns by which rows may ask for what the job's own values could not draw.
 DECIDING = {"sampler", "num_inference_steps", "clip_skip", "negative_prompt", "prompt_weights"}
 
@@ -152,7 +143,7 @@ def draw(
         with beside, cluster.connected(address or asked.cluster.address, asked) as machines:
             driver.note("ray")
             job = resolve(ready, machines, hashed.result())
-            pool = cluster.pool(job.cluster, job.engine, machines, len(ready.todo))
+            pool = actors.fit(job.cluster, job.engine, machines, len(ready.todo))
             planned = replace(ready.plan, job=job)
             output.begin(ready.store, planned, ready.kept, ready.withdrawn, ready.overwrite)
             monitor = RayMonitor(job.title)
@@ -165,8 +156,9 @@ def draw(
                 sampling.height * sampling.width,
                 None if DECIDING & planned.table.columns.keys() else example(job),
             )
-            flow = graph(planned, ready, Drawing(pool, factory, watch, monitor))
-            driver.follow(flow, watch, monitor)
+            drawing = Drawing(pool, factory, encoding(job), watch, monitor)
+            graph = flow.graph(planned, ready.todo, ready.store, drawing)
+            driver.follow(graph, watch, monitor)
             return driver.finish(job)
     except SdbatchError:  # it could not start: leave nothing behind
         if ready.begun is None and not receipts.committed(ready.store):
@@ -194,80 +186,6 @@ def example(job: Job) -> Request:
     return Request(**{**job.sampling.model_dump(), "prompt": ""})
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """Who draws, and who is told of it."""
-
-    pool: cluster.Pool
-    make_engine: MakeEngine
-    watch: RemoteWatch
-    monitor: Monitor
-
-
-def graph(planned: Plan, ready: Ready, drawing: Drawing) -> "Dataset":
-    """Lay out the data flow: shards -> ReadPrompts -> DrawImages -> WriteShard -> receipts."""
-    import ray.data
-    from ray.data import ActorPoolStrategy, TaskPoolStrategy
-
-    job, table, urls = planned.job, planned.table, planned.urls()
-    pool, monitor = drawing.pool, drawing.monitor
-    shards = [{**asdict(shard), "url": urls[shard.source]} for shard in ready.todo]
-    images = sum(shard.images for shard in ready.todo)
-    starts = range(0, len(shards), cluster.WINDOW)
-    windows = [pa.Table.from_pylist(shards[at : at + cluster.WINDOW]) for at in starts]
-    in_flight = cluster.in_flight(pool.most, len(shards), images, cluster.most_lanes(job.engine))
-    cpus, gpus = cluster.per_actor(job.cluster, job.engine)
-    one = {"batch_size": 1, "batch_format": "pyarrow"}  # a block of one row holds one shard
-    with cluster.settings():
-        return (
-            ray.data.from_arrow(windows)
-            .map_batches(
-                one_by_one,
-                num_cpus=cluster.CUT_CPUS,
-                compute=TaskPoolStrategy(size=1),
-                batch_size=None,
-                batch_format="pyarrow",
-            )
-            .map_batches(
-                ReadPrompts(job, table.columns, table.schema, table.extras, monitor),
-                num_cpus=cluster.READ_CPUS,
-                **one,
-            )
-            .map_batches(
-                DrawImages,
-                fn_constructor_args=(
-                    drawing.make_engine,
-                    encoding(job),
-                    drawing.watch,
-                    max(1, int(cpus)),
-                    job.safety.policy,
-                    monitor,
-                ),
-                compute=ActorPoolStrategy(
-                    min_size=pool.least,
-                    max_size=pool.most,
-                    initial_size=pool.most,  # asked for at once: an autoscaler sees all of them
-                    max_tasks_in_flight_per_actor=in_flight,
-                    max_concurrent_calls_per_actor=in_flight,
-                ),
-                num_cpus=cpus,
-                num_gpus=gpus,
-                label_selector=job.cluster.label_selector or None,
-                **one,
-            )
-            .map_batches(
-                WriteShard(job.output, ready.store, monitor),
-                num_cpus=cluster.WRITE_CPUS,
-                **one,
-            )
-        )
-
-
-def one_by_one(window: pa.Table) -> pa.Table:
-    """Hand on a window of the plan; Ray cuts it into blocks of one row, as cluster.settings say."""
-    return window
-
-
 def encoding(job: Job) -> Encoding:
     """Return how the job's images are encoded and what they say of their model."""
     return Encoding(
@@ -279,7 +197,7 @@ def encoding(job: Job) -> Encoding:
     )
 
 
-def resolve(ready: Ready, machines: cluster.Machines, sha256: str | None) -> Job:
+def resolve(ready: Ready, machines: Machines, sha256: str | None) -> Job:
     """Resolve the planned job, and refuse it if the output was begun with another."""
     job = resolve_job(ready.plan.job, machines, sha256)
     if ready.begun is not None:
@@ -287,7 +205,7 @@ def resolve(ready: Ready, machines: cluster.Machines, sha256: str | None) -> Job
     return job
 
 
-def resolve_job(job: Job, machines: cluster.Machines, sha256: str | None) -> Job:
+def resolve_job(job: Job, machines: Machines, sha256: str | None) -> Job:
     """Replace every `auto` of the job by what the machines have, and name the model's weights."""
     if job.model.sha256 not in (None, sha256):
         raise ModelError(
@@ -295,5 +213,5 @@ def resolve_job(job: Job, machines: cluster.Machines, sha256: str | None) -> Job
             f"{job.model.sha256}, as the job or the begun output says."
         )
     model = job.model.model_copy(update={"sha256": sha256})
-    engine = cluster.resolve_engine(job, machines)
+    engine = actors.resolve_engine(job, machines)
     return job.model_copy(update={"model": model, "engine": engine})

@@ -5,7 +5,8 @@ import shutil
 import huggingface_hub
 import pytest
 
-from sdbatch import cluster, output, pipeline, plan, receipts
+from sdbatch import output, pipeline, plan, receipts
+from sdbatch.actors import Machine, Machines
 from sdbatch.engine import checkpoint
 from sdbatch.errors import ModelError, StorageError
 from sdbatch.job import Prompts
@@ -97,7 +98,7 @@ def test_hash_of_weights_is_refused_where_there_are_none_to_hash(
 
 
 def test_other_weights_than_the_job_names_are_refused(make_job):
-    machines = cluster.Machines((cluster.Machine(2, 0),))
+    machines = Machines((Machine(2, 0),))
     ready = pipeline.prepare(make_job(model={"path": "builtin:shapes", "sha256": "0" * 64}))
     own = checkpoint.sha256(ready.model)
     with pytest.raises(ModelError, match=rf"weights' sha256 is {own}, and must be {'0' * 64}"):

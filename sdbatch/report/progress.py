@@ -73,7 +73,7 @@ class Bar:
             BarColumn(),
             TextColumn("{task.fields[text]}"),
             console=Console(file=file),
-            redirect_stdout=False,  # or what terminal.quiet_terminal keeps away comes back through rich
+            redirect_stdout=False,  # or what quiet_terminal keeps away comes back through rich
             redirect_stderr=False,
         )
         self._task = self._bar.add_task("images", text="")

@@ -19,7 +19,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import Receive, Scope, Send
 
-from sdbatch import cluster, job, pipeline
+from sdbatch import actors, cluster, job, pipeline
 from sdbatch.engine import checkpoint
 from sdbatch.errors import JobError, SdbatchError
 from sdbatch.job import Job
@@ -60,7 +60,7 @@ def assemble(asked: Job, digests: Digests) -> serve.Application:
     files, asked = pipeline.find_model(asked)
     resolved = pipeline.resolve_job(asked, machines, checkpoint.sha256(files))
     settings, engine = resolved.serve, resolved.engine
-    fitting = cluster.pool(resolved.cluster, engine, machines, sys.maxsize).most
+    fitting = actors.fit(resolved.cluster, engine, machines, sys.maxsize).most
     most = fitting if settings.max_replicas == "auto" else settings.max_replicas
     if settings.min_replicas > min(fitting, most):
         raise JobError(
@@ -73,10 +73,10 @@ def assemble(asked: Job, digests: Digests) -> serve.Application:
         raise JobError(
             f"sampling.{refusal} Raise serve.limits, or have the job ask for less."
         ) from refusal
-    cpus, gpus = cluster.per_actor(resolved.cluster, engine)
+    cpus, gpus = actors.per_actor(resolved.cluster, engine)
     pixels = resolved.sampling.height * resolved.sampling.width
     make_engine = partial(load_engine, files, engine, pixels, pipeline.example(resolved))
-    ongoing = cluster.most_lanes(engine)  # twice the guided images that fill its lanes
+    ongoing = actors.most_lanes(engine)  # twice the guided images that fill its lanes
     drawer = serve.deployment(
         Drawer,
         name="Drawer",
@@ -96,7 +96,7 @@ def assemble(asked: Job, digests: Digests) -> serve.Application:
         serve.ingress(_forward)(Front),
         name="Front",
         num_replicas=1,
-        ray_actor_options={"num_cpus": cluster.CHEAP_CPUS},
+        ray_actor_options={"num_cpus": actors.CHEAP_CPUS},
         max_ongoing_requests=settings.queue + CONNECTIONS,
         graceful_shutdown_timeout_s=settings.timeout_s,
     )

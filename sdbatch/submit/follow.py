@@ -125,7 +125,6 @@ class _Log:
         self._seen = 0  # characters
         self._begun = ""  # of a line whose end is to come
         self._closed = threading.Event()
-        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._stream, daemon=True)
         self._thread.start()
 
@@ -150,7 +149,10 @@ class _Log:
         """Return the lines of a job that is over that have not come."""
         self._thread.join(2 * AGAIN_SECONDS)
         lines = self.take(0.0)
-        missing = self._jobs.log(self._name)[self._seen :]
+        try:
+            missing = self._jobs.log(self._name)[self._seen :]
+        except JobError as error:  # the cluster may end with its job
+            missing = f"\nthe end of the log is missing ({error})"
         return [*lines, *(self._begun + missing).splitlines()]
 
     def _stream(self) -> None:

@@ -179,6 +179,7 @@ def test_a_job_drawn_on_a_cluster_has_the_bytes_of_one_drawn_here(bucket, dashbo
 def test_a_job_is_left_found_again_and_ended(bucket, dashboard, folder):  # noqa: F811
     path = "s3://datasets/left"
     slow = ["--set", f"output.path={path}", "--set", "prompts.images_per_row=2000", *pass_on()]
+    slow += ["--driver-cpus", "0.5"]  # which the head does not have
     first = submit(folder, dashboard, *slow)
     for line in first.stdout:
         if "loading the model" in line:

@@ -1,0 +1,87 @@
+"""The data flow that Ray Data runs: windows of the plan -> rows -> images -> files and receipts."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from sdbatch import actors, cluster
+from sdbatch.actors import Pool
+from sdbatch.formats.image import Encoding
+from sdbatch.monitor import Monitor
+from sdbatch.plan import Plan
+from sdbatch.schema import Shard
+from sdbatch.stages.draw import DrawImages, Draws
+from sdbatch.stages.read import ReadPrompts
+from sdbatch.stages.write import WriteShard
+from sdbatch.storage import Store
+from sdbatch.watch import RemoteWatch
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+MakeEngine = Callable[[], Draws]
+ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}  # a block of one row: a shard
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Who draws, how images are encoded, and who is told of it."""
+
+    pool: Pool
+    make_engine: MakeEngine
+    encoding: Encoding
+    watch: RemoteWatch
+    monitor: Monitor
+
+
+def graph(planned: Plan, todo: Sequence[Shard], store: Store, drawing: Drawing) -> "Dataset":
+    """Lay out the data flow: shards -> ReadPrompts -> DrawImages -> WriteShard -> receipts."""
+    import ray.data
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+
+    job, table, monitor = planned.job, planned.table, drawing.monitor
+    cpus, gpus = actors.per_actor(job.cluster, job.engine)
+    images, lanes = sum(shard.images for shard in todo), actors.most_lanes(job.engine)
+    in_flight = actors.in_flight(drawing.pool.most, len(todo), images, lanes)
+    read = ReadPrompts(job, table.columns, table.schema, table.extras, monitor)
+    draw = {
+        "make_engine": drawing.make_engine,
+        "encoding": drawing.encoding,
+        "watch": drawing.watch,
+        "encoders": max(1, int(cpus)),
+        "policy": job.safety.policy,
+        "monitor": monitor,
+    }
+    pool = ActorPoolStrategy(
+        min_size=drawing.pool.least,
+        max_size=drawing.pool.most,
+        initial_size=drawing.pool.most,  # asked for at once: an autoscaler sees all of them
+        max_tasks_in_flight_per_actor=in_flight,
+        max_concurrent_calls_per_actor=in_flight,
+    )
+    on = {"num_cpus": cpus, "num_gpus": gpus, "label_selector": job.cluster.label_selector or None}
+    alone = {"num_cpus": actors.CUT_CPUS, "compute": TaskPoolStrategy(size=1)}
+    write = WriteShard(job.output, store, monitor)
+    with cluster.settings():
+        return (
+            ray.data.from_arrow(list(windows(todo, planned.urls())))
+            .map_batches(one_by_one, batch_size=None, batch_format="pyarrow", **alone)
+            .map_batches(read, num_cpus=actors.READ_CPUS, **ONE)
+            .map_batches(DrawImages, fn_constructor_kwargs=draw, compute=pool, **on, **ONE)
+            .map_batches(write, num_cpus=actors.WRITE_CPUS, **ONE)
+        )
+
+
+def windows(shards: Sequence[Shard], urls: dict[str, str]) -> Iterator[pa.Table]:
+    """Yield the shards with their files' URLs, in blocks so large that Ray holds few of them."""
+    for at in range(0, len(shards), actors.WINDOW):
+        yield pa.Table.from_pylist(
+            [{**asdict(s), "url": urls[s.source]} for s in shards[at : at + actors.WINDOW]]
+        )
+
+
+def one_by_one(window: pa.Table) -> pa.Table:
+    """Hand on a window of the plan; Ray cuts it into blocks of one row, as cluster.settings say."""
+    return window
