@@ -1,11 +1,12 @@
 """What a run costs its driver: shards of one image, and an engine that draws nothing.
 
-    python benchmarks/driver.py [--shards 10000 --shards 100000] [--begun 1000000]
+    python benchmarks/driver.py [--shards 100000 --shards 1000000] [--seconds 300]
 
-For each number of shards: planning, the time to the first receipt, the driver's CPU and memory per
-shard, those of Ray's own processes on the head, and how long the same command takes to find the
-output finished. `--begun` is cut off after SECONDS of drawing, and its resume is measured over that
-many receipts, made from one that was written. Prints Markdown and, on the last line, JSON.
+For each number of planned shards: planning, the time to the first receipt, the driver's CPU and
+memory for each shard that is drawn, those of Ray's own processes on the head; a run that is not
+over after --seconds of drawing is cut off. Then how long the same command takes, over receipts of
+all shards but one, to find out that this one is left; those not drawn are copies of one that
+was. Prints Markdown and, on the last line, JSON.
 """
 
 import json
@@ -26,10 +27,9 @@ from pipeline import EndsSoon, write_table
 from sdbatch import pipeline, receipts
 from sdbatch.engine.request import Drawn, Request, Usage
 from sdbatch.job import Job, parse
-from sdbatch.report.progress import Progress, Silent
+from sdbatch.report.progress import Progress
 from sdbatch.storage import Store
 
-SECONDS = 60.0  # of drawing, of a run that is cut off
 ACTORS = 2
 
 
@@ -49,31 +49,20 @@ class NullEngine:
         return future
 
 
-class Gauge(Silent):
-    """Reads the driver and Ray's processes once drawing goes on, and again whenever it is shown."""
+class Gauge(EndsSoon):
+    """Reads the driver and Ray's processes every two seconds of drawing, and ends it in time."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
 
     def show(self, progress: Progress) -> None:
-        """Take a reading every two seconds."""
+        """Take a reading if it is due, and end the run when its time is over."""
         if progress.done and time.time() > self.last.get("at", 0) + 2:
             self.last = {"at": time.time(), "done": progress.done, **readings()}
             self.first = self.first or self.last
-
-
-class Begun(Gauge, EndsSoon):
-    """The same, of a run that is cut off after a while."""
-
-    def __init__(self) -> None:
-        Gauge.__init__(self)
-        EndsSoon.__init__(self, SECONDS)
-
-    def show(self, progress: Progress) -> None:
-        """Take a reading, and end the run when its time is over."""
-        Gauge.show(self, progress)
-        EndsSoon.show(self, progress)
+        super().show(progress)
 
 
 def readings() -> dict[str, float]:
@@ -109,22 +98,23 @@ def job(folder: Path) -> Job:
     )
 
 
-def measure(shards: int, folder: Path, cut_off: bool) -> dict[str, float]:
-    """Run `shards` shards, or begin to; return what it cost."""
+def measure(shards: int, folder: Path, seconds: float) -> dict[str, float]:
+    """Draw of `shards` shards as many as time allows; return what it cost."""
     write_table(folder / "table.parquet", shards)
     began = time.time()
     ready = pipeline.prepare(job(folder))
     planned = time.time() - began
-    gauge: Gauge = Begun() if cut_off else Gauge()
+    gauge = Gauge(seconds)
     report = pipeline.draw(ready, display=gauge, make_engine=NullEngine)
-    if not cut_off and report.images != shards:
+    if report.stopped not in (None, "interrupted"):
         raise RuntimeError(f"{report.images} of {shards}: {report.stopped}")
     first, last = gauge.first, gauge.last
-    done, seconds = last["done"] - first["done"], last["at"] - first["at"]
+    done, took = last["done"] - first["done"], last["at"] - first["at"]
     found = {
+        "drawn": report.images,
         "plan_s": round(planned, 2),
         "first_receipt_s": report.startup.get("shard", float("nan")),
-        "shards_per_s": round(done / seconds, 1),
+        "shards_per_s": round(done / took, 1),
         "driver_cpu_ms_a_shard": round(1000 * (last["cpu"] - first["cpu"]) / done, 2),
         "driver_mib_at_first": round(first["mib"]),
         "driver_mib_at_last": round(last["mib"]),
@@ -147,7 +137,8 @@ def resume(shards: int, folder: Path) -> dict[str, float]:
     for shard in sorted(set(range(shards)) - set(known)):
         name = f"{receipts.DATA}/{shard:06d}.parquet"
         said = {**one, "shard": shard, "files": [{**one["files"][0], "name": name}]}
-        os.link(data, store.path(name))  # a file of the same size, which takes no room
+        if not os.path.exists(store.path(name)):
+            os.link(data, store.path(name))  # a file of the same size, which takes no room
         Path(store.path(receipts.path(shard))).write_text(json.dumps(said, indent=1))
     store.remove(receipts.path(shards - 1))
     began, cpu = time.time(), time.process_time()
@@ -162,14 +153,14 @@ def resume(shards: int, folder: Path) -> dict[str, float]:
 
 
 @click.command()
-@click.option("--shards", multiple=True, type=int, default=(10_000, 100_000), show_default=True)
-@click.option("--begun", multiple=True, type=int, help="As --shards, but cut off.")
+@click.option("--shards", multiple=True, type=int, default=(100_000, 1_000_000), show_default=True)
+@click.option("--seconds", default=300.0, show_default=True, help="Of drawing, at most.")
 @click.option("--folder", type=click.Path(path_type=Path), help="For the outputs; default: /tmp.")
 @click.option("--output", type=click.Path(path_type=Path), help="Where .json and .md go.")
 @click.option("--part", type=(str, int, str), hidden=True)  # what, shards, folder: one process each
 def main(
     shards: tuple[int, ...],
-    begun: tuple[int, ...],
+    seconds: float,
     folder: Path | None,
     output: Path | None,
     part: tuple[str, int, str] | None,
@@ -177,17 +168,19 @@ def main(
     """Measure what a run costs its driver."""
     if part:
         what, count, where = part
-        found = resume(count, Path(where)) if what == "resume" else None
-        print(json.dumps(found or measure(count, Path(where), cut_off=what == "begun")))
+        at = Path(where)
+        print(json.dumps(resume(count, at) if what == "resume" else measure(count, at, seconds)))
         return
     result = findings.Findings(output)
     result.add("on", {"date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count(), **_versions()})
     rows = {}
-    for what, count in [*(("whole", n) for n in shards), *(("begun", n) for n in begun)]:
-        at = tempfile.mkdtemp(dir=folder)
-        rows[f"{count:,} shards, {what}"] = {**_part(what, count, at), **_part("resume", count, at)}
-        shutil.rmtree(at)
+    for count in shards:
+        where = tempfile.mkdtemp(dir=folder)
+        rows[f"{count:,} shards"] = _part("run", count, where, seconds)
         result.add("driver", rows)
+        rows[f"{count:,} shards"] |= _part("resume", count, where, seconds)
+        result.add("driver", rows)
+        shutil.rmtree(where)
     print(json.dumps(result.values))
 
 
@@ -197,8 +190,9 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("sdbatch", "ray", "pyarrow")}
 
 
-def _part(what: str, shards: int, folder: str) -> dict[str, float]:
+def _part(what: str, shards: int, folder: str, seconds: float) -> dict[str, float]:
     command = [sys.executable, __file__, "--part", what, str(shards), folder]
+    command += ["--seconds", str(seconds)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
