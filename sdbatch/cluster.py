@@ -30,6 +30,8 @@ CONNECT_SECONDS = 60.0
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or a warning about CUDA_VISIBLE_DEVICES
     "RAY_USAGE_STATS_ENABLED": "0",  # a job's own Ray reports to nobody
+    # or a flow that is still ending connects again after ray.shutdown, which kills the process
+    "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 
 
