@@ -103,6 +103,7 @@ class Driver:
     planned_kib: float  # a shard of the plan
     drawn_kib: float  # a shard that was drawn, in addition
     resume_ms: float  # a receipt
+    resume_kib: float  # a receipt, with all that the process holds besides
 
     @classmethod
     def measured(cls) -> "Driver":
@@ -117,10 +118,11 @@ class Driver:
             planned_kib=planned,
             drawn_kib=few["driver_kib_a_shard"],
             resume_ms=1000 * few["resume_s"] / 100_000,
+            resume_kib=1024 * few["resume_mib"] / 100_000,
         )
 
     def cpu(self, shards: int) -> float:
-        """Return the milliseconds of a core that a shard takes of the driver, by its plan's size."""
+        """Return the milliseconds of a core that a shard takes, in a plan of so many."""
         return self.cpu_ms if shards <= 100_000 else self.most_cpu_ms
 
     def gib(self, shards: int) -> float:
@@ -181,12 +183,13 @@ def limits() -> str:
         shards = 10**power // MOST_IMAGES
         lines.append(
             f"| 10^{power} | {shards:,} | {shards * driver.cpu(shards) / 3.6e6:.2f} h of a core | "
-            f"{driver.gib(shards):.1f} GiB | {shards * driver.resume_ms / 1000:,.0f} s |"
+            f"{driver.gib(shards):.1f} GiB | {shards * driver.resume_ms / 1000:,.0f} s, "
+            f"{shards * driver.resume_kib / 2**20:.1f} GiB |"
         )
     lines += [
         "",
-        f"A shard costs the driver {driver.cpu_ms:.0f} ms of a core, {driver.most_cpu_ms:.0f} ms in "
-        f"a plan of a million; {driver.planned_kib:.1f} KiB once it is planned and "
+        f"A shard costs the driver {driver.cpu_ms:.0f} ms of a core, {driver.most_cpu_ms:.0f} ms "
+        f"in a plan of a million; {driver.planned_kib:.1f} KiB once it is planned and "
         f"{driver.drawn_kib:.1f} KiB more once it is drawn. A resume reads a receipt in "
         f"{driver.resume_ms:.2f} ms from a local disk. One core of such a driver keeps up with "
         f"{1000 / driver.cpu_ms * MOST_IMAGES:,.0f} images/s, in a plan of a million with "
