@@ -140,7 +140,7 @@ def _log() -> logging.Logger:
     """Return the log of this process, which goes to stderr: Ray keeps a file of it a worker."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(_LOG))
-    log = logging.getLogger("sdbatch")
+    log = logging.getLogger("sdbatch.shards")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False  # or Ray's own handler prints each line again
