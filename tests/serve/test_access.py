@@ -201,8 +201,11 @@ def test_without_keys_this_machine_is_answered():
 @pytest.mark.parametrize("told", [False, True])
 def test_the_log_has_prompts_only_where_asked_for_and_keys_never(serving, keys, caplog, told):
     server = serving(serve={"keys": keys, "log_prompts": told})
-    with caplog.at_level(logging.INFO, "ray.serve.sdbatch"):
+    log = logging.getLogger("ray.serve.sdbatch")
+    log.addHandler(caplog.handler)  # where Ray is imported, its loggers hand nothing on
+    with caplog.at_level(logging.INFO, log.name):
         ask(server, ALICE, prompt="a secret dog", user="u-1")
+    log.removeHandler(caplog.handler)
     assert ("a secret dog" in caplog.text) is told
     assert '"key": "alice"' in caplog.text
     assert '"user": "u-1"' in caplog.text
