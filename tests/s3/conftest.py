@@ -2,6 +2,7 @@
 
 import boto3
 import pytest
+import s3fs
 from moto.server import ThreadedMotoServer
 
 
@@ -16,6 +17,7 @@ def bucket():
         patch.setenv("AWS_ACCESS_KEY_ID", "testing")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem.clear_instance_cache()  # of another module's server, which has ended
         client = boto3.client("s3")
         client.create_bucket(Bucket="datasets")
         yield "datasets"
