@@ -17,7 +17,7 @@ import findings
 import pyarrow as pa
 from pipeline import ReadyEngine, write_table
 
-from sdbatch import pipeline
+from sdbatch import flow, pipeline
 from sdbatch.job import parse
 from sdbatch.report.progress import Progress, Silent
 from sdbatch.stages.write import WriteShard
@@ -71,7 +71,7 @@ def main(shards: int, mib: int, output: Path | None) -> None:
 
     quiet = {"log_to_driver": False, "logging_level": "error", "include_dashboard": False}
     ray.init("local", num_cpus=4, object_store_memory=mib * 2**20, **quiet)
-    pipeline.WriteShard = SlowWrite  # type: ignore[misc]
+    flow.WriteShard = SlowWrite  # type: ignore[misc]
     watching = Watching()
     with tempfile.TemporaryDirectory() as name:
         write_table(Path(name) / "table.parquet", shards * SHARD)

@@ -5,6 +5,7 @@ Plain arithmetic over what Ray says of its nodes; the measurements behind it are
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from sdbatch.errors import JobError
 from sdbatch.job import Cluster, EngineSettings, Growing, Job
@@ -12,7 +13,7 @@ from sdbatch.job import Cluster, EngineSettings, Growing, Job
 CHEAP_CPUS = 1  # kept free on a cluster for reading, writing and the watch
 READ_CPUS, WRITE_CPUS = 0.26, 0.5  # no neighbour's number, or Ray fuses the two into one task
 CUT_CPUS = 0.01  # it may wait for long, with the rest of a window, and must keep none from working
-WINDOW = 64  # shards of the plan that go to Ray as one block: a block each takes it 1.5 ms to begin
+WINDOW = 64  # shards of the plan that go to Ray as one block: a block each takes it long to begin
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,13 @@ def per_actor(cluster: Cluster, engine: EngineSettings) -> tuple[float, float]:
     """Return the CPUs and GPUs that a drawing actor takes."""
     cpus = cluster.cpus_per_actor
     return cpus or engine.threads, cluster.gpus_per_actor if engine.device == "cuda" else 0
+
+
+def options(cluster: Cluster, engine: EngineSettings) -> dict[str, Any]:
+    """Return what Ray is told of a drawing actor: what it takes, and where it may stand."""
+    cpus, gpus = per_actor(cluster, engine)
+    labels = cluster.label_selector
+    return {"num_cpus": cpus, "num_gpus": gpus, **({"label_selector": labels} if labels else {})}
 
 
 def in_flight(actors: int, shards: int, images: int, lanes: int) -> int:

@@ -42,7 +42,7 @@ def graph(planned: Plan, todo: Sequence[Shard], store: Store, drawing: Drawing) 
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     job, table, monitor = planned.job, planned.table, drawing.monitor
-    cpus, gpus = actors.per_actor(job.cluster, job.engine)
+    cpus, _ = actors.per_actor(job.cluster, job.engine)
     images, lanes = sum(shard.images for shard in todo), actors.most_lanes(job.engine)
     in_flight = actors.in_flight(drawing.pool.most, len(todo), images, lanes)
     read = ReadPrompts(job, table.columns, table.schema, table.extras, monitor)
@@ -61,7 +61,7 @@ def graph(planned: Plan, todo: Sequence[Shard], store: Store, drawing: Drawing) 
         max_tasks_in_flight_per_actor=in_flight,
         max_concurrent_calls_per_actor=in_flight,
     )
-    on = {"num_cpus": cpus, "num_gpus": gpus, "label_selector": job.cluster.label_selector or None}
+    on = actors.options(job.cluster, job.engine)
     alone = {"num_cpus": actors.CUT_CPUS, "compute": TaskPoolStrategy(size=1)}
     write = WriteShard(job.output, store, monitor)
     with cluster.settings():

@@ -143,3 +143,14 @@ def test_labels_select_nodes_as_they_do_in_ray(wanted, label, chosen):
 def test_in_flight_counts_with_the_most_lanes_of_any_gpu(make_job):
     assert actors.most_lanes(make_job(engine={"lanes": {"H100": 64, "T4": 16}}).engine) == 64
     assert actors.most_lanes(make_job(engine={"lanes": 8}).engine) == 8
+
+
+def test_an_actor_stands_only_where_the_label_selector_lets_it(make_job):
+    labels = {"ray.io/accelerator-type": "in(A100,H100)"}
+    job = make_job(cluster={"cpus_per_actor": 2, "label_selector": labels})
+    assert actors.options(job.cluster, job.engine) == {
+        "num_cpus": 2,
+        "num_gpus": 0,
+        "label_selector": labels,
+    }
+    assert "label_selector" not in actors.options(make_job().cluster, job.engine)

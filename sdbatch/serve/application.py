@@ -73,14 +73,14 @@ def assemble(asked: Job, digests: Digests) -> serve.Application:
         raise JobError(
             f"sampling.{refusal} Raise serve.limits, or have the job ask for less."
         ) from refusal
-    cpus, gpus = actors.per_actor(resolved.cluster, engine)
+    cpus, _ = actors.per_actor(resolved.cluster, engine)
     pixels = resolved.sampling.height * resolved.sampling.width
     make_engine = partial(load_engine, files, engine, pixels, pipeline.example(resolved))
     ongoing = actors.most_lanes(engine)  # twice the guided images that fill its lanes
     drawer = serve.deployment(
         Drawer,
         name="Drawer",
-        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+        ray_actor_options=actors.options(resolved.cluster, engine),
         max_ongoing_requests=2 * ongoing,
         autoscaling_config={
             "min_replicas": settings.min_replicas,
