@@ -24,9 +24,10 @@ import findings
 import numpy as np
 from pipeline import EndsSoon, write_table
 
-from sdbatch import pipeline, receipts
+from sdbatch.batch import pipeline
 from sdbatch.engine.request import Drawn, Request, Usage
 from sdbatch.job import Job, parse
+from sdbatch.output import receipts
 from sdbatch.report.progress import Progress
 from sdbatch.storage import Store
 

@@ -25,8 +25,8 @@ from oracle import pipeline
 from sides import draw_alike
 
 from sdbatch.engine.engine import Engine
-from sdbatch.engine.loading import Build, Model, assemble
 from sdbatch.engine.request import Request
+from sdbatch.models.sd1.loading import Build, Model, assemble
 
 SAMPLERS = ("ddim", "euler", "dpmpp_2m", "unipc")
 BATCHES = (1, 4, 8, 16, 32)

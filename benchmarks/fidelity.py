@@ -22,11 +22,12 @@ import torch
 from findings import Findings, versions
 from matplotlib.figure import Figure
 
-from sdbatch.engine import checkpoint, loading
 from sdbatch.engine.engine import Engine
-from sdbatch.engine.loading import Build, Model
 from sdbatch.engine.request import Drawn, Request
-from sdbatch.shapes import judge, picture, reading, wording, world
+from sdbatch.models import find_model
+from sdbatch.models.sd1 import loading
+from sdbatch.models.sd1.loading import Build, Model
+from sdbatch.shapes import captions, judge, parse, picture, world
 from sdbatch.shapes.world import Scene
 
 GUIDANCE = (1, 1.5, 2, 2.5, 3, 4, 6, 8, 10)
@@ -43,7 +44,7 @@ def prompts(count: int) -> list[Asked]:
     """Return held-out scenes and their prompts, always the same."""
     chance = random.Random("fidelity")
     scenes = (world.imagine(chance, world.is_for_testing) for _ in range(count))
-    return [(scene, wording.say(scene, chance)) for scene in scenes]
+    return [(scene, captions.say(scene, chance)) for scene in scenes]
 
 
 def draw(engine: Engine, asked: list[Asked], guidance: float, steps: int) -> Rates:
@@ -95,7 +96,7 @@ def _rate(held: list[bool | None]) -> str | float:
 
 
 def _is_several(prompt: str) -> bool:
-    scene = reading.asked(prompt)
+    scene = parse.asked(prompt)
     return scene is not None and any((group.count or 1) > 1 for group in scene.groups)
 
 
@@ -128,7 +129,7 @@ def main(images: int, curve: int, threads: int, output: Path | None) -> None:
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     findings.add("machine", {"device": machine, "date": time.strftime("%Y-%m-%d"), **versions()})
     model = loading.load(
-        checkpoint.find(checkpoint.SHAPES, None, ""), Build("cpu", "float32", True)
+        find_model.find(find_model.SHAPES, None, ""), Build("cpu", "float32", True)
     )
     engine = Engine(model, lanes=32, threads=threads)
     asked = prompts(curve + images)

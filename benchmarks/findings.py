@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sdbatch.plan import LIBRARIES
+from sdbatch.output.plan import LIBRARIES
 
 
 def versions() -> dict[str, str]:

@@ -33,8 +33,8 @@ from oracle import pipeline
 from sides import Diffusers, Ours, Side, draw_alike, median_seconds, model_ms, synchronize
 
 from sdbatch.engine.engine import Engine
-from sdbatch.engine.loading import Build, Model, assemble
 from sdbatch.engine.request import Request
+from sdbatch.models.sd1.loading import Build, Model, assemble
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from findings import report
 from sides import model_ms
 
-from sdbatch.engine.loading import Build, assemble
+from sdbatch.models.sd1.loading import Build, assemble
 
 LANES = (2, 4, 8, 16, 32, 64)
 MOST_SECONDS = 2.0  # of one call: no more lanes are tried beyond it

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sdbatch.engine.checkpoint import BUILTIN, PARTS
+from sdbatch.models.find_model import BUILTIN, PARTS
 
 SCHEDULER = {  # of the published model
     "_class_name": "PNDMScheduler",

@@ -10,8 +10,8 @@ from diffusers.schedulers import AysSchedules
 from numpy.typing import NDArray
 
 from sdbatch import samplers
-from sdbatch.engine.loading import Model
 from sdbatch.engine.request import Request
+from sdbatch.models.sd1.loading import Model
 
 
 def pipeline(model: Model) -> StableDiffusionPipeline:

@@ -19,8 +19,8 @@ import torch
 from findings import report
 
 from sdbatch.engine.engine import Engine
-from sdbatch.engine.loading import Build, Model, assemble
 from sdbatch.engine.request import Request
+from sdbatch.models.sd1.loading import Build, Model, assemble
 from sdbatch.samplers import NAMES
 
 

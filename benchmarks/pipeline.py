@@ -30,10 +30,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from sdbatch import pipeline
+from sdbatch.batch import pipeline
 from sdbatch.engine.request import Drawn, Request, Usage
 from sdbatch.job import Job, parse
-from sdbatch.plan import versions
+from sdbatch.output.plan import versions
 from sdbatch.report.progress import Progress, Silent
 from sdbatch.stages.draw import DrawImages
 from sdbatch.stages.read import ReadPrompts

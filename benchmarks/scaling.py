@@ -28,7 +28,7 @@ import click
 import findings
 from pipeline import picture, write_table
 
-from sdbatch import pipeline
+from sdbatch.batch import pipeline
 from sdbatch.engine.request import Drawn, Request, Usage
 from sdbatch.job import Job, parse
 from sdbatch.report.progress import Silent

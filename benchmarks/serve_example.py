@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 from ray import serve
 
-from sdbatch.engine import checkpoint
+from sdbatch.models import find_model
 
 STEPS, GUIDANCE, SIDE = 25, 2.5, 128
 app = FastAPI()
@@ -46,7 +46,7 @@ class Pipeline:
     """Holds diffusers' pipeline; Ray gives it as many threads as CPUs: one."""
 
     def __init__(self) -> None:
-        folder = checkpoint.find(checkpoint.SHAPES, None, "").root
+        folder = find_model.find(find_model.SHAPES, None, "").root
         self.pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
         self.pipe.scheduler = DPMSolverMultistepScheduler.from_config(
             self.pipe.scheduler.config, algorithm_type="dpmsolver++"

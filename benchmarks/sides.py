@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from oracle import pipeline
 
 from sdbatch.engine.engine import Engine
-from sdbatch.engine.loading import Model
 from sdbatch.engine.request import Request
-from sdbatch.engine.samplers import make_scheduler
+from sdbatch.models.schedulers import make_scheduler
+from sdbatch.models.sd1.loading import Model
 
 # https://huggingface.co/docs/diffusers/optimization/fp16, "torch.compile"
 INDUCTOR = {

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from sdbatch.plan import MOST_IMAGES
+from sdbatch.output.plan import MOST_IMAGES
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "cluster" / "SIZING.md"

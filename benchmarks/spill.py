@@ -17,7 +17,7 @@ import findings
 import pyarrow as pa
 from pipeline import ReadyEngine, write_table
 
-from sdbatch import flow, pipeline
+from sdbatch.batch import flow, pipeline
 from sdbatch.job import parse
 from sdbatch.report.progress import Progress, Silent
 from sdbatch.stages.write import WriteShard

@@ -12,10 +12,10 @@ From Python, the same code as the command line:
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sdbatch.batch.pipeline import run_job as run
     from sdbatch.job import Job as Job
     from sdbatch.job import load as load_job
-    from sdbatch.pipeline import run_job as run
-    from sdbatch.report.summary import Report as Report
+    from sdbatch.report.closing import Report as Report
 
 __all__ = ["Job", "Report", "load_job", "run"]
 
@@ -27,11 +27,11 @@ def __getattr__(name: str) -> Any:
 
         return job.Job if name == "Job" else job.load
     if name == "run":
-        from sdbatch.pipeline import run_job
+        from sdbatch.batch.pipeline import run_job
 
         return run_job
     if name == "Report":
-        from sdbatch.report.summary import Report
+        from sdbatch.report.closing import Report
 
         return Report
     raise AttributeError(f"module 'sdbatch' has no attribute {name!r}")

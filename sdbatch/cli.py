@@ -78,8 +78,8 @@ def run(
 
     Exit code: 0 all drawn, 3 finished with failed rows, 2 could not start, 1 stopped.
     """
+    from sdbatch.batch.pipeline import run_job
     from sdbatch.job import load
-    from sdbatch.pipeline import run_job
     from sdbatch.terminal import display, quiet_terminal
 
     asked = load(job, overrides)
@@ -187,7 +187,7 @@ def serve(job: str, overrides: tuple[str, ...], host: str, port: int, address: s
     long jobs are drawn too, but nobody can ask for them any more.
     """
     from sdbatch.job import load
-    from sdbatch.serve.run import serve_job
+    from sdbatch.serve.command import serve_job
     from sdbatch.terminal import quiet_terminal
 
     asked = load(job, overrides)
@@ -211,7 +211,7 @@ def serve(job: str, overrides: tuple[str, ...], host: str, port: int, address: s
 def plan(job: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show what `sdbatch run JOB` would draw, and what is there already; draws nothing."""
     from sdbatch.job import load
-    from sdbatch.report.plan import outline
+    from sdbatch.report.outline import outline
 
     outlined = outline(load(job, overrides))
     click.echo(json.dumps(asdict(outlined)) if as_json else outlined.text())
@@ -269,7 +269,7 @@ def score(output: str, as_json: bool) -> None:
     For prompts of the embedded model's world: shapes on a background. What is found goes to
     OUTPUT/scores.parquet, one row an image.
     """
-    from sdbatch.report.score import score as judge
+    from sdbatch.report.scores import score as judge
     from sdbatch.storage import Store
 
     found = judge(Store(output))
@@ -280,7 +280,7 @@ def score(output: str, as_json: bool) -> None:
 @click.argument("output")
 def verify(output: str) -> None:
     """Check every receipt, checksum, count and key at OUTPUT; exit code 1 if one is wrong."""
-    from sdbatch.report.verify import verify as check
+    from sdbatch.output.verify import verify as check
     from sdbatch.storage import Store
 
     wrong = 0

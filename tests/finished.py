@@ -7,19 +7,21 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdbatch import output, pipeline, plan, receipts, schema
+from sdbatch import schema
+from sdbatch.batch import pipeline
+from sdbatch.batch.liveness import Watch
 from sdbatch.engine.request import Usage
-from sdbatch.formats.image import Encoding
 from sdbatch.job import Job
-from sdbatch.plan import Plan
+from sdbatch.output import lifecycle, plan, receipts
+from sdbatch.output.image_file import Encoding
+from sdbatch.output.plan import Plan
+from sdbatch.output.receipts import Receipt
 from sdbatch.prompts.table import open_table
-from sdbatch.receipts import Receipt
-from sdbatch.report.summary import Report
+from sdbatch.report.closing import Report
 from sdbatch.stages.draw import DrawImages
 from sdbatch.stages.read import ReadPrompts
 from sdbatch.stages.write import WriteShard
 from sdbatch.storage import Store
-from sdbatch.watch import Watch
 from tests.fakes import FakeEngine
 
 SIDE = 8  # pixels
@@ -141,7 +143,7 @@ def finish(job: Job, engine=FakeEngine) -> Finished:
     """Draw all of `job` into its output and end it; `engine` makes the engine that draws."""
     store = Store(job.output.path)
     planned, read, blocks = read_stage(job)
-    output.begin(store, planned, [], [], overwrite=False)
+    lifecycle.begin(store, planned, [], [], overwrite=False)
     draw_images = DrawImages(engine, pipeline.encoding(planned.job), HereWatch())
     write = WriteShard(planned.job.output, store)
     drawn_blocks = at_once(draw_images, map(read, blocks))
@@ -157,7 +159,7 @@ def finish(job: Job, engine=FakeEngine) -> Finished:
         images_per_s=1.0,
         began=0.0,
     )
-    output.end(store, planned.job, every, report)
+    lifecycle.end(store, planned.job, every, report)
     return Finished(store, planned, every, report)
 
 

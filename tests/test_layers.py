@@ -135,7 +135,7 @@ def test_training_uses_nothing_of_the_package_but_the_world():
 
 
 def test_the_driver_loads_no_torch():
-    probe = "import sys, sdbatch.pipeline; print({'torch', 'diffusers'} & set(sys.modules))"
+    probe = "import sys, sdbatch.batch.pipeline; print({'torch', 'diffusers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -6,7 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from sdbatch.engine import checkpoint
+from sdbatch.models import find_model
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,7 +28,7 @@ def test_the_wheel_has_the_whole_model_and_stays_under_20_mb(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.stat().st_size < 20e6
     packed = set(zipfile.ZipFile(wheel).namelist())
-    files = [file for file in checkpoint.BUILTIN.rglob("*") if file.is_file()]
+    files = [file for file in find_model.BUILTIN.rglob("*") if file.is_file()]
     assert {str(file.relative_to(ROOT)) for file in files} <= packed
     assert "sdbatch/builtin/shapes/model_index.json" in packed
     assert "sdbatch/serve/page.html" in packed

@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sdbatch.shapes import wording
+from sdbatch.shapes import captions
 from sdbatch.shapes.world import Scene
 from training import scenes, text_encoder
 from training.loop import Settings, let_through, train
@@ -110,7 +110,7 @@ def fit(
         random_numbers = torch.Generator().manual_seed(chance.getrandbits(60))
         chosen = choose(step, settings.batch, to_draw, chance)
         shown = [latents.scenes[number] for number in chosen]
-        prompts = captions(shown, chance, in_order=step >= IN_ORDER_FROM)
+        prompts = say_all(shown, chance, in_order=step >= IN_ORDER_FROM)
         with torch.no_grad():
             text = encoder(text_encoder.tokens(tokenizer, prompts)).last_hidden_state
         clean = latents.values[chosen]
@@ -155,10 +155,10 @@ def _to_draw(scene: Scene) -> float:
     return sum((group.count or 1) * HARD.get(group.shape, 1.0) for group in scene.groups)
 
 
-def captions(scenes: list[Scene], chance: random.Random, *, in_order: bool) -> list[str]:
+def say_all(scenes: list[Scene], chance: random.Random, *, in_order: bool) -> list[str]:
     """Say each scene anew, and some not at all: what guidance needs to know of."""
     return [
-        "" if chance.random() < EMPTY else wording.say(scene, chance, in_order=in_order)
+        "" if chance.random() < EMPTY else captions.say(scene, chance, in_order=in_order)
         for scene in scenes
     ]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdbatch.shapes import wording, world
+from sdbatch.shapes import captions, world
 from sdbatch.shapes.world import Scene
 
 ROWS = 200
@@ -24,7 +24,7 @@ def rows(count: int, seed: str) -> pa.Table:
     scenes = [world.imagine(chance) for _ in range(count)]
     return pa.Table.from_pylist(
         [
-            {"id": f"scene-{number:04d}", "prompt": wording.say(scene, chance), **labels(scene)}
+            {"id": f"scene-{number:04d}", "prompt": captions.say(scene, chance), **labels(scene)}
             for number, scene in enumerate(scenes)
         ]
     )

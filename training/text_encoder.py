@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sdbatch.shapes import wording, world
+from sdbatch.shapes import captions, world
 from sdbatch.shapes.world import Group, Scene
 from training import scenes
 from training.loop import Settings, train
@@ -84,7 +84,7 @@ def fit(tokenizer: CLIPTokenizer, folder: Path, settings: Settings) -> CLIPTextM
         chance = random.Random(f"text-{settings.seed}-{step}")
         imagined = [scenes.imagine(chance) for _ in range(settings.batch)]
         in_order = step >= IN_ORDER_FROM
-        said = [wording.say(scene, chance, in_order=in_order) for scene in imagined]
+        said = [captions.say(scene, chance, in_order=in_order) for scene in imagined]
         ids = tokens(tokenizer, said)
         text = encoder(ids).last_hidden_state
         after = (ids == tokenizer.eos_token_id)[..., None]

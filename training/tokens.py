@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from sdbatch.shapes import wording, world
+from sdbatch.shapes import captions, world
 
 VOCABULARY = 1000  # tokens at most
 SAMPLES = 20_000  # captions that they are learnt from
@@ -27,7 +27,7 @@ def build() -> CLIPTokenizer:
         [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
     )
     learner.train_from_iterator(
-        (wording.say(world.imagine(chance), chance) for _ in range(SAMPLES)),
+        (captions.say(world.imagine(chance), chance) for _ in range(SAMPLES)),
         trainers.BpeTrainer(
             vocab_size=VOCABULARY - 2,
             special_tokens=[*letters, *(f"{letter}</w>" for letter in letters)],

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sdbatch.engine.device import moved
+from sdbatch.engine.cuda import moved
 from sdbatch.engine.request import Drawn, Follow, Request
-from sdbatch.engine.samplers import brownian, takes
-from sdbatch.engine.sd1 import Prompts, StableDiffusion1, initial_noise
+from sdbatch.models.schedulers import brownian, takes
+from sdbatch.models.sd1.family import Prompts, StableDiffusion1, initial_noise
 
 
 @dataclass(slots=True, eq=False)

@@ -13,14 +13,14 @@ from dataclasses import replace
 
 import torch
 
-from sdbatch.engine import device
+from sdbatch.engine import cuda
 from sdbatch.engine.cohort import Ticket
-from sdbatch.engine.finish import Finisher
+from sdbatch.engine.decode import Finisher
 from sdbatch.engine.lanes import LEAST, Lanes, Schedulers
-from sdbatch.engine.loading import Model, allow_many_shapes
 from sdbatch.engine.request import Drawn, Follow, Request, Usage
-from sdbatch.engine.sd1 import Shape, StableDiffusion1
 from sdbatch.errors import ModelError
+from sdbatch.models.sd1.family import Shape, StableDiffusion1
+from sdbatch.models.sd1.loading import Model, allow_many_shapes
 
 SHAPES = 64  # without requests that are kept, as making one takes no time
 TURN = 32  # ticks that a shape keeps the device while others wait
@@ -126,7 +126,7 @@ class Engine:
                     self._round_began = time.perf_counter()
                     self._round()
         except torch.AcceleratorError as error:
-            reason = device.failed(error)
+            reason = cuda.failed(error)
         finally:
             self._stop(reason)
 

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from sdbatch.engine.cohort import Cohort, Ticket
-from sdbatch.engine.samplers import make_scheduler
-from sdbatch.engine.sd1 import StableDiffusion1, padded
+from sdbatch.models.schedulers import make_scheduler
+from sdbatch.models.sd1.family import StableDiffusion1, padded
 
 LEAST = 2  # lanes: a guided image
 OVERTAKING = 32  # lanes' worth of later requests that may overtake one

@@ -10,10 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sdbatch import strict_yaml
 from sdbatch.errors import JobError
+from sdbatch.job import strict_yaml
 from sdbatch.job.explain import explain
-from sdbatch.job.section import Section
 from sdbatch.job.sections import (
     MAX_SEED,
     Cluster,
@@ -29,6 +28,7 @@ from sdbatch.job.sections import (
     path_alone,
 )
 from sdbatch.job.serving import Limits, Serve
+from sdbatch.section import Section
 
 __all__ = [
     "MAX_SEED",

@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from sdbatch.job.section import Section
 from sdbatch.job.sections import Job
+from sdbatch.section import Section
 
 
 def explain(error: ValidationError) -> str:

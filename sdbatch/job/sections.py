@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sdbatch import samplers
-from sdbatch.job.section import Section
 from sdbatch.job.serving import Serve
+from sdbatch.section import Section
 
 Column = Literal[
     "id",

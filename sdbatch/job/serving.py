@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sdbatch.job.section import Section
+from sdbatch.section import Section
 
 
 class Limits(Section):

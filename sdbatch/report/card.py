@@ -4,9 +4,9 @@ from typing import Any
 
 import yaml
 
-from sdbatch import plan
 from sdbatch.job import Job, Output
-from sdbatch.report.summary import Report
+from sdbatch.output import plan
+from sdbatch.report.closing import Report
 from sdbatch.storage import Store
 
 CARD_FILE = "README.md"

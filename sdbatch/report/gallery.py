@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from sdbatch.job import Job
-from sdbatch.receipts import Receipt
-from sdbatch.report.images import Images, picture
+from sdbatch.output.reader import Images, picture
+from sdbatch.output.receipts import Receipt
 from sdbatch.storage import Store
 
 FOLDER = "gallery"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import IO, Any, Protocol
 
 from sdbatch.errors import StorageError
-from sdbatch.report.summary import Report
+from sdbatch.report.closing import Report
 from sdbatch.storage import Store, is_local
 
 PROGRESS_FILE = "progress.json"

@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from sdbatch.errors import SdbatchError
-from sdbatch.report import choose
-from sdbatch.report.images import open_images, picture
+from sdbatch.output.reader import open_images, picture
+from sdbatch.report.where import choose, condition
 from sdbatch.storage import Store
 
 SHEET_FILE = "gallery/sheet.jpg"
@@ -40,7 +40,7 @@ def make(
         store: the output, finished or still being drawn.
         count: at most so many images.
         seed: of a random choice; None: the first ones.
-        where: conditions that choose.condition reads.
+        where: conditions that where.condition reads.
         columns: images in a line.
         to: a path or URL that ends with .jpg or .png.
 
@@ -52,9 +52,9 @@ def make(
     kind = _FORMATS.get(PurePosixPath(path).suffix.lower())
     if kind is None:
         raise SdbatchError(f"--to {path!r}: must end with {', '.join(_FORMATS)}.")
-    conditions = [choose.condition(text) for text in where]
+    conditions = [condition(text) for text in where]
     images = open_images(store)
-    rows = choose.choose(images, count, seed, conditions)
+    rows = choose(images, count, seed, conditions)
     if not rows:
         raise SdbatchError(f"--where {' and '.join(where)} = no image: must fit one at least.")
     which = "first" if seed is None else f"random (seed {seed})"

@@ -4,8 +4,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from sdbatch import plan, receipts
 from sdbatch.errors import StorageError
+from sdbatch.output import plan, receipts
 from sdbatch.report import progress
 from sdbatch.report.progress import Display, duration
 from sdbatch.storage import Store

@@ -17,14 +17,22 @@ from pydantic_core import core_schema
 
 from sdbatch import samplers
 from sdbatch.engine.request import Request as Drawing
-from sdbatch.formats.image import infotext
 from sdbatch.job import Limits, Sampling
-from sdbatch.serve import wanted
+from sdbatch.output.image_file import infotext
+from sdbatch.serve import requests
 from sdbatch.serve.drawer import Asked, Picture
-from sdbatch.serve.http import DRAWING, documented, json_body, json_of, note, responses, unless_gone
-from sdbatch.serve.refusal import Refusal
+from sdbatch.serve.errors import Refusal
+from sdbatch.serve.http import (
+    DRAWING,
+    documented,
+    documented_errors,
+    json_body,
+    json_of,
+    note,
+    unless_gone,
+)
+from sdbatch.serve.requests import LONGEST, SEEDS, Offer, Wanted, bad
 from sdbatch.serve.service import Service
-from sdbatch.serve.wanted import LONGEST, SEEDS, Offer, Wanted, bad
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.post(
         "/txt2img",
-        responses={200: {"model": Answer}, **responses(*DRAWING)},
+        responses={200: {"model": Answer}, **documented_errors(*DRAWING)},
         openapi_extra=documented(Txt2Img),
     )
     async def txt2img(request: Request) -> Response:
@@ -126,7 +134,7 @@ def routes(service: Service) -> APIRouter:
         try:
             body = Txt2Img.model_validate_json(await json_body(request))
         except ValidationError as error:
-            raise wanted.unreadable(error) from error
+            raise requests.unreadable(error) from error
         asked = read(body, offer, request.state.key.limits)
         note(request, asked)
         with service.take(len(asked.asked), request.state.key):
@@ -134,12 +142,12 @@ def routes(service: Service) -> APIRouter:
         return json_of(_answer(body, asked, pictures))
 
     for path, listed in discovery(offer).items():
-        router.add_api_route(path, _route(listed), methods=["GET"], responses=responses())
+        router.add_api_route(path, _route(listed), methods=["GET"], responses=documented_errors())
     return router
 
 
 def read(body: Txt2Img, offer: Offer, limits: Limits) -> Wanted:
-    """Return the images that `body` asks for; raises a Refusal as wanted.read does."""
+    """Return the images that `body` asks for; raises a Refusal as requests.read does."""
     own = body.override_settings
     if own.sd_model_checkpoint not in (None, offer.model):
         text = f"sd_model_checkpoint = {own.sd_model_checkpoint!r}: only {offer.model} is served."
@@ -164,14 +172,14 @@ def read(body: Txt2Img, offer: Offer, limits: Limits) -> Wanted:
     try:
         sampling = Sampling.model_validate(values)
     except ValidationError as error:
-        raise wanted.unreadable(error) from error
+        raise requests.unreadable(error) from error
     images = body.batch_size * body.n_iter
-    wanted.check(sampling, images, limits)
+    requests.check(sampling, images, limits)
     if sampling.seed > 2**63 - images:
         raise bad("seed", f"{sampling.seed}: must leave room for {images} images below 2**63")
     form = {"jpeg": "jpg"}.get(own.samples_format, own.samples_format)
     first = Drawing(prompt=body.prompt, **sampling.model_dump())
-    return Wanted(wanted.copies(first, images, wanted.encoded_as(offer, form)))
+    return Wanted(requests.copies(first, images, requests.encoded_as(offer, form)))
 
 
 def discovery(offer: Offer) -> dict[str, Any]:

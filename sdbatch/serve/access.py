@@ -14,10 +14,9 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
 
-from sdbatch import strict_yaml
 from sdbatch.errors import JobError
-from sdbatch.job import Limits, Section, Serve
-from sdbatch.serve.refusal import Refusal
+from sdbatch.job import Limits, Section, Serve, strict_yaml
+from sdbatch.serve.errors import Refusal
 
 VARIABLE = "SDBATCH_API_KEYS"
 SHORTEST = 16  # characters of a key: what is shorter can be guessed

@@ -19,16 +19,17 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import Receive, Scope, Send
 
-from sdbatch import actors, cluster, job, pipeline
-from sdbatch.engine import checkpoint
+from sdbatch import job
+from sdbatch.batch import pipeline, pool, ray_setup
 from sdbatch.errors import JobError, SdbatchError
 from sdbatch.job import Job
-from sdbatch.serve import access, wanted, web
+from sdbatch.models import find_model as models
+from sdbatch.serve import access, requests, web
 from sdbatch.serve.access import Access, Digests
 from sdbatch.serve.drawer import Asked, Drawer, NotDrawn, Picture
-from sdbatch.serve.refusal import Refusal, lost
+from sdbatch.serve.errors import Refusal, lost
+from sdbatch.serve.requests import Offer
 from sdbatch.serve.service import Event, Service
-from sdbatch.serve.wanted import Offer
 from sdbatch.stages.draw import load_engine
 
 NAME = "sdbatch"  # of the application
@@ -56,11 +57,11 @@ def build(args: dict[str, Any]) -> serve.Application:
 
 def assemble(asked: Job, digests: Digests) -> serve.Application:
     """Return the application that serves the job `asked`, on the Ray that is connected."""
-    machines = cluster.machines(asked.cluster.label_selector)
+    machines = ray_setup.machines(asked.cluster.label_selector)
     files, asked = pipeline.find_model(asked)
-    resolved = pipeline.resolve_job(asked, machines, checkpoint.sha256(files))
+    resolved = pipeline.resolve_job(asked, machines, models.sha256(files))
     settings, engine = resolved.serve, resolved.engine
-    fitting = actors.fit(resolved.cluster, engine, machines, sys.maxsize).most
+    fitting = pool.fit(resolved.cluster, engine, machines, sys.maxsize).most
     most = fitting if settings.max_replicas == "auto" else settings.max_replicas
     if settings.min_replicas > min(fitting, most):
         raise JobError(
@@ -68,19 +69,19 @@ def assemble(asked: Job, digests: Digests) -> serve.Application:
             f"as many as serve.max_replicas or the cluster holds."
         )
     try:
-        wanted.check(resolved.sampling, 1, settings.limits)
+        requests.check(resolved.sampling, 1, settings.limits)
     except Refusal as refusal:
         raise JobError(
             f"sampling.{refusal} Raise serve.limits, or have the job ask for less."
         ) from refusal
-    cpus, _ = actors.per_actor(resolved.cluster, engine)
+    cpus, _ = pool.per_actor(resolved.cluster, engine)
     pixels = resolved.sampling.height * resolved.sampling.width
     make_engine = partial(load_engine, files, engine, pixels, pipeline.example(resolved))
-    ongoing = actors.most_lanes(engine)  # twice the guided images that fill its lanes
+    ongoing = pool.most_lanes(engine)  # twice the guided images that fill its lanes
     drawer = serve.deployment(
         Drawer,
         name="Drawer",
-        ray_actor_options=actors.options(resolved.cluster, engine),
+        ray_actor_options=pool.options(resolved.cluster, engine),
         max_ongoing_requests=2 * ongoing,
         autoscaling_config={
             "min_replicas": settings.min_replicas,
@@ -96,7 +97,7 @@ def assemble(asked: Job, digests: Digests) -> serve.Application:
         serve.ingress(_forward)(Front),
         name="Front",
         num_replicas=1,
-        ray_actor_options={"num_cpus": actors.CHEAP_CPUS},
+        ray_actor_options={"num_cpus": pool.CHEAP_CPUS},
         max_ongoing_requests=settings.queue + CONNECTIONS,
         graceful_shutdown_timeout_s=settings.timeout_s,
     )
@@ -105,7 +106,7 @@ def assemble(asked: Job, digests: Digests) -> serve.Application:
     )
 
 
-def model_id(files: checkpoint.ModelFiles) -> str:
+def model_id(files: models.ModelFiles) -> str:
     """Return what the API calls a model: of files of this machine their name alone."""
     return files.path if files.kind in ("builtin", "hub") else Path(files.path).name
 

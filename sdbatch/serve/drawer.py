@@ -12,7 +12,7 @@ import numpy as np
 
 from sdbatch.engine.request import Drawn, Follow, Request
 from sdbatch.errors import SdbatchError
-from sdbatch.formats.image import Encoding, encode
+from sdbatch.output.image_file import Encoding, encode
 
 STUCK_SECONDS = 600.0  # a round of the engine may compile, and on a CPU be of large images
 

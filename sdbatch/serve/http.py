@@ -10,17 +10,17 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
-from sdbatch.serve import told
-from sdbatch.serve.refusal import Refusal
-from sdbatch.serve.wanted import Wanted
+from sdbatch.serve import responses
+from sdbatch.serve.errors import Refusal
+from sdbatch.serve.requests import Wanted
 
 DRAWING = (400, 404, 413, 415, 429, 500, 503, 504)  # what a route that draws may answer
 Result = TypeVar("Result")
 
 
-def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def documented_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Document the refusals of a route."""
-    return {status: {"model": told.Error} for status in (401, 403, *statuses)}
+    return {status: {"model": responses.Error} for status in (401, 403, *statuses)}
 
 
 def documented(kind: type[BaseModel]) -> dict[str, Any]:

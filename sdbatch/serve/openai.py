@@ -8,21 +8,21 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
-from sdbatch.serve import told, wanted
+from sdbatch.serve import requests, responses
 from sdbatch.serve.drawer import Step
+from sdbatch.serve.errors import Refusal, internal
 from sdbatch.serve.http import (
     DRAWING,
     base_url,
     documented,
+    documented_errors,
     json_body,
     json_of,
     note,
-    responses,
     unless_gone,
 )
-from sdbatch.serve.refusal import Refusal, internal
+from sdbatch.serve.requests import Streamable, Wanted
 from sdbatch.serve.service import Place, Service, log
-from sdbatch.serve.wanted import Streamable, Wanted
 
 _EVENTS: dict[str, Any] = {"text/event-stream": {}}  # with `stream`
 SECONDS_BETWEEN_SIGNS = 10.0  # of life on a stream: proxies cut those that are silent
@@ -32,17 +32,20 @@ def routes(service: Service) -> APIRouter:
     """Return the routes over `service`."""
     router = APIRouter()
     offer = service.offer
-    generation = wanted.body_of(Streamable, offer.job)
+    generation = requests.body_of(Streamable, offer.job)
 
     @router.post(
         "/v1/images/generations",
-        responses={200: {"model": told.Images, "content": _EVENTS}, **responses(*DRAWING)},
+        responses={
+            200: {"model": responses.Images, "content": _EVENTS},
+            **documented_errors(*DRAWING),
+        },
         openapi_extra=documented(generation),
     )
     async def generate(request: Request) -> Response:
         """Draw images; streamed, with previews on the way as server-sent events."""
-        asked = wanted.read(
-            wanted.parse(generation, await json_body(request)), offer, request.state.key.limits
+        asked = requests.read(
+            requests.parse(generation, await json_body(request)), offer, request.state.key.limits
         )
         note(request, asked)
         place = service.take(len(asked.asked), request.state.key)
@@ -51,14 +54,14 @@ def routes(service: Service) -> APIRouter:
             return StreamingResponse(stream, media_type="text/event-stream", headers=_UNCACHED)
         with place:
             pictures = await unless_gone(request, service.draw(asked))
-        return json_of(told.images(asked, pictures, service, base_url(request)))
+        return json_of(responses.images(asked, pictures, service, base_url(request)))
 
-    @router.get("/v1/models", responses=responses())
+    @router.get("/v1/models", responses=documented_errors())
     async def models() -> dict[str, Any]:
         """Name the model that is served."""
         return {"object": "list", "data": [_model(service)]}
 
-    @router.get("/v1/models/{name:path}", responses=responses(404))
+    @router.get("/v1/models/{name:path}", responses=documented_errors(404))
     async def model(name: str) -> dict[str, Any]:
         """Describe the model that is served."""
         if name != offer.model:
@@ -85,10 +88,10 @@ async def _stream(service: Service, asked: Wanted, place: Place) -> AsyncIterato
             if isinstance(happened, Step):
                 yield f": {json.dumps({'step': happened.done, 'steps': happened.of})}\n\n"
             elif happened.preview:
-                yield _sent(told.event("partial_image", asked, happened, previews))
+                yield _sent(responses.event("partial_image", asked, happened, previews))
                 previews += 1
             else:
-                yield _sent(told.event("completed", asked, happened, None))
+                yield _sent(responses.event("completed", asked, happened, None))
                 return
     except Refusal as refusal:
         yield f"event: error\ndata: {json.dumps(refusal.body)}\n\n"

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 from sdbatch.serve.access import Key
 from sdbatch.serve.drawer import Asked, NotDrawn, Picture, Step
-from sdbatch.serve.kept import Kept
+from sdbatch.serve.errors import Refusal, internal
 from sdbatch.serve.metrics import Metrics
-from sdbatch.serve.refusal import Refusal, internal
-from sdbatch.serve.wanted import Offer, Wanted
+from sdbatch.serve.requests import Offer, Wanted
+from sdbatch.serve.ttl_cache import Kept
 
 log = logging.getLogger("ray.serve.sdbatch")  # Ray Serve writes what is below its own name
 Event = Step | Picture | NotDrawn

@@ -12,9 +12,9 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sdbatch.serve import a1111, jobs, openai
+from sdbatch.serve import a1111, long_jobs, openai
 from sdbatch.serve.access import Access
-from sdbatch.serve.refusal import Refusal, internal
+from sdbatch.serve.errors import Refusal, internal
 from sdbatch.serve.service import Service, log
 
 LARGEST = 256 * 1024  # bytes of a body: two prompts of the longest kind, several times over
@@ -41,7 +41,7 @@ def application(service: Service, access: Access, *, log_prompts: bool) -> ASGIA
         static_url="/static",
     )
     keys = [Depends(HTTPBearer(auto_error=False))]  # for the documents alone: Door looks at them
-    for routes in (openai.routes, jobs.routes, a1111.routes):
+    for routes in (openai.routes, long_jobs.routes, a1111.routes):
         web.include_router(routes(service), dependencies=keys)
     web.include_router(_own(service))
     for kind in (Refusal, RequestValidationError, HTTPException, Exception):

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
+from sdbatch.shapes.parse import asked
 from sdbatch.shapes.picture import Pixels
-from sdbatch.shapes.reading import asked
-from sdbatch.shapes.sight import Sight, Thing, look
+from sdbatch.shapes.vision import Sight, Thing, look
 from sdbatch.shapes.world import PLACES, RELATIONS, Group, Scene
 
 ATTRIBUTES = ("background", "colour", "shape", "count", "position", "size", "texture")

@@ -21,12 +21,12 @@ import numpy as np
 import pyarrow as pa
 
 from sdbatch import schema
-from sdbatch.engine.checkpoint import ModelFiles
+from sdbatch.batch.metrics import NOBODY, Monitor
 from sdbatch.engine.request import Drawn, Request, Usage
 from sdbatch.errors import ModelError, SdbatchError
-from sdbatch.formats.image import Encoding, encode
 from sdbatch.job import EngineSettings
-from sdbatch.monitor import NOBODY, Monitor
+from sdbatch.models.find_model import ModelFiles
+from sdbatch.output.image_file import Encoding, encode
 from sdbatch.stages.gate import Gate
 
 MOST_ATTEMPTS = 3  # a shard that has killed its actor so often is recorded as failed
@@ -83,17 +83,15 @@ def load_engine(
     Raises:
         ModelError: the model cannot be loaded, or not draw the example.
     """
-    from sdbatch.engine import device
+    from sdbatch.engine import cuda
     from sdbatch.engine.engine import Engine  # here: the driver imports this module, without torch
-    from sdbatch.engine.loading import Build, load
+    from sdbatch.models.sd1.loading import Build, load
 
     build = Build(
         settings.device, settings.dtype, bool(settings.channels_last), bool(settings.compile)
     )
     lanes = settings.lanes
-    count = (
-        device.lanes(lanes, device.name(build.device)) if isinstance(lanes, dict) else int(lanes)
-    )
+    count = cuda.lanes(lanes, cuda.name(build.device)) if isinstance(lanes, dict) else int(lanes)
     engine = Engine(load(files, build), lanes=count, threads=settings.threads, pixels=pixels)
     if example is not None:
         try:

@@ -3,9 +3,9 @@
 import pyarrow as pa
 
 from sdbatch import schema
+from sdbatch.batch.metrics import NOBODY, Monitor
 from sdbatch.errors import PromptTableError
 from sdbatch.job import Job
-from sdbatch.monitor import NOBODY, Monitor
 from sdbatch.prompts import readers, requests, table
 
 

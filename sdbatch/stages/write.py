@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sdbatch import formats, receipts, schema
+from sdbatch import schema
+from sdbatch.batch.metrics import NOBODY, Monitor
 from sdbatch.job import Output
-from sdbatch.monitor import NOBODY, Monitor
-from sdbatch.receipts import Receipt
+from sdbatch.output import formats, receipts
+from sdbatch.output.receipts import Receipt
 from sdbatch.storage import Store
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from sdbatch import monitor
+from sdbatch.batch import metrics
 
 DASHBOARD = json.loads((Path(__file__).parents[2] / "cluster" / "grafana.json").read_text())
 QUERIES = [t["expr"] for panel in DASHBOARD["panels"] for t in panel["targets"]]
 OURS = {
-    *(f"ray_sdbatch_{name}_total" for name in monitor.COUNTERS),
-    *(f"ray_sdbatch_{name}" for name in monitor.GAUGES),
+    *(f"ray_sdbatch_{name}_total" for name in metrics.COUNTERS),
+    *(f"ray_sdbatch_{name}" for name in metrics.GAUGES),
     "ray_sdbatch_stage_seconds_bucket",
 }
 

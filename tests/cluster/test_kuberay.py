@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 import yaml
 
-from sdbatch import actors
+from sdbatch.batch import pool
 from sdbatch.job import Growing, Job, load, parse
 from tests.cluster import FILES, ROOT, documents, read_schema, top
 
@@ -145,19 +145,19 @@ def test_the_head_draws_nothing(name):
 @pytest.mark.parametrize("name", ["rayjob.yaml", "raycluster.yaml"])
 def test_a_gpu_worker_has_room_for_an_actor_and_for_reading_and_writing(name):
     limits = groups(name)["gpu-spot"]["template"]["spec"]["containers"][0]["resources"]["limits"]
-    cpus, gpus = actors.per_actor(job(name).cluster, job(name).engine)
+    cpus, gpus = pool.per_actor(job(name).cluster, job(name).engine)
     assert float(limits["nvidia.com/gpu"]) == gpus
-    assert float(limits["cpu"]) >= cpus + actors.CHEAP_CPUS
+    assert float(limits["cpu"]) >= cpus + pool.CHEAP_CPUS
 
 
 def test_a_drawer_fits_a_gpu_worker_and_the_front_fits_only_its_own():
-    cpus, _ = actors.per_actor(job("rayservice.yaml").cluster, job("rayservice.yaml").engine)
+    cpus, _ = pool.per_actor(job("rayservice.yaml").cluster, job("rayservice.yaml").engine)
     told = {
         name: float(group["rayStartParams"]["num-cpus"])
         for name, group in groups("rayservice.yaml").items()
     }
-    assert cpus <= told["gpu-spot"] < cpus + actors.CHEAP_CPUS
-    assert told["front"] == actors.CHEAP_CPUS
+    assert cpus <= told["gpu-spot"] < cpus + pool.CHEAP_CPUS
+    assert told["front"] == pool.CHEAP_CPUS
 
 
 @every_file

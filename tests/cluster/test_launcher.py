@@ -10,7 +10,7 @@ import pytest
 import ray.autoscaler
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from sdbatch import actors
+from sdbatch.batch import pool
 from sdbatch.job import Growing, load
 from tests.cluster import FILES, ROOT, documents, read_by_ray, read_schema, top
 
@@ -85,9 +85,9 @@ def test_the_head_draws_nothing_and_gpu_workers_come_on_spot_as_a_job_asks(name)
     assert isinstance(job.cluster.actors, Growing)
     assert job.cluster.actors.max == workers["max_workers"] == config(name)["max_workers"]
     assert "auto" not in (job.engine.device, job.engine.dtype, job.engine.lanes)
-    cpus, gpus = actors.per_actor(job.cluster, job.engine)
+    cpus, gpus = pool.per_actor(job.cluster, job.engine)
     assert workers["resources"]["GPU"] == gpus
-    assert workers["resources"]["CPU"] >= cpus + actors.CHEAP_CPUS
+    assert workers["resources"]["CPU"] >= cpus + pool.CHEAP_CPUS
 
 
 @every_file

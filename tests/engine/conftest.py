@@ -4,17 +4,18 @@ import threading
 
 import pytest
 
-from sdbatch.engine import checkpoint, loading
 from sdbatch.engine.engine import Engine
-from sdbatch.engine.loading import Build
 from sdbatch.engine.request import Request
-from sdbatch.engine.sd1 import StableDiffusion1
+from sdbatch.models import find_model
+from sdbatch.models.sd1 import loading
+from sdbatch.models.sd1.family import StableDiffusion1
+from sdbatch.models.sd1.loading import Build
 from tests import tiny
 
 
 @pytest.fixture(scope="session")
 def model(tiny_model):
-    return loading.load(checkpoint.find(str(tiny_model), None, ""), Build("cpu", "float32"))
+    return loading.load(find_model.find(str(tiny_model), None, ""), Build("cpu", "float32"))
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ import torch
 
 from sdbatch.engine.cohort import Cohort
 from sdbatch.engine.engine import TURN
-from sdbatch.engine.sd1 import StableDiffusion1
 from sdbatch.errors import ModelError
+from sdbatch.models.sd1.family import StableDiffusion1
 
 
 def test_guided_takes_two_lanes_and_unguided_one(new_engine, request_for, held):

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sdbatch.engine import checkpoint, loading
 from sdbatch.engine.engine import Engine
-from sdbatch.engine.loading import Build
 from sdbatch.engine.request import Request
+from sdbatch.models import find_model
+from sdbatch.models.sd1 import loading
+from sdbatch.models.sd1.loading import Build
 from sdbatch.samplers import NAMES
 
 # Small on purpose: 2 latents a side cost no less Python than 64, and much less arithmetic.
@@ -41,7 +42,7 @@ class Engines:
     """An engine for every number of lanes, and what each drew of a request alone."""
 
     def __init__(self, folder, dtype, channels_last):
-        files = checkpoint.find(str(folder), None, "")
+        files = find_model.find(str(folder), None, "")
         model = loading.load(files, Build("cpu", dtype, channels_last))
         self.by_lanes = {lanes: Engine(model, lanes=lanes, threads=1) for lanes in LANES}
         self.alone = lru_cache(None)(self._alone)

@@ -8,10 +8,10 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from sdbatch.engine.cohort import Cohort, Ticket
+from sdbatch.engine.decode import SIZES
 from sdbatch.engine.engine import SHAPES, Engine
-from sdbatch.engine.finish import SIZES
 from sdbatch.engine.request import Follow
-from sdbatch.engine.sd1 import StableDiffusion1
+from sdbatch.models.sd1.family import StableDiffusion1
 
 
 class Follower:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sdbatch.engine.cohort import Cohort
-from sdbatch.engine.sd1 import StableDiffusion1
+from sdbatch.models.sd1.family import StableDiffusion1
 
 
 @pytest.mark.parametrize("method", ["__init__", "advance"])

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from sdbatch.engine import checkpoint, loading
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.request import Request
+from sdbatch.models import find_model
+from sdbatch.models.sd1 import loading
 from sdbatch.samplers import NAMES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this mach
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_pixels_are_a_function_of_the_row_on_the_gpu(tiny_model, dtype):
-    files = checkpoint.find(str(tiny_model), None, "")
+    files = find_model.find(str(tiny_model), None, "")
     engine = Engine(loading.load(files, loading.Build("cuda", dtype)), lanes=8, threads=1)
     requests = [
         Request(

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from sdbatch.engine import checkpoint, loading
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.request import Request
+from sdbatch.models import find_model
+from sdbatch.models.sd1 import loading
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 
@@ -24,7 +25,7 @@ def capped():
 
 
 def test_lanes_are_halved_until_they_fit(tiny_model, capped):
-    files = checkpoint.find(str(tiny_model), None, "")
+    files = find_model.find(str(tiny_model), None, "")
     model = loading.load(files, loading.Build("cuda", "float32"))
     requests = [
         Request(

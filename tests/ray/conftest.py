@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdbatch import pipeline
+from sdbatch.batch import pipeline
 from sdbatch.report.progress import Silent
 from tests.fakes import FakeEngine
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sdbatch import cluster
+from sdbatch.batch import ray_setup
 from sdbatch.errors import JobError
 from sdbatch.job import Cluster
 
@@ -72,7 +72,7 @@ def test_an_address_where_something_else_listens_is_given_up():
         probe = (
             "from sdbatch import cluster; from sdbatch.job import Cluster;"
             "cluster.CONNECT_SECONDS = 3.0\n"
-            f"with cluster.connected('{address}', Cluster()): pass"
+            f"with ray_setup.connected('{address}', Cluster()): pass"
         )
         done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     assert "no Ray answers there (nothing in 3 s)" in done.stderr
@@ -81,5 +81,5 @@ def test_an_address_where_something_else_listens_is_given_up():
 
 def test_an_address_where_nothing_listens_is_refused_at_once():
     with pytest.raises(JobError, match=r"cluster.address = '127.0.0.1:1': no Ray answers"):  # noqa: SIM117
-        with cluster.connected("127.0.0.1:1", Cluster()):
+        with ray_setup.connected("127.0.0.1:1", Cluster()):
             pass

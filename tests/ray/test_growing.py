@@ -21,7 +21,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
     FakeMultiNodeProvider,
 )
 
-from sdbatch import pipeline
+from sdbatch.batch import pipeline
 from sdbatch.report.progress import Silent
 from tests.fakes import FakeEngine
 

@@ -5,16 +5,17 @@ import json
 import pyarrow.dataset as ds
 import torch
 
-from sdbatch.engine import checkpoint, loading
 from sdbatch.engine.engine import Engine
-from sdbatch.engine.loading import Build
+from sdbatch.models import find_model
+from sdbatch.models.sd1 import loading
+from sdbatch.models.sd1.loading import Build
 
 
 class SmallDevice(Engine):
     """An engine on a device that holds 4 lanes, and finds it out after 6 ticks."""
 
     def __init__(self):
-        files = checkpoint.find("builtin:shapes", None, "")
+        files = find_model.find("builtin:shapes", None, "")
         super().__init__(loading.load(files, Build("cpu", "float32")), lanes=8, threads=1)
         denoise = self._sd.denoise
 

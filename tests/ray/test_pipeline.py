@@ -11,9 +11,10 @@ import pyarrow.dataset as ds
 import pytest
 
 import sdbatch
-from sdbatch import driver, pipeline, plan, receipts
+from sdbatch.batch import driver, pipeline
 from sdbatch.errors import JobError, ModelError
-from sdbatch.report.verify import verify
+from sdbatch.output import plan, receipts
+from sdbatch.output.verify import verify
 from sdbatch.storage import Store
 from tests.fakes import FakeEngine
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from benchmarks.kills import compare, kill_and_resume, run
-from sdbatch.report.verify import verify
+from sdbatch.output.verify import verify
 from sdbatch.storage import Store
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from sdbatch.report.card import card
-from sdbatch.report.summary import Report
+from sdbatch.report.closing import Report
 from tests.finished import PROMPTS, finish, small_job
 
 REPORT = Report(

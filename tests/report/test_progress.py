@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from sdbatch.report.closing import Report
 from sdbatch.report.progress import (
     HEARTBEAT_SECONDS,
     PROGRESS_FILE,
@@ -20,7 +21,6 @@ from sdbatch.report.progress import (
     duration,
     line,
 )
-from sdbatch.report.summary import Report
 from sdbatch.storage import Store
 
 STARTING = Progress(planned=2000, drawn=0, failed=0, images_per_s=0.0, step="starting Ray")

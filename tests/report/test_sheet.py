@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from sdbatch import receipts
 from sdbatch.errors import SdbatchError, StorageError
+from sdbatch.output import receipts
 from sdbatch.report import sheet
 from sdbatch.report.sheet import GAP, LINE, SIDE, make
 from sdbatch.storage import Store, open_file

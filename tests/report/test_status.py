@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from sdbatch import receipts
 from sdbatch.errors import StorageError
+from sdbatch.output import receipts
 from sdbatch.report.progress import PROGRESS_FILE, Heartbeat, Progress
 from sdbatch.report.status import SILENT_BEATS, status, watch
 from sdbatch.storage import Store

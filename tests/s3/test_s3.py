@@ -9,8 +9,8 @@ import boto3
 import pytest
 
 from sdbatch.errors import StorageError
+from sdbatch.output.verify import verify
 from sdbatch.prompts.table import open_table
-from sdbatch.report.verify import verify
 from sdbatch.storage import Store
 
 SDBATCH = str(Path(sys.executable).parent / "sdbatch")

@@ -10,17 +10,18 @@ import httpx
 import pytest
 import uvicorn
 
-from sdbatch.engine import checkpoint, loading
 from sdbatch.engine.engine import Engine
-from sdbatch.engine.loading import Build
 from sdbatch.engine.request import Drawn
-from sdbatch.formats.image import Encoding
 from sdbatch.job import parse
+from sdbatch.models import find_model
+from sdbatch.models.sd1 import loading
+from sdbatch.models.sd1.loading import Build
+from sdbatch.output.image_file import Encoding
 from sdbatch.serve import access, web
 from sdbatch.serve.access import Access
 from sdbatch.serve.drawer import Drawer
+from sdbatch.serve.requests import Offer
 from sdbatch.serve.service import Service
-from sdbatch.serve.wanted import Offer
 from tests.fakes import FakeEngine
 
 ENGINE = {
@@ -125,7 +126,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def tiny_engine(tiny_model):
-    model = loading.load(checkpoint.find(str(tiny_model), None, ""), Build("cpu", "float32"))
+    model = loading.load(find_model.find(str(tiny_model), None, ""), Build("cpu", "float32"))
     engine = Engine(model, lanes=8, threads=1, pixels=64 * 64)
     yield engine
     engine.close(cancel=True)

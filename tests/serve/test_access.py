@@ -11,7 +11,7 @@ from sdbatch.errors import JobError
 from sdbatch.job import Limits, Serve
 from sdbatch.serve import access
 from sdbatch.serve.access import Access, is_loopback
-from sdbatch.serve.refusal import Refusal
+from sdbatch.serve.errors import Refusal
 
 ALICE, BOB = "alice-" + "0" * 16, "bob-" + "1" * 16
 

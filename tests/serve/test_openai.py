@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sdbatch.engine.request import Request
-from sdbatch.formats.image import parameters
+from sdbatch.output.image_file import parameters
 from tests.fakes import FakeEngine
 
 

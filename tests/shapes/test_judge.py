@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 
 from sdbatch.shapes import picture, world
 from sdbatch.shapes.judge import ATTRIBUTES, compare, fidelity, judge
-from sdbatch.shapes.sight import Sight, Thing, look
+from sdbatch.shapes.vision import Sight, Thing, look
 from sdbatch.shapes.world import Group, Scene
 
 TRUTHS = 1500

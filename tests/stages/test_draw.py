@@ -15,7 +15,7 @@ from PIL import Image
 from sdbatch import schema
 from sdbatch.engine.request import Request
 from sdbatch.errors import ModelError
-from sdbatch.formats.image import parameters
+from sdbatch.output.image_file import parameters
 from sdbatch.stages.draw import MOST_ATTEMPTS, DrawImages
 from tests.fakes import FakeEngine
 from tests.finished import HereWatch, at_once, block, draw, draw_rows, encoding, requests

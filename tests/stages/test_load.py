@@ -2,10 +2,10 @@
 
 import pytest
 
-from sdbatch import pipeline
-from sdbatch.engine import checkpoint
+from sdbatch.batch import pipeline
 from sdbatch.errors import ModelError
 from sdbatch.job import EngineSettings
+from sdbatch.models import find_model
 from sdbatch.stages.draw import load_engine
 
 SETTINGS = EngineSettings(device="cpu", dtype="float32", lanes=2, channels_last=True, compile=False)
@@ -26,11 +26,11 @@ def test_an_engine_that_cannot_draw_the_example_is_refused(
         model={"path": str(tiny_model), "zero_snr": zero_snr},
         sampling={"num_inference_steps": 60, **asked},
     )
-    files = checkpoint.find(str(tiny_model), None, "", pipeline.extras(job))
+    files = find_model.find(str(tiny_model), None, "", pipeline.extras(job))
     with pytest.raises(ModelError, match=f"^sampling: this model cannot draw it: .*{words}"):
         load_engine(files, SETTINGS, 64 * 64, pipeline.example(job))
 
 
 def test_an_engine_is_loaded_where_every_row_says_what_it_asks_for(tiny_model):
-    files = checkpoint.find(str(tiny_model), None, "")
+    files = find_model.find(str(tiny_model), None, "")
     load_engine(files, SETTINGS, 64 * 64, None).close()

@@ -8,7 +8,7 @@ import pytest
 
 from sdbatch import schema
 from sdbatch.errors import PromptTableError, StorageError
-from sdbatch.formats import parquet
+from sdbatch.output.formats import parquet
 from sdbatch.prompts.requests import row_seed
 from tests.finished import draw_rows, read_stage, small_job
 

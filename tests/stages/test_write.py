@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sdbatch import formats, receipts, schema
+from sdbatch import schema
 from sdbatch.errors import StorageError
 from sdbatch.job import Output
+from sdbatch.output import formats, receipts
 from sdbatch.stages.write import WriteShard
 from sdbatch.storage import Store
 from tests.finished import block, draw, draw_rows

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sdbatch.shapes import wording, world
+from sdbatch.shapes import captions, world
 from training import autoencoder, denoiser, text_encoder, tokens
 
 
@@ -53,7 +53,7 @@ def test_a_tenth_of_the_captions_is_empty():
     scenes = [world.imagine(chance, world.is_for_training) for _ in range(3000)]
     said = denoiser.captions(scenes, chance, in_order=True)
     assert 0.08 < said.count("") / len(said) < 0.12
-    assert len({wording.say(scenes[0], chance) for _ in range(50)}) > 10  # each is said anew
+    assert len({captions.say(scenes[0], chance) for _ in range(50)}) > 10  # each is said anew
 
 
 def test_what_has_more_to_draw_is_shown_more_often_later():

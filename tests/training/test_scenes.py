@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from sdbatch.shapes import reading, wording, world
+from sdbatch.shapes import captions, parse, world
 from training import scenes, table, tokens
 
 
@@ -33,7 +33,7 @@ def test_every_word_of_the_world_is_one_token():
     tokenizer = tokens.build()
     chance = random.Random(1)
     for _ in range(1000):
-        prompt = wording.say(world.imagine(chance), chance)
+        prompt = captions.say(world.imagine(chance), chance)
         parts = tokenizer.tokenize(prompt)
         assert [part for part in parts if not part.endswith("</w>")] == [], prompt
 
@@ -52,7 +52,7 @@ def test_the_prompt_table_follows_its_seed_and_labels_what_its_prompts_ask_for()
     assert made.column_names[:2] == ["id", "prompt"]
     assert len(set(made["id"].to_pylist())) == 100
     for row in made.to_pylist():
-        asked = reading.asked(row["prompt"])
+        asked = parse.asked(row["prompt"])
         first = asked.groups[0]
         assert (first.shape, first.colour, first.count) == (
             row["shape"],

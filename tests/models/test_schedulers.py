@@ -1,0 +1,135 @@
+"""Every sampler against diffusers' own pipeline on the same weights and seeds."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks import oracle
+from sdbatch.engine.engine import Engine
+from sdbatch.models.schedulers import make_scheduler
+from sdbatch.samplers import NAMES, SAMPLERS, split, title
+
+# One count in 255: the UNet's batch shape differs, which moves float32 by about 1e-6, and rounding
+# to uint8 can then fall to the other side. benchmarks/parity.py shows the latents' differences.
+MOST_COUNTS = 1
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    """An engine of few lanes, as most of more would be padding here."""
+    engine = Engine(model, lanes=4, threads=1)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def pipeline(model):
+    return oracle.pipeline(model)
+
+
+@pytest.fixture
+def matches(engine, pipeline, model):
+    """Draw a request with the engine and with diffusers; assert that they are one picture."""
+
+    def check(request, **given):
+        drawn = engine.submit(request).result().image.astype(int)
+        reference = oracle.draw(pipeline, request, model.scheduler_config, **given)
+        assert np.abs(drawn - oracle.counts(reference)).max() <= MOST_COUNTS
+        assert drawn.std() > 1  # a picture of something, not of nothing
+        return drawn
+
+    return check
+
+
+@pytest.mark.parametrize("sampler", NAMES)
+@pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
+def test_engine_draws_what_diffusers_draws(matches, request_for, sampler, guidance_scale):
+    matches(
+        request_for(
+            sampler=sampler,
+            guidance_scale=guidance_scale,
+            negative_prompt="blurry",
+            num_inference_steps=10,
+        )
+    )
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "tcd"])
+def test_eta_adds_the_noise_that_diffusers_adds(matches, request_for, sampler):
+    without = matches(request_for(sampler=sampler))
+    assert (matches(request_for(sampler=sampler, eta=0.6)) != without).any()
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m_sde"])
+def test_guidance_rescale_is_that_of_diffusers(matches, request_for, sampler):
+    without = matches(request_for(sampler=sampler))
+    assert (matches(request_for(sampler=sampler, guidance_rescale=0.7)) != without).any()
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "lcm", "tcd"])
+def test_v_prediction_models_of_zero_terminal_snr_match_diffusers(
+    model, pipeline, request_for, sampler
+):
+    config = {
+        **model.scheduler_config,
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    }
+    engine = Engine(replace(model, scheduler_config=config), lanes=4, threads=1)
+    request = request_for(sampler=sampler)
+    drawn = engine.submit(request).result().image.astype(int)
+    engine.close()
+    reference = oracle.counts(oracle.draw(pipeline, request, config))
+    assert np.abs(drawn - reference).max() <= MOST_COUNTS
+
+
+@pytest.mark.parametrize("sampler", ["heun", "lms", "dpm2", "dpmpp_sde", "pndm", "deis"])
+def test_samplers_that_ignore_zero_terminal_snr_are_refused(model, sampler):
+    config = {**model.scheduler_config, "rescale_betas_zero_snr": True}
+    with pytest.raises(ValueError, match=r"zero terminal SNR. Take euler, dpmpp_2m"):
+        make_scheduler(sampler, config, 10)
+
+
+@pytest.mark.parametrize("sampler", NAMES)
+def test_seeds_draw_different_images(engine, request_for, sampler):
+    one, two = (engine.submit(request_for(sampler=sampler, seed=seed)) for seed in (1, 2))
+    assert (one.result().image != two.result().image).any()
+
+
+@pytest.mark.parametrize("size", [(64, 96), (72, 64)])
+def test_sizes_that_are_no_square_match_diffusers(matches, request_for, size):
+    drawn = matches(request_for(height=size[0], width=size[1]))
+    assert drawn.shape == (*size, 3)
+
+
+@pytest.mark.parametrize("sampler", NAMES)
+@pytest.mark.parametrize("num_inference_steps", [1, 2, 50])
+def test_any_number_of_steps_draws_or_fails_with_a_reason(model, sampler, num_inference_steps):
+    try:
+        scheduler = make_scheduler(sampler, model.scheduler_config, num_inference_steps)
+    except ValueError as error:
+        assert "steps" in str(error)  # noqa: PT017  diffusers' own words
+    else:
+        assert len(scheduler.timesteps) >= num_inference_steps
+
+
+def test_align_your_steps_is_the_published_schedule_at_ten_steps_and_between_it_at_others(model):
+    ten = make_scheduler("dpmpp_2m_ays", model.scheduler_config, 10).timesteps.tolist()
+    assert ten == [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]
+    more = make_scheduler("dpmpp_2m_ays", model.scheduler_config, 19).timesteps.tolist()
+    assert all(abs(a - b) <= 1 for a, b in zip(more[::2], ten, strict=True))
+    assert more == sorted(set(more), reverse=True)
+    with pytest.raises(ValueError, match="num_inference_steps = 999: too many"):
+        make_scheduler("euler_ays", model.scheduler_config, 999)
+
+
+def test_names_are_samplers_with_the_schedules_that_they_have():
+    assert len(set(NAMES)) == len(NAMES)
+    assert set(SAMPLERS) < set(NAMES)
+    assert "dpmpp_2m_karras" in NAMES
+    assert "ddim_karras" not in NAMES
+    assert split("dpm2_a") == (SAMPLERS["dpm2_a"], None)
+    assert split("dpm2_a_karras") == (SAMPLERS["dpm2_a"], "karras")
+    assert title("dpmpp_2m_sde_exponential") == "DPM++ 2M SDE Exponential"

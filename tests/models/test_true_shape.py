@@ -1,0 +1,61 @@
+"""Stable Diffusion 1.5 in its true shape, 860 M parameters at 512x512, with random weights."""
+
+import os
+import resource
+import time
+
+import numpy as np
+import pytest
+import torch
+from diffusers import PNDMScheduler, StableDiffusionPipeline
+
+from benchmarks import models, oracle
+from sdbatch.engine.engine import Engine
+from sdbatch.models import find_model
+from sdbatch.models.sd1 import loading
+from sdbatch.models.sd1.loading import Build
+
+
+@pytest.mark.skipif(
+    "SDBATCH_TRUE_SHAPE" not in os.environ,
+    reason="takes minutes, 16 GB of memory and 5 GB of disk: set SDBATCH_TRUE_SHAPE=1",
+)
+@pytest.mark.timeout(3000)
+def test_the_true_shape_loads_and_draws_what_diffusers_draws(tmp_path, capsys, request_for):
+    parts = models.parts("sd15")
+    config = parts.pop("scheduler_config")
+    StableDiffusionPipeline(
+        **parts,
+        scheduler=PNDMScheduler.from_config(config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(tmp_path)
+    del parts
+    times = [time.perf_counter()]
+
+    def lap() -> float:
+        times.append(time.perf_counter())
+        return times[-1] - times[-2]
+
+    threads = len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    model = loading.load(find_model.find(str(tmp_path), None, ""), Build("cpu", "float32"))
+    loaded = lap()
+    engine = Engine(model, lanes=2, threads=threads)
+    request = request_for(num_inference_steps=2, height=512, width=512)
+    image = engine.submit(request).result().image.astype(int)
+    drawn = lap()
+    engine.close()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    reference = oracle.draw(oracle.pipeline(model), request, model.scheduler_config)
+    off = np.abs(image - oracle.counts(reference))
+    with capsys.disabled():
+        print(  # noqa: T201  these figures are what the test is run for
+            f"\n860 M parameters: loaded in {loaded:.1f} s, one image in 2 steps in {drawn:.1f} s "
+            f"with {threads} threads, peak {peak:.1f} GiB, diffusers {lap():.1f} s; "
+            f"off by {off.max()} counts at most, {off.mean():.4f} on average"
+        )
+    assert sum(p.numel() for p in model.unet.parameters()) == 859_520_964
+    assert off.max() <= 1
+    assert image.std() > 1

@@ -1,0 +1,299 @@
+"""Which shards a job has, and whether an output that was begun is this job's."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from sdbatch.errors import JobError, PromptTableError, StorageError
+from sdbatch.output import plan
+from sdbatch.prompts.table import open_table
+from sdbatch.storage import Store
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A table of two files: b.txt with 5 prompts, d.txt with 4."""
+    path = tmp_path / "table"
+    path.mkdir()
+    for name, rows in (("b", 5), ("d", 4)):
+        lines(path / f"{name}.txt", rows)
+    return path
+
+
+@pytest.fixture
+def make(make_job, folder):
+    """Plan a job over the table, anew or over what an output says of the one that began it."""
+
+    def planned(begun=None, path=folder, **sections):
+        prompts = {"path": str(path), **sections.pop("prompts", {})}
+        job = make_job(prompts=prompts, **sections)
+        return plan.make(job, open_table(job.prompts), begun)
+
+    return planned
+
+
+@pytest.fixture
+def begin(make, tmp_path):
+    """Plan a job, write the plan into an output, and return what the output says of it."""
+
+    def begun(**sections):
+        store = Store(str(tmp_path / "out"))
+        plan.write(store, make(**sections))
+        return plan.read(store)
+
+    return begun
+
+
+def lines(path, rows):
+    path.write_text("".join(f"{path.stem} {i}\n" for i in range(rows)))
+
+
+def cuts(planned):
+    """Return each shard as (file, first row of the file, first image, images)."""
+    return [(s.source, s.first_row, s.first_image, s.images) for s in planned.shards]
+
+
+SMALL = {"images_per_shard": 3}
+
+
+def test_shards_cover_each_file_in_order_and_never_cross_files(make):
+    planned = make(output=SMALL, prompts={"images_per_row": 2})
+    assert cuts(planned) == [
+        ("b.txt", 0, 0, 3),
+        ("b.txt", 0, 3, 3),
+        ("b.txt", 0, 6, 3),
+        ("b.txt", 0, 9, 1),
+        ("d.txt", 5, 0, 3),
+        ("d.txt", 5, 3, 3),
+        ("d.txt", 5, 6, 2),
+    ]
+    assert [shard.shard for shard in planned.shards] == list(range(7))
+    assert (planned.rows, planned.images, planned.begun) == (9, 18, False)
+    assert [shard.rows(2) for shard in planned.shards[:4]] == [(0, 2), (1, 3), (3, 5), (4, 5)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 7, 100, "auto"])
+@pytest.mark.parametrize("limit", [None, 1, 5, 6, 100])
+def test_every_image_is_in_one_shard_however_the_table_is_cut(make, size, limit):
+    planned = make(output={"images_per_shard": size}, prompts={"images_per_row": 3, "limit": limit})
+    images = [
+        (shard.source, image)
+        for shard in planned.shards
+        for image in range(shard.first_image, shard.first_image + shard.images)
+    ]
+    expected = [("b.txt", i) for i in range(15)] + [("d.txt", i) for i in range(12)]
+    assert images == expected[: 3 * (limit or 9)]
+    assert planned.images == len(images)
+    assert planned.rows == min(limit or 9, 9)
+
+
+def test_plan_is_a_function_of_the_job_and_the_table_not_of_the_place(make, folder, tmp_path):
+    first = make(output=SMALL)
+    assert make(output=SMALL).shards == first.shards
+    cluster = {"actors": 7, "cpus_per_actor": 2}
+    assert make(output={**SMALL, "path": "memory://elsewhere"}, cluster=cluster).shards == (
+        first.shards
+    )
+    folder.rename(tmp_path / "moved")
+    moved = make(path=tmp_path / "moved", output=SMALL)
+    assert moved.shards == first.shards
+    assert moved.urls() == {name: f"{tmp_path}/moved/{name}" for name in ("b.txt", "d.txt")}
+
+
+def test_images_per_shard_chosen_is_a_function_of_the_job_and_the_images(make_job):
+    job = make_job()
+    sizes = {n: plan.images_per_shard(job, n) for n in (1, 32, 64 * 32, 64 * 500, 10**9)}
+    assert sizes == {1: 32, 32: 32, 64 * 32: 32, 64 * 500: 500, 10**9: plan.MOST_IMAGES}
+    assert plan.MOST_IMAGES == 1000
+
+
+@pytest.mark.parametrize("image_format", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("side", [512, 4096])
+def test_images_per_shard_chosen_keeps_a_shard_within_256_mib(make_job, image_format, side):
+    sampling = {"height": side, "width": side}
+    job = make_job(sampling=sampling, output={"image_format": image_format})
+    size = plan.images_per_shard(job, 10**9)
+    each = plan.image_bytes(job.output, side, side)
+    assert size * each <= 256 * 2**20 < (size + 1) * each
+    assert size >= 1
+
+
+def test_small_job_is_one_shard_a_file(make):
+    assert [images for *_, images in cuts(make())] == [5, 4]
+
+
+def test_images_per_shard_too_large_is_refused_with_the_largest_that_fits(make):
+    sampling = {"height": 1024, "width": 1024}
+    with pytest.raises(JobError, match=r"^output\.images_per_shard = 9000: up to .* GiB") as caught:
+        make(output={"images_per_shard": 9000}, sampling=sampling)
+    most = int(re.search(r"At most (\d+) fit into 2 GiB", str(caught.value)).group(1))
+    assert make(output={"images_per_shard": most}, sampling=sampling).images == 9
+    with pytest.raises(JobError, match=f"At most {most} fit"):
+        make(output={"images_per_shard": most + 1}, sampling=sampling)
+
+
+def test_output_says_what_was_written_into_it(make, tmp_path):
+    store = Store(str(tmp_path / "out"))
+    assert plan.read(store) is None
+    planned = make(output=SMALL, model={"path": "builtin:shapes"}, prompts={"limit": 7})
+    plan.write(store, planned)
+    begun = plan.read(store)
+    assert (begun.job, begun.shards) == (planned.job, planned.shards)
+    assert begun.extras.equals(planned.table.extras)
+    assert begun.versions == plan.versions()
+    said = yaml.safe_load(store.read("job.yaml"))
+    assert said["fingerprint"] == plan.fingerprint(planned.job, plan.versions())
+
+
+def test_versions_name_every_library_that_can_change_a_byte():
+    assert set(plan.versions()) == set(plan.LIBRARIES)
+    assert {"sdbatch", "torch", "diffusers", "pillow", "pyarrow"} < set(plan.LIBRARIES)
+
+
+def test_fingerprint_changes_with_what_changes_bytes_and_with_nothing_else(make_job):
+    print_of = lambda **keys: plan.fingerprint(make_job(**keys), {"torch": "2"})  # noqa: E731
+    same = print_of()
+    assert print_of(cluster={"actors": 3}, name="x", output={"path": "elsewhere"}) == same
+    assert print_of(prompts={"path": "moved.csv"}) == same
+    assert print_of(model="/old/model") == print_of(model="/new/model")
+    changed = [
+        print_of(sampling={"seed": 1}),
+        print_of(output={"quality": 90}),
+        print_of(engine={"threads": 2}),
+        print_of(prompts={"keep": []}),
+        plan.fingerprint(make_job(), {"torch": "3"}),
+    ]
+    assert len({same, *changed}) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "old"),
+    [
+        ("sampling.guidance_scale", 3.5, "7.5"),
+        ("output.image_format", "webp", "'jpg'"),
+        ("output.images_per_shard", 4, "3"),
+        ("prompts.images_per_row", 2, "1"),
+        ("prompts.limit", 8, "None"),
+        ("engine.threads", 2, "1"),
+        ("model.path", "other", "'builtin:shapes'"),
+    ],
+)
+def test_resume_of_a_changed_job_is_refused_with_the_key_and_both_values(
+    begin, make, name, value, old
+):
+    begun = begin(output=SMALL)
+    section, key = name.split(".")
+    sections = {"output": SMALL, "model": {"path": "builtin:shapes"}}
+    sections[section] = {**sections.get(section, {}), key: value}
+    words = re.escape(f"{value!r}: the output was begun with {old}")
+    with pytest.raises(JobError, match=rf"^{name} = {words}.*--overwrite"):
+        make(begun, **sections)
+
+
+def test_resume_under_another_library_is_refused_with_its_name(begin, make, monkeypatch):
+    begun = begin()
+    monkeypatch.setattr(plan, "versions", lambda: {**begun.versions, "torch": "9.9"})
+    with pytest.raises(JobError, match=r"^versions\.torch = '9\.9': the output was begun with '"):
+        make(begun)
+
+
+def test_resume_goes_on_with_what_changes_no_byte_changed(begin, make):
+    begun = begin(output=SMALL)
+    resumed = make(begun, name="new", cluster={"actors": 2}, output={**SMALL, "path": "moved"})
+    assert (resumed.shards, resumed.begun) == (begun.shards, True)
+
+
+def test_resume_adopts_what_was_recorded_for_what_the_job_leaves_open(begin, make, folder):
+    resolved = {"device": "cpu", "dtype": "float32", "lanes": 12}
+    model = {"path": "hub/model", "revision": COMMIT, "sha256": "f" * 64}
+    begun = begin(engine=resolved, model=model, output=SMALL)
+    lines(folder / "e.txt", 5000)  # would make another images_per_shard, if chosen anew
+    resumed = make(begun, model={"path": "hub/model"})
+    assert resumed.job.engine == begun.job.engine
+    assert resumed.job.model == begun.job.model
+    assert resumed.job.output.images_per_shard == 3
+    assert resumed.shards[:4] == begun.shards
+
+
+def test_resume_with_another_commit_of_the_model_is_refused_with_both(begin, make):
+    begun = begin(model={"path": "hub/model", "revision": COMMIT})
+    with pytest.raises(JobError, match=rf"^model\.revision = 'ffff.*begun with '{COMMIT}'"):
+        make(begun, model={"path": "hub/model", "revision": "f" * 40})
+
+
+@pytest.mark.parametrize("new", ["a.txt", "c.txt", "e.txt"])
+def test_resume_appends_the_shards_of_a_new_file_wherever_its_name_sorts(begin, make, folder, new):
+    begun = begin(output=SMALL)
+    lines(folder / new, 4)
+    resumed = make(begun, output=SMALL)
+    assert resumed.shards[: len(begun.shards)] == begun.shards
+    assert cuts(resumed)[len(begun.shards) :] == [(new, 9, 0, 3), (new, 9, 3, 1)]
+    assert (resumed.rows, resumed.images) == (13, 13)
+
+
+def test_resume_of_a_moved_table_goes_on(begin, make, folder, tmp_path):
+    begun = begin(output=SMALL)
+    folder.rename(tmp_path / "moved")
+    assert make(begun, path=tmp_path / "moved", output=SMALL).shards == begun.shards
+
+
+@pytest.mark.parametrize("rows", [4, 5, 6])
+def test_resume_over_a_changed_file_is_refused_with_its_name_and_the_way_out(
+    begin, make, folder, rows
+):
+    begun = begin()
+    (folder / "d.txt").write_text("another\n" * rows)
+    words = r"^prompts\.path = d\.txt has changed .* Put new rows into a new file.*--overwrite"
+    with pytest.raises(PromptTableError, match=words):
+        make(begun)
+
+
+def test_resume_without_a_file_is_refused_with_its_name(begin, make, folder):
+    begun = begin()
+    (folder / "b.txt").unlink()
+    with pytest.raises(PromptTableError, match=r"^prompts\.path = b\.txt is gone: .*--overwrite"):
+        make(begun)
+
+
+def test_resume_over_other_columns_is_refused_with_both(begin, make, folder):
+    begun = begin()
+    (folder / "e.csv").write_text("prompt,breed\na,b\n")
+    with pytest.raises(PromptTableError, match=r"columns breed: the output was begun with none"):
+        make(begun)
+    (folder / "e.csv").unlink()
+    assert make(begun).shards == begun.shards
+
+
+def test_resume_over_shards_that_would_be_cut_otherwise_is_refused(begin, make):
+    begun = begin()
+    other = replace(begun, shards=(replace(begun.shards[0], images=4), *begun.shards[1:]))
+    with pytest.raises(PromptTableError, match="cut the begun output's shards otherwise"):
+        make(other)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("job.yaml", b""),
+        ("job.yaml", b"[\n"),
+        ("job.yaml", b"- job\n"),
+        ("job.yaml", b"job: {}\nversions: {}\n"),
+        ("job.yaml", b"\xff\xfe\xff"),
+        ("plan.parquet", None),
+        ("plan.parquet", b""),
+        ("plan.parquet", b"no table"),
+        ("plan.parquet", b"PAR1" + b"\xff" * 9 + b"\x09\0\0\0PAR1"),
+    ],
+)
+def test_output_with_a_broken_file_is_refused_with_its_path(begin, tmp_path, file, content):
+    begin()
+    (tmp_path / "out" / file).unlink()
+    if content is not None:
+        (tmp_path / "out" / file).write_bytes(content)
+    with pytest.raises(StorageError, match=rf"^{tmp_path}/out/{file} = ") as caught:
+        plan.read(Store(str(tmp_path / "out")))
+    assert "\n" not in str(caught.value)
