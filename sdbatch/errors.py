@@ -1,12 +1,13 @@
 """The errors a user can cause, a small tree.
 
     SdbatchError
-      JobError           the job file, its overrides, the options, the cluster asked for
+      JobError           the job file, its overrides, the options, the cluster
       PromptTableError   the prompt table
-      ModelError         the model: not found, not a model, refused, too big for the device
-      StorageError       the output or any other file: not there, not readable, not writable
+      ModelError         the model: missing, not a model, rejected, too big for the device
+      StorageError       the output or any other file: missing, not readable, not writable
 
-Each carries one line: `where = what was found: what it must be. The way out.`
+Each carries one line. Where a key, a column or a file is at fault:
+`where = what was found: what it must be. The way out.`; otherwise a plain sentence and the way out.
 """
 
 
@@ -28,3 +29,8 @@ class ModelError(SdbatchError):
 
 class StorageError(SdbatchError):
     """A file or folder cannot be read or written."""
+
+
+def one_line(error: BaseException | str, limit: int | None = None) -> str:
+    """Return the text of an error in one line, cut to `limit` characters."""
+    return " ".join(str(error).split())[:limit]

@@ -1,6 +1,6 @@
 """The samplers that a user picks by name, and the diffusers scheduler behind each; no torch here.
 
-A name is a sampler's, or a sampler's with one of its sigma schedules: `euler`, `euler_karras`.
+A name is that of a sampler, or of a sampler with a sigma schedule: `euler`, `euler_karras`.
 """
 
 from dataclasses import dataclass, field
@@ -12,12 +12,13 @@ AYS = "ays"  # Align Your Steps, Sabour et al. 2024: timesteps made for Stable D
 
 @dataclass(frozen=True)
 class Sampler:
-    """One sampler: what diffusers calls it, and what AUTOMATIC1111's users do."""
+    """One sampler: its names in diffusers and in AUTOMATIC1111."""
 
     scheduler: str
     title: str
     arguments: dict[str, Any] = field(default_factory=dict)
     schedules: tuple[str, ...] = ()
+    takes_eta: bool = False
 
 
 _MULTISTEP, _ANY = "DPMSolverMultistepScheduler", (*CONVERTED, AYS)
@@ -25,7 +26,7 @@ _SDE = {"algorithm_type": "sde-dpmsolver++"}
 
 SAMPLERS = {
     # latents are no pixels in [-1, 1], so they are not clipped to it
-    "ddim": Sampler("DDIMScheduler", "DDIM", {"clip_sample": False}),
+    "ddim": Sampler("DDIMScheduler", "DDIM", {"clip_sample": False}, takes_eta=True),
     "pndm": Sampler("PNDMScheduler", "PLMS", {"skip_prk_steps": True}),  # as SD 1.x ships it
     "euler": Sampler("EulerDiscreteScheduler", "Euler", schedules=_ANY),
     "euler_a": Sampler("EulerAncestralDiscreteScheduler", "Euler a"),
@@ -43,7 +44,7 @@ SAMPLERS = {
     "unipc": Sampler("UniPCMultistepScheduler", "UniPC", schedules=CONVERTED),
     "deis": Sampler("DEISMultistepScheduler", "DEIS", schedules=CONVERTED),
     "lcm": Sampler("LCMScheduler", "LCM"),
-    "tcd": Sampler("TCDScheduler", "TCD"),
+    "tcd": Sampler("TCDScheduler", "TCD", takes_eta=True),
 }
 SUFFIXES = {
     "karras": "Karras",
@@ -60,7 +61,7 @@ NAMES = tuple(
 
 
 def split(name: str) -> tuple[Sampler, str | None]:
-    """Return the sampler and the sigma schedule, if there is one, that `name`, of NAMES, says."""
+    """Return the sampler and the sigma schedule, if any, of `name`, one of NAMES."""
     if name in SAMPLERS:
         return SAMPLERS[name], None
     plain, _, schedule = name.rpartition("_")
@@ -68,6 +69,6 @@ def split(name: str) -> tuple[Sampler, str | None]:
 
 
 def title(name: str) -> str:
-    """Return what AUTOMATIC1111's users call `name`."""
+    """Return AUTOMATIC1111's name for `name`."""
     sampler, schedule = split(name)
     return f"{sampler.title} {SUFFIXES[schedule]}" if schedule else sampler.title

@@ -1,29 +1,33 @@
-"""The tables that pass between stages and into files, column by column.
+"""The columns of the tables that pass between stages and into files.
 
 Field order here is column order in the output. `extras` are the prompt table's own columns,
-which travel through unchanged. Nothing here reads or writes a file.
+which travel through unchanged; `scores` are the columns that the job's stages add. Nothing here
+reads or writes a file.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
+from sdbatch.sampling import Sampling
+
+_LARGEST_INT32 = 2**31 - 1
+_TYPES: dict[Any, pa.DataType] = {str: pa.string(), float: pa.float64(), bool: pa.bool_()}
+NO_COLUMNS = pa.schema([])
+
+
+def _arrow_type(name: str) -> pa.DataType:
+    field = Sampling.model_fields[name]
+    if field.annotation is int:
+        bounds = [bound for each in field.metadata if (bound := getattr(each, "le", None))]
+        return pa.int32() if bounds and max(bounds) <= _LARGEST_INT32 else pa.int64()
+    return _TYPES[field.annotation]
+
+
 SAMPLING = (
     pa.field("prompt", pa.string()),
-    pa.field("negative_prompt", pa.string()),
-    pa.field("seed", pa.int64()),
-    pa.field("num_inference_steps", pa.int32()),
-    pa.field("guidance_scale", pa.float64()),
-    pa.field("sampler", pa.string()),
-    pa.field("height", pa.int32()),  # pixels
-    pa.field("width", pa.int32()),  # pixels
-    pa.field("guidance_rescale", pa.float64()),  # [0, 1]
-    pa.field("guidance_start", pa.float64()),  # part of the steps, [0, 1]
-    pa.field("guidance_stop", pa.float64()),  # part of the steps, [0, 1]
-    pa.field("eta", pa.float64()),  # [0, 1]
-    pa.field("clip_skip", pa.int32()),  # layers
-    pa.field("prompt_weights", pa.bool_()),
-    pa.field("chunk_prompts", pa.bool_()),
+    *(pa.field(name, _arrow_type(name)) for name in Sampling.model_fields),
 )
 ROW = (
     pa.field("row_key", pa.string()),
@@ -40,6 +44,7 @@ KEY = pa.field("key", pa.string())
 ERROR = pa.field("error", pa.string())  # null: nothing wrong so far
 # Hugging Face `datasets`' storage of an Image feature.
 IMAGE = pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+RESULTS = (IMAGE, *DRAWN)  # what drawing adds to a row
 
 OUTPUT_NAMES = tuple(f.name for f in (KEY, IMAGE, *SAMPLING, *ROW, *DRAWN, ERROR))
 
@@ -72,50 +77,25 @@ class Shard:
         return self.first_image // images_per_row, last // images_per_row + 1
 
 
-MANIFEST = pa.schema(
-    [
-        ("shard", pa.int64()),
-        ("images", pa.int64()),
-        ("failed", pa.int64()),
-        ("reasons", pa.string()),  # JSON: reason -> rows
-        (
-            "files",
-            pa.list_(
-                pa.struct([("name", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())])
-            ),
-        ),
-        ("facts", pa.string()),  # JSON: when, where and by what the shard was drawn
-    ]
-)
-
-# A shard between two stages: one row of a Ray Data block, so that no block is ever split or joined.
-BLOCK = pa.schema(
-    [
-        ("shard", pa.int64()),
-        ("rows", pa.large_binary()),  # the shard's table as an Arrow IPC stream
-        ("facts", pa.string()),  # JSON
-    ]
-)
-
-
 def requests(extras: pa.Schema) -> pa.Schema:
     """Return the schema of a shard that was read: one row an image to draw."""
     return pa.schema([KEY, *SAMPLING, *ROW, ERROR, *extras])
 
 
-def images(extras: pa.Schema) -> pa.Schema:
-    """Return the schema of data/*.parquet: one row an image."""
-    return pa.schema([KEY, IMAGE, *SAMPLING, *ROW, *DRAWN, *extras])
+def images(extras: pa.Schema, scores: pa.Schema = NO_COLUMNS) -> pa.Schema:
+    """Return the schema of data/: one row an image."""
+    return pa.schema([KEY, IMAGE, *SAMPLING, *ROW, *DRAWN, *scores, *extras])
 
 
-def failed(extras: pa.Schema) -> pa.Schema:
-    """Return the schema of failed/*.parquet: the columns of `images`, then why there is none."""
-    return images(extras).append(ERROR)
+def failed(extras: pa.Schema, scores: pa.Schema = NO_COLUMNS) -> pa.Schema:
+    """Return the schema of failed/: the columns of `images`, then why there is no image."""
+    return images(extras, scores).append(ERROR)
 
 
-def extras_of(table: pa.Schema) -> pa.Schema:
+def extras_of(table: pa.Schema, scores: pa.Schema = NO_COLUMNS) -> pa.Schema:
     """Return the prompt table's own columns of a table of any schema above."""
-    return pa.schema([field for field in table if field.name not in OUTPUT_NAMES])
+    known = {*OUTPUT_NAMES, *scores.names}
+    return pa.schema([field for field in table if field.name not in known])
 
 
 def key(shard: int, index: int) -> str:
@@ -126,20 +106,3 @@ def key(shard: int, index: int) -> str:
 def shard_name(shard: int) -> str:
     """Return the stem of the files of `shard`."""
     return f"{shard:06d}"
-
-
-def pack(shard: int, rows: pa.Table, facts: str) -> pa.Table:
-    """Put a shard's table into a block of one row."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.schema) as stream:
-        stream.write_table(rows)
-    row = {"shard": shard, "rows": sink.getvalue().to_pybytes(), "facts": facts}
-    return pa.Table.from_pylist([row], schema=BLOCK)
-
-
-def unpack(block: pa.Table) -> tuple[int, pa.Table, str]:
-    """Take the shard number, the table and the facts out of a block that `pack` made."""
-    if block.num_rows != 1:
-        raise RuntimeError(f"a block of {block.num_rows} rows: a block holds exactly one shard")
-    rows = pa.ipc.open_stream(block["rows"][0].as_buffer()).read_all()
-    return block["shard"][0].as_py(), rows, block["facts"][0].as_py()

@@ -1,4 +1,4 @@
-"""The job file: what is asked for, as frozen pydantic models; load, overrides, JSON Schema.
+"""The job file as frozen pydantic models: load it, override keys, print its JSON Schema.
 
 Nothing here touches the prompt table, the model or the output, and no torch or ray is loaded.
 """
@@ -12,11 +12,9 @@ from pydantic import ValidationError
 
 from sdbatch.errors import JobError
 from sdbatch.job import strict_yaml
-from sdbatch.job.explain import explain
 from sdbatch.job.sections import (
-    MAX_SEED,
+    COLUMNS,
     Cluster,
-    Column,
     EngineSettings,
     Growing,
     Job,
@@ -24,16 +22,16 @@ from sdbatch.job.sections import (
     Output,
     Prompts,
     Safety,
-    Sampling,
-    path_alone,
+    model_section,
 )
 from sdbatch.job.serving import Limits, Serve
+from sdbatch.job.validation import describe_error
+from sdbatch.sampling import Sampling
 from sdbatch.section import Section
 
 __all__ = [
-    "MAX_SEED",
+    "COLUMNS",
     "Cluster",
-    "Column",
     "EngineSettings",
     "Growing",
     "Job",
@@ -45,7 +43,7 @@ __all__ = [
     "Sampling",
     "Section",
     "Serve",
-    "explain",
+    "describe_error",
     "json_schema",
     "load",
     "parse",
@@ -56,7 +54,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     """Read the job file at `path`; each override is `section.key=value`, its value in YAML.
 
     Raises:
-        JobError: the file cannot be read, or is no job: says which key and what it must be.
+        JobError: the file cannot be read, or a key is wrong: names it and what it must be.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -66,15 +64,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Job:
 
 
 def parse(values: Any, overrides: Sequence[str] = (), where: str = "the job") -> Job:
-    """Build a job from the mapping `values`, as YAML gives it; `where` it stands."""
+    """Build a job from the mapping `values` that YAML gives; errors call the file `where`."""
     if not isinstance(values, dict):
-        raise JobError(f"{where} = no mapping: must have prompts, model and output.")
+        raise JobError(f"{where} = not a mapping: must have prompts, model and output.")
     for override in overrides:
-        values = _override(values, override)
+        values = _apply_override(values, override)
     try:
         return Job.model_validate(values)
     except ValidationError as error:
-        raise JobError(explain(error)) from error
+        raise JobError(describe_error(error)) from error
 
 
 def json_schema() -> str:
@@ -82,21 +80,21 @@ def json_schema() -> str:
     return json.dumps(Job.model_json_schema(), indent=2)
 
 
-def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
+def _apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise JobError(f"--set {override!r}: must be section.key=value.")
     value = strict_yaml.parse(text, f"--set {override}") if text else ""
-    return _set(values, name.split("."), value, override)
+    return _set_key(values, name.split("."), value, override)
 
 
-def _set(values: Any, keys: list[str], value: Any, override: str) -> dict[str, Any]:
+def _set_key(values: Any, keys: list[str], value: Any, override: str) -> dict[str, Any]:
     if isinstance(values, str) and override.startswith("model."):
-        values = path_alone(values)
+        values = model_section(values)
     if not isinstance(values, dict | None):
         raise JobError(
-            f"--set {override!r}: {keys[0]!r} is inside {values!r}, which is no section."
+            f"--set {override!r}: {keys[0]!r} is inside {values!r}, which is not a section."
         )
     values = values or {}
-    head, *rest = keys
-    return {**values, head: _set(values.get(head), rest, value, override) if rest else value}
+    first, *rest = keys
+    return {**values, first: _set_key(values.get(first), rest, value, override) if rest else value}

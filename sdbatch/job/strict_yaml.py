@@ -1,44 +1,46 @@
-"""YAML in which a key that stands twice is an error, not a silent last-one-wins."""
+"""YAML in which a repeated key is an error; PyYAML silently takes the last one."""
 
 from typing import Any
 
 import yaml
 
-from sdbatch.errors import JobError
+from sdbatch.errors import JobError, one_line
 
-_MERGE = "tag:yaml.org,2002:merge"  # `<<`, whose keys may stand again
+_MERGE = "tag:yaml.org,2002:merge"  # `<<`, whose keys may be repeated
 
 
-class _Twice(yaml.YAMLError):
-    """A key stands twice."""
+class _RepeatedKeyError(yaml.YAMLError):
+    """A key appears twice in a mapping."""
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader whose mappings are `_mapping`'s."""
+    """A SafeLoader that builds mappings with `_construct_mapping`."""
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     keys = [loader.construct_object(key) for key, _ in node.value if key.tag != _MERGE]
     for number, key in enumerate(keys):
         if key in keys[:number]:
             mark = node.value[number][0].start_mark
-            raise _Twice(f"line {mark.line + 1}: key {key!r} stands twice: keep one of them.")
+            raise _RepeatedKeyError(
+                f"line {mark.line + 1}: key {key!r} appears twice: keep one of them."
+            )
     loader.flatten_mapping(node)
     return loader.construct_mapping(node, deep=True)
 
 
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 
 
 def parse(text: str, where: str) -> Any:
-    """Return what the YAML `text` holds.
+    """Return the value of the YAML `text`; an error begins with `where` and names the line.
 
     Raises:
-        JobError: it is no YAML, or a key stands twice; begins with `where` and says the line.
+        JobError: the text is not YAML, or a key appears twice.
     """
     try:
         return yaml.load(text, Loader=_Loader)
-    except _Twice as error:
+    except _RepeatedKeyError as error:
         raise JobError(f"{where} {error}") from error
-    except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
-        raise JobError(f"{where} = no YAML: {' '.join(str(error).split())}.") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+        raise JobError(f"{where} = not YAML: {one_line(error)}.") from error

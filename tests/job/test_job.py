@@ -1,4 +1,4 @@
-"""The job file: what is refused and in which words, overrides, the JSON Schema."""
+"""The job file: its errors and their texts, overrides, the JSON Schema."""
 
 import json
 import subprocess
@@ -42,6 +42,7 @@ cluster:
   address: auto
 output: {path: out, format: webdataset, image_format: webp, quality: 80, images_per_shard: 100}
 safety: {checker: none, policy: drop}
+stages: [{score: shapes}]
 serve: {min_replicas: 2, max_replicas: 4, queue: 10, timeout_s: 60, keep_s: 90, keep_mib: 10,
         keys: k.yaml, log_prompts: true,
         limits: {images: 4, images_per_minute: 60, pixels: 262144, num_inference_steps: 50}}
@@ -61,7 +62,7 @@ def write(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "meant"),
+    ("section", "key", "suggestion"),
     [
         ("prompts", "colums", "columns"),
         ("model", "revison", "revision"),
@@ -73,13 +74,13 @@ def write(tmp_path, text):
         ("serve", "que", "queue"),
     ],
 )
-def test_unknown_key_of_a_section_is_refused_with_the_one_meant(section, key, meant):
-    words = f"^{section}.{key}: unknown key. Did you mean '{section}.{meant}'"
+def test_unknown_key_of_a_section_is_rejected_with_a_suggestion(section, key, suggestion):
+    words = f"^{section}.{key}: unknown key. Did you mean '{section}.{suggestion}'"
     with pytest.raises(JobError, match=words):
         parse(changed(section, **{key: 1}))
 
 
-def test_unknown_section_is_refused_with_the_one_meant():
+def test_unknown_section_is_rejected_with_a_suggestion():
     with pytest.raises(JobError, match=r"^samplng: unknown key. Did you mean 'sampling'"):
         parse({**WHOLE, "samplng": {"seed": 1}})
 
@@ -98,17 +99,17 @@ def test_unknown_section_lists_the_known_ones_when_none_is_close():
 
 
 @pytest.mark.parametrize("key", ["sampling.seed", "sampling.sede.x", "int", "a.b"])
-def test_unknown_key_is_named_when_it_has_dots_or_the_name_of_a_type(key):
+def test_unknown_key_is_named_even_with_dots_or_the_name_of_a_type(key):
     with pytest.raises(JobError, match=f"^{key}: unknown key"):
         parse({**WHOLE, key: 1})
 
 
-def test_unknown_name_in_columns_is_refused_with_the_names_there_are():
+def test_unknown_name_in_columns_is_rejected_with_the_known_names():
     with pytest.raises(JobError, match=r"prompts.columns.promt = .*'prompt', 'negative_prompt'"):
         parse(changed("prompts", columns={"promt": "caption"}))
 
 
-def test_file_comes_back_as_written(tmp_path):
+def test_job_file_is_loaded_exactly_as_written(tmp_path):
     job = load(write(tmp_path, yaml.safe_dump(EVERY_KEY)))
     assert job.model_dump(mode="json") == EVERY_KEY
 
@@ -116,15 +117,15 @@ def test_file_comes_back_as_written(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("model: [\n", "no YAML"),
-        ("model: a\n\tb: c\n", "no YAML"),
+        ("model: [\n", "not YAML"),
+        ("model: a\n\tb: c\n", "not YAML"),
         ("", "must have prompts, model and output"),
         ("- model\n", "must have prompts, model and output"),
-        ("model: a\nmodel: b\n", "line 2: key 'model' stands twice: keep one"),
-        ("sampling:\n  seed: 1\n  width: 8\n  seed: 2\n", "line 4: key 'seed' stands twice"),
+        ("model: a\nmodel: b\n", "line 2: key 'model' appears twice: keep one"),
+        ("sampling:\n  seed: 1\n  width: 8\n  seed: 2\n", "line 4: key 'seed' appears twice"),
     ],
 )
-def test_file_that_is_no_job_is_refused_with_its_path_and_the_fault(tmp_path, text, words):
+def test_file_that_is_not_a_job_is_rejected_with_its_path_and_the_reason(tmp_path, text, words):
     file = write(tmp_path, text)
     with pytest.raises(JobError, match=words) as caught:
         load(file)
@@ -132,7 +133,7 @@ def test_file_that_is_no_job_is_refused_with_its_path_and_the_fault(tmp_path, te
     assert "\n" not in str(caught.value)
 
 
-def test_file_that_cannot_be_read_is_refused_with_its_path(tmp_path):
+def test_unreadable_file_is_rejected_with_its_path(tmp_path):
     with pytest.raises(JobError, match=r"nope.yaml = .*must be a readable job file in YAML"):
         load(tmp_path / "nope.yaml")
     (tmp_path / "latin.yaml").write_bytes("name: café".encode("latin-1"))
@@ -140,7 +141,7 @@ def test_file_that_cannot_be_read_is_refused_with_its_path(tmp_path):
         load(tmp_path / "latin.yaml")
 
 
-def test_override_wins_over_the_file_with_its_value_in_yaml(tmp_path):
+def test_override_wins_over_the_file_and_its_value_is_yaml(tmp_path):
     file = write(tmp_path, yaml.safe_dump(EVERY_KEY))
     overrides = (
         "sampling.width=64",
@@ -158,7 +159,7 @@ def test_override_wins_over_the_file_with_its_value_in_yaml(tmp_path):
 
 
 @pytest.mark.parametrize("overrides", [[], ["model=other"]])
-def test_override_of_a_models_key_is_taken_when_the_model_is_a_string(overrides):
+def test_override_of_a_model_key_works_when_the_model_is_a_string(overrides):
     job = parse({**WHOLE, "model": "other"}, [*overrides, "model.revision=v1"])
     assert (job.model.path, job.model.revision) == ("other", "v1")
 
@@ -168,14 +169,14 @@ def test_override_of_a_models_key_is_taken_when_the_model_is_a_string(overrides)
     [
         ("sampling.seed", "^--set 'sampling.seed': must be section.key=value"),
         ("=3", "^--set '=3': must be section.key=value"),
-        ("output.path.x=3", "'x' is inside 'out/dogs', which is no section"),
-        ("name=[", r"^--set name=\[ = no YAML"),
-        ("sampling={seed: 1, seed: 2}", "^--set .*key 'seed' stands twice"),
+        ("output.path.x=3", "'x' is inside 'out/dogs', which is not a section"),
+        ("name=[", r"^--set name=\[ = not YAML"),
+        ("sampling={seed: 1, seed: 2}", "^--set .*key 'seed' appears twice"),
         ("sampling.sede=3", "Did you mean 'sampling.seed'"),
         ("sampling.seed=three", "^sampling.seed = 'three': must be a whole number"),
     ],
 )
-def test_override_is_refused_with_its_text_when_it_is_none(override, words):
+def test_invalid_override_is_rejected_with_its_text(override, words):
     with pytest.raises(JobError, match=words):
         parse(WHOLE, [override])
 
@@ -188,7 +189,7 @@ def test_json_schema_accepts_every_key_and_every_job_file():
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_json_schema_refuses_what_parse_refuses(section):
+def test_json_schema_rejects_what_parse_rejects(section):
     jsonschema = pytest.importorskip("jsonschema")
     for values in (changed(section, zzz=1), {**WHOLE, section: 3}, {**WHOLE, "zzz": 1}):
         with pytest.raises(jsonschema.ValidationError, match=r"'zzz' was unexpected|3 is not"):
@@ -197,5 +198,5 @@ def test_json_schema_refuses_what_parse_refuses(section):
 
 def test_reading_a_job_file_loads_neither_torch_nor_ray():
     probe = "import sys, sdbatch.job; print({'torch', 'ray'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.strip() == "set()", done.stderr
+    probed = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT)
+    assert probed.stdout.strip() == "set()", probed.stderr

@@ -1,4 +1,4 @@
-"""The job file's sections: what each key may be, what fits together, and the defaults."""
+"""The job file's sections: the values of each key, keys that exclude each other, defaults."""
 
 import pytest
 from pydantic import ValidationError
@@ -43,14 +43,14 @@ from tests.job.test_job import SECTIONS, WHOLE, changed
         ("output", "images_per_shard", "all", "'auto' or a whole number"),
     ],
 )
-def test_value_of_another_type_is_refused_with_what_it_must_be(section, key, value, must):
+def test_value_of_another_type_is_rejected_with_the_expected_type(section, key, value, must):
     with pytest.raises(JobError, match=f"^{section}.{key} = .*: must be {must}"):
         parse(changed(section, **{key: value}))
 
 
 @pytest.mark.parametrize("section", SECTIONS)
 @pytest.mark.parametrize("value", [3, None, [1]])
-def test_section_that_is_no_section_is_refused(section, value):
+def test_section_that_is_not_a_mapping_is_rejected(section, value):
     with pytest.raises(JobError, match=f"^{section} = .*: must be a section of keys"):
         parse({**WHOLE, section: value})
 
@@ -73,27 +73,27 @@ def test_section_that_is_no_section_is_refused(section, value):
         ("output", "quality", 101, "less than or equal to 100"),
     ],
 )
-def test_value_out_of_range_is_refused_with_the_bound(section, key, value, must):
+def test_value_out_of_range_is_rejected_with_the_bound(section, key, value, must):
     with pytest.raises(JobError, match=f"^{section}.{key} = {value}: must be {must}"):
         parse(changed(section, **{key: value}))
 
 
 @pytest.mark.parametrize(("side", "nearest"), [(513, 512), (509, 512), (1, 8), (767, 768)])
-def test_side_that_is_no_multiple_of_8_is_refused_with_the_nearest(side, nearest):
+def test_side_that_is_not_a_multiple_of_8_is_rejected_with_the_nearest_multiple(side, nearest):
     words = f"^sampling.width = {side}: must be a multiple of 8.* Nearest: {nearest}"
     with pytest.raises(JobError, match=words):
         parse(changed("sampling", width=side))
 
 
 @pytest.mark.parametrize("value", ["auto", 4])
-def test_lanes_actors_and_images_per_shard_take_auto_or_a_number(value):
+def test_lanes_actors_and_images_per_shard_accept_auto_or_a_number(value):
     sections = {"engine": "lanes", "cluster": "actors", "output": "images_per_shard"}
     for section, key in sections.items():
         job = parse(changed(section, **{key: value}))
         assert getattr(getattr(job, section), key) == value
 
 
-def test_keys_of_sections_in_a_list_are_refused_by_their_place():
+def test_unknown_keys_of_sections_in_a_list_are_named_by_their_index():
     loras = [{"path": "a.safetensors"}, {"pth": "b.safetensors"}]
     with pytest.raises(JobError, match=r"^model.loras.1.pth: unknown key. Did you mean .*1.path"):
         parse(changed("model", loras=[*loras[:1], {"path": "b", **loras[1]}]))
@@ -104,25 +104,25 @@ def test_keys_of_sections_in_a_list_are_refused_by_their_place():
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"eta": 0.5}, "eta = 0.5: must be 0, as dpmpp_2m has none"),
+        ({"eta": 0.5}, "eta = 0.5: must be 0, dpmpp_2m has no eta"),
         (
             {"guidance_start": 0.8, "guidance_stop": 0.2},
             "guidance_start = 0.8: must not be after guidance_stop, 0.2",
         ),
     ],
 )
-def test_sampling_values_that_do_not_fit_together_are_refused(keys, words):
+def test_contradictory_sampling_values_are_rejected(keys, words):
     with pytest.raises(JobError, match=f"^sampling.{words}"):
         parse(changed("sampling", **keys))
 
 
-def test_quality_is_refused_for_png_with_the_way_out():
+def test_quality_is_rejected_for_png_with_the_way_out():
     with pytest.raises(JobError, match=r"^output.quality = 90: png is lossless. Leave it out"):
         parse(changed("output", image_format="png", quality=90))
 
 
 @pytest.mark.parametrize(("image_format", "quality"), [("jpg", 95), ("webp", 90)])
-def test_quality_has_a_default_for_each_format_that_loses(image_format, quality):
+def test_each_lossy_format_has_a_default_quality(image_format, quality):
     assert parse(changed("output", image_format=image_format)).output.encoder_quality == quality
 
 
@@ -136,12 +136,12 @@ def test_model_is_the_same_as_a_string_and_as_a_section():
     assert parse({**WHOLE, "model": "builtin:shapes"}) == parse(WHOLE)
 
 
-def test_model_has_a_name_without_folders():
+def test_model_name_has_no_folders():
     assert parse(WHOLE).model.name == "builtin:shapes"
     assert parse(changed("model", path="/home/me/my-model/")).model.name == "my-model"
 
 
-def test_job_is_called_by_its_name_or_else_by_its_outputs():
+def test_title_is_the_jobs_name_or_else_the_outputs():
     assert parse({**WHOLE, "name": "hounds"}).title == "hounds"
     assert parse(changed("output", path="s3://bucket/dogs/")).title == "dogs"
 
@@ -154,7 +154,7 @@ def test_job_cannot_be_changed_after_loading():
 @pytest.mark.parametrize(
     ("serve", "words"),
     [
-        ({"keep_s": 10}, "serve.keep_s = 10: must be timeout_s, 300, at least"),
+        ({"keep_s": 10}, "serve.keep_s = 10: must be at least timeout_s, 300"),
         ({"queue": 0}, "serve.queue = 0: must be greater than or equal to 1"),
         ({"timeout_s": 0}, "serve.timeout_s = 0: must be greater than 0"),
         ({"limits": {"image": 3}}, "serve.limits.image: unknown key. Did you mean"),
@@ -162,7 +162,7 @@ def test_job_cannot_be_changed_after_loading():
         ({"max_replicas": "many"}, "serve.max_replicas = 'many': must be 'auto' or a whole number"),
     ],
 )
-def test_a_service_that_cannot_be_is_refused(serve, words):
+def test_impossible_serve_settings_are_rejected(serve, words):
     whole = {"prompts": {"path": "p"}, "model": "m", "output": {"path": "o"}}
     with pytest.raises(JobError, match=f"^{words}"):
         parse({**whole, "serve": serve})

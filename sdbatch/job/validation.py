@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a job or a row, in one line for the person who wrote it."""
+"""Pydantic's error about a job or a row as one line for the person who wrote it."""
 
 import difflib
 import reprlib
@@ -11,36 +11,39 @@ from sdbatch.job.sections import Job
 from sdbatch.section import Section
 
 
-def explain(error: ValidationError) -> str:
-    """Say the first thing that is wrong in one line: where, what was found, what it must be."""
-    first, *others = _to_the_point(error)
-    where = _where(first)
+def describe_error(error: ValidationError) -> str:
+    """Describe the first error in one line: the key, its value, what the value must be."""
+    first, *others = _relevant_errors(error)
+    where = _dotted_key(first)
     if first["type"] == "extra_forbidden":
         parents, key = _keys(first["loc"][:-1]), str(first["loc"][-1])
         return f"{'.'.join([*parents, key])}: unknown key. {_suggest(parents, key)}"
     if first["type"] == "missing":
         return f"{where} = nothing: must be given."
     if first["type"] == "value_error" and " = " in first["msg"]:
-        inside = f"{where}." if where else ""
-        return f"{inside}{first['msg'].removeprefix('Value error, ')}."
-    musts = [_must(first), *(_must(other) for other in others if _where(other) == where)]
-    return f"{where} = {reprlib.repr(first['input'])}: must be {' or '.join(dict.fromkeys(musts))}."
+        parent = f"{where}." if where else ""
+        return f"{parent}{first['msg'].removeprefix('Value error, ')}."
+    same_key = (other for other in others if _dotted_key(other) == where)
+    allowed = dict.fromkeys(_allowed(each) for each in (first, *same_key))
+    return f"{where} = {reprlib.repr(first['input'])}: must be {' or '.join(allowed)}."
 
 
-def _to_the_point(error: ValidationError) -> list[Any]:
-    """Return the errors; of a section given where a word would do too, only what is wrong in it."""
-    found = error.errors()
-    words = ("literal_error", "int_type")
+def _relevant_errors(error: ValidationError) -> list[Any]:
+    """Return the errors; for a mapping, without those that expect a word or a number."""
+    errors = error.errors()
+    scalars = ("literal_error", "int_type")
     return [
-        each for each in found if each["type"] not in words or not isinstance(each["input"], dict)
-    ] or found
+        each
+        for each in errors
+        if each["type"] not in scalars or not isinstance(each["input"], dict)
+    ] or errors
 
 
 def _suggest(parents: list[str], key: str) -> str:
     section: Any = Job
     for parent in parents:
         if not parent.isdigit():  # the place in a list
-            section = _section(section.model_fields[parent].annotation)
+            section = _section_of(section.model_fields[parent].annotation)
     known = list(section.model_fields)
     close = difflib.get_close_matches(key, known, n=1)
     if close:
@@ -48,15 +51,15 @@ def _suggest(parents: list[str], key: str) -> str:
     return f"Known: {', '.join(known)}."
 
 
-def _section(annotation: Any) -> Any:
-    """Return the section that a key holds, also where it is one of several kinds or in a list."""
+def _section_of(annotation: Any) -> Any:
+    """Return the section that a key holds, also where it is one of several types or in a list."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
-    return next(filter(None, map(_section, get_args(annotation))), None)
+    return next(filter(None, map(_section_of, get_args(annotation))), None)
 
 
-def _where(error: Any) -> str:
-    """Return the dotted key, without the names that pydantic adds for a union's branches."""
+def _dotted_key(error: Any) -> str:
+    """Return the key of an error, without the names that pydantic adds for a union's branches."""
     return ".".join(_keys(error["loc"]))
 
 
@@ -67,7 +70,8 @@ def _keys(loc: Sequence[Any]) -> list[str]:
     return [part for part in parts if not part.startswith(kinds)]
 
 
-def _must(error: Any) -> str:
+def _allowed(error: Any) -> str:
+    """Return what the value must be."""
     plain = {
         "model_type": "a section of keys",
         "dict_type": "a section of keys",

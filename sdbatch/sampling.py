@@ -1,0 +1,129 @@
+"""Every sampling key, declared once: type, range, default, description, AUTOMATIC1111's names.
+
+From `Sampling` derive the job's section, the table's columns, their Arrow fields, the engine's
+request, the images' metadata, both APIs and the reference in docs/job.md. The order of the keys is
+the order of the output's columns.
+"""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from sdbatch import samplers
+from sdbatch.section import Section
+
+MAX_SEED = 2**63 - 1
+SIDE_MULTIPLE = 8  # pixels; a model may need a larger one
+
+
+def _write_number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Key:
+    """What is known of a sampling key besides its type, range, default and description."""
+
+    a1111_label: str | None = None  # in the text of parameters that an image file carries
+    a1111_parameter: str | None = None  # in AUTOMATIC1111's API
+    a1111_value: Callable[[Any], object] = _write_number  # how that text writes it
+    model_may_reject: bool = False  # whether a legal value may be impossible for the model
+
+
+def _check_multiple(value: Any) -> Any:
+    if type(value) in (int, float) and 0 < value <= 4096 and value % SIDE_MULTIPLE:
+        nearest = max(SIDE_MULTIPLE, round(value / SIDE_MULTIPLE) * SIDE_MULTIPLE)
+        raise ValueError(f"must be a multiple of {SIDE_MULTIPLE}. Nearest: {nearest}")
+    return value
+
+
+def _check_sampler(value: str) -> str:
+    if value not in samplers.NAMES:
+        known = samplers.NAMES if "_" in value else samplers.SAMPLERS
+        close = difflib.get_close_matches(value, known, n=1)
+        hint = f"Did you mean {close[0]!r}? " if close else ""
+        raise ValueError(
+            f"a sampler. {hint}Known: {', '.join(samplers.SAMPLERS)}; some also with _karras, "
+            f"_exponential, _beta or _ays at the end, a schedule of their steps"
+        )
+    return value
+
+
+SamplerName = Annotated[
+    str, AfterValidator(_check_sampler), Field(json_schema_extra={"enum": list(samplers.NAMES)})
+]
+Share = Annotated[float, Field(ge=0, le=1)]
+# The validator last: it runs first, and the JSON Schema has the range only if it is the type's own.
+Pixels = Annotated[
+    int, Field(ge=8, le=4096, multiple_of=SIDE_MULTIPLE), BeforeValidator(_check_multiple)
+]
+
+
+class Sampling(Section):
+    """How an image is drawn. A column of the same name wins, row by row."""
+
+    negative_prompt: Annotated[str, Key(model_may_reject=True)] = Field(
+        "", description="what the image must not show; used where it is guided"
+    )
+    seed: Annotated[int, Key("Seed")] = Field(
+        0,
+        ge=0,
+        le=MAX_SEED,
+        description="a row's seed is derived from this and the row's key, "
+        "unless the table has a seed column",
+    )
+    num_inference_steps: Annotated[int, Key("Steps", "steps", model_may_reject=True)] = Field(
+        25, ge=1, le=999, description="as diffusers counts them"
+    )
+    guidance_scale: Annotated[float, Key("CFG scale", "cfg_scale")] = Field(
+        7.5, ge=1, le=1000, description="weight of the prompt; 1 turns guidance off"
+    )
+    sampler: Annotated[
+        SamplerName, Key("Sampler", a1111_value=samplers.title, model_may_reject=True)
+    ] = Field("dpmpp_2m", description="how noise becomes an image, step by step")
+    height: Annotated[Pixels, Key(a1111_parameter="height")] = Field(512, description="pixels")
+    width: Annotated[Pixels, Key(a1111_parameter="width")] = Field(512, description="pixels")
+    guidance_rescale: Share = Field(0, description="0.7 keeps v-prediction models from glaring")
+    guidance_start: Share = Field(0, description="guide from this part of the steps on")
+    guidance_stop: Share = Field(1, description="guide up to this part of the steps")
+    eta: Annotated[Share, Key("Eta", "eta")] = Field(
+        0, description="noise that ddim and tcd add at every step"
+    )
+    clip_skip: Annotated[
+        # AUTOMATIC1111 counts the text encoder's layers from its end, the last as 1
+        int, Key("Clip skip", a1111_value=lambda layers: layers + 1, model_may_reject=True)
+    ] = Field(0, ge=0, le=100, description="last layers of the text encoder to leave out")
+    prompt_weights: Annotated[bool, Key(model_may_reject=True)] = Field(
+        False, description="read (word), (word:1.3), [word] and \\( as AUTOMATIC1111 does"
+    )
+    chunk_prompts: bool = Field(
+        False, description="encode all of a long prompt, 75 tokens at a time; else it is cut"
+    )
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.eta and not samplers.split(self.sampler)[0].takes_eta:
+            raise ValueError(f"eta = {self.eta:g}: must be 0, {self.sampler} has no eta")
+        if self.guidance_start > self.guidance_stop:
+            raise ValueError(
+                f"guidance_start = {self.guidance_start:g}: must not be after guidance_stop, "
+                f"{self.guidance_stop:g}"
+            )
+        return self
+
+
+def _key_of(name: str) -> Key:
+    metadata = Sampling.model_fields[name].metadata
+    return next((each for each in metadata if isinstance(each, Key)), Key())
+
+
+KEYS: dict[str, Key] = {name: _key_of(name) for name in Sampling.model_fields}
+
+
+def check_seed(seed: int, images: int) -> None:
+    """Raise a ValueError if `images` seeds that count up from `seed` leave the range."""
+    if seed > MAX_SEED + 1 - images:
+        raise ValueError(f"seed = {seed}: must leave room for {images} images below 2**63")
