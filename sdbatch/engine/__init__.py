@@ -1,9 +1,8 @@
-"""Text to image on one device: torch, diffusers and transformers, and nothing of Ray or Arrow.
+"""Requests in, images out, on one device: torch, and nothing of Ray, Arrow or a model family.
 
-    engine = Engine(load(files, Build("cpu", "float32")), lanes=16, threads=1)
+    engine = Engine(family, lanes=16, threads=1)
     future = engine.submit(Request(...))
     drawn = future.result()
 
-Read in this order: request, engine, lanes, cohort, sd1, finish; then text, samplers, loading.
-`checkpoint` looks at model files without torch.
+Read in this order: request, family, engine, lanes, cohort, decode; faults has the fault policy.
 """

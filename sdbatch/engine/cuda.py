@@ -1,30 +1,30 @@
-"""What the engine's parts share of the device: its name, copies to it, and its failure."""
+"""The device: its name, copies to it, its failure, and torch's compiler on it."""
 
 import re
 from collections.abc import Mapping
 
 import torch
 
-from sdbatch.errors import ModelError
+from sdbatch.errors import ModelError, one_line
 
 
 def name(kind: str) -> str:
-    """Return what the device of this process calls itself, such as "NVIDIA H100 80GB HBM3"."""
+    """Return the name of this process's device, such as "NVIDIA H100 80GB HBM3"."""
     return torch.cuda.get_device_name() if kind == "cuda" else kind
 
 
 def lanes(by_type: Mapping[str, int], name: str) -> int:
-    """Return the lanes of the type of GPU that the device's `name` holds as words.
+    """Return the lanes for a device: those of the GPU type whose words are in its `name`.
 
     Raises:
-        ModelError: no type does.
+        ModelError: no type fits.
     """
     for kind, count in by_type.items():
         if _words(kind) in _words(name):
             return count
     raise ModelError(
-        f"engine.lanes = {', '.join(by_type)}: an actor's device is {name}, and it must be one of "
-        f"these. Name its type too, or keep such machines out by cluster.label_selector."
+        f"engine.lanes = {', '.join(by_type)}: must list the type of each GPU, and an actor has "
+        f"{name}. Add its type, or exclude such machines with cluster.label_selector."
     )
 
 
@@ -33,13 +33,20 @@ def _words(text: str) -> str:
 
 
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a tensor of the CPU to `device`; the copy to a GPU is not waited for."""
+    """Copy a tensor of the CPU to `device`, to a GPU without waiting for the copy."""
     if device.type != "cuda":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def failed(error: Exception) -> ModelError:
-    """Return what to tell those whose images a broken device will not draw."""
-    text = " ".join(str(error).split())[:200]
-    return ModelError(f"engine.device = failed ({text}): run the same command again to resume.")
+def device_failed(error: Exception) -> ModelError:
+    """Return the error of all requests of an engine whose device has failed."""
+    return ModelError(
+        f"The device failed ({one_line(error, 200)}). Run the same command again to resume."
+    )
+
+
+def allow_many_shapes() -> None:
+    """Let the calling thread compile any number of shapes: by default torch stops after eight."""
+    torch._dynamo.config.recompile_limit = 10_000
+    torch._dynamo.config.accumulated_recompile_limit = 10_000

@@ -1,7 +1,7 @@
 """From finished latents to delivered images: decoding in fixed groups, copies, futures.
 
-Decoding is the engine thread's, as it owns the device; waiting for the copy off the device and
-calling whoever waits for the image is done in a thread of its own, so that no tick waits for it.
+The engine's thread decodes, as it owns the device. A second thread waits for the copies off the
+device and settles the futures, so that no tick waits for them.
 """
 
 import math
@@ -11,47 +11,75 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from sdbatch.engine import cuda
 from sdbatch.engine.cohort import Cohort, Ticket
+from sdbatch.engine.family import Family
+from sdbatch.engine.faults import FaultPolicy
+from sdbatch.engine.lanes import padded
 from sdbatch.engine.request import Drawn
-from sdbatch.models.sd1.family import Pictures, StableDiffusion1
 
-GROUP = 4  # images a call of the VAE at most: always as many, padded
-SIZES = 64  # that are remembered while no image of them waits
-ROUNDS = 8  # that a finished image waits for others to fill its group
+GROUP = 4  # images in a decoder call at most: always the same number, padded
+MAX_IDLE_SIZES = 64  # image sizes that are kept while no image of them waits
+MAX_ROUNDS = 8  # that a finished image waits for others to fill its group
+
+
+class SafetyChecker(Protocol):
+    """Scores pictures by concept."""
+
+    def scores(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the scores, (n, concepts), of pictures (n, H, W, 3) uint8; above 0 is flagged."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pictures:
+    """Decoded images, still on the device."""
+
+    pixels: torch.Tensor  # (n, H, W, 3) uint8
+    finite: torch.Tensor  # (n,) bool: False where the latents were not
+    scores: torch.Tensor | None  # (n, concepts) of the safety checker
 
 
 @dataclass(slots=True)
 class _Finished:
     ticket: Ticket
     latents: torch.Tensor  # (C, h, w)
-    exact: bool  # every UNet call had the engine's own lanes
+    exact: bool  # every denoiser call had the engine's full number of rows
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """Finished images of one size that wait for a whole group."""
+    """Finished images of one size that wait for a full group."""
 
     group: int
     images: list[_Finished] = field(default_factory=list)
     rounds: int = 0  # that the first of them has waited
 
 
-class Finisher:
+class Decoder:
     """Decodes and delivers. All but its delivering thread belongs to the engine's thread.
 
     Args:
-        sd: decodes.
-        lanes_of: the lanes that images of a height and width are to be drawn in. Those with few are
-            large, or there is little memory, and they are decoded in smaller groups.
+        family: decodes.
+        checker: scores what was decoded, if there is one.
+        faults: handles what a decoder call raises.
+        lanes_of: the lanes for images of a height and width. Few lanes mean large images or little
+            memory, so the groups are smaller too.
     """
 
-    def __init__(self, sd: StableDiffusion1, lanes_of: Callable[[int, int], int]) -> None:
-        self._sd = sd
+    def __init__(
+        self,
+        family: Family,
+        checker: SafetyChecker | None,
+        faults: FaultPolicy,
+        lanes_of: Callable[[int, int], int],
+    ) -> None:
+        self._family = family
+        self._checker = checker
+        self._faults = faults
         self._lanes_of = lanes_of
         self._sizes: dict[tuple[int, int], _Waiting] = {}
         self._deliveries: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -65,59 +93,46 @@ class Finisher:
 
     @property
     def alive(self) -> bool:
-        """Tell whether images are still delivered."""
+        """Tell whether the delivering thread runs."""
         return self._thread.is_alive()
 
     def add(self, ticket: Ticket, latents: torch.Tensor) -> None:
-        """Let a request's finished latents (C, h, w) wait for a group."""
+        """Queue a request's finished latents (C, h, w) for a group."""
         key = (ticket.request.height, ticket.request.width)
         size = self._sizes.setdefault(key, _Waiting(self._group_of(ticket)))
-        if len(self._sizes) > SIZES:
+        if len(self._sizes) > MAX_IDLE_SIZES:
             self._sizes = {key: each for key, each in self._sizes.items() if each.images}
             self._sizes[key] = size
-        exact = ticket.fewest == self._lanes_for(ticket)
+        exact = ticket.fewest_rows == self._lanes_for(ticket)
         size.images.append(_Finished(ticket, latents, exact))
 
-    def show(self, cohort: Cohort) -> list[str]:
-        """Tell those who follow requests of `cohort` how far they are; decode previews due.
+    def report(self, cohort: Cohort) -> None:
+        """Report the progress of a cohort to its followers, with the previews that are due.
 
-        Returns:
-            Which previews there was no memory for: these are left out.
+        A preview that there is no memory for is left out.
         """
-        failed = []
         for i in cohort.alive:
             ticket = cohort.tickets[i]
             if ticket.follow is not None:
                 step = partial(ticket.follow.step, cohort.step, ticket.ticks)
-                self._deliveries.put(partial(_tell, step))
-        for ticket, latents in cohort.seen:
-            try:
-                pictures = self._sd.decode(latents[None], 1)
-            except torch.AcceleratorError:
-                raise
-            except Exception as error:  # noqa: BLE001  out of memory: an image less to look at
-                failed.append(f"0 images of a preview ({type(error).__name__}: {error})")
+                self._deliveries.put(partial(_call, step))
+        for ticket, latents in cohort.previews:
+            pictures = self._faults.decode(partial(self._pictures, [latents], 1))
+            if isinstance(pictures, Exception):
+                self._faults.record("no preview", pictures)
             else:
                 self._deliveries.put(_Copy([_Finished(ticket, latents, False)], pictures).show)
-        return failed
 
-    def decode(self, *, hurry: bool) -> list[str]:
-        """Decode the groups that are whole, and if `hurry` or long awaited also those that are not.
-
-        Returns:
-            What ran out of memory: that size is decoded in smaller groups from then on.
-        """
-        shrunk = []
+    def decode(self, *, hurry: bool) -> None:
+        """Decode the full groups; if `hurry` or after MAX_ROUNDS also those that are not full."""
         for size in self._sizes.values():
             size.rounds += bool(size.images)
             while len(size.images) >= size.group or (
-                size.images and (hurry or size.rounds > ROUNDS)
+                size.images and (hurry or size.rounds > MAX_ROUNDS)
             ):
                 size.rounds = 0
                 group, size.images = size.images[: size.group], size.images[size.group :]
-                if (reason := self._decode(group, size)) is not None:
-                    shrunk.append(reason)
-        return shrunk
+                self._decode(group, size)
 
     def close(self) -> None:
         """Deliver what was decoded, then stop."""
@@ -130,26 +145,29 @@ class Finisher:
     def _lanes_for(self, ticket: Ticket) -> int:
         return self._lanes_of(ticket.request.height, ticket.request.width)
 
-    def _decode(self, group: list[_Finished], size: _Waiting) -> str | None:
-        try:
-            latents = torch.stack([image.latents for image in group])
-            count = size.group
-            if not any(image.ticket.exact for image in group):
-                count = min(count, 1 << (len(group) - 1).bit_length())
-            pictures = self._sd.decode(latents, count)
-        except torch.AcceleratorError:
-            raise
-        except Exception as error:  # noqa: BLE001  tried in smaller groups, then of this row
-            if size.group == 1:
-                group[0].ticket.settle(error)
-                return None
+    def _decode(self, group: list[_Finished], size: _Waiting) -> None:
+        latents = [image.latents for image in group]
+        count = size.group
+        if not any(image.ticket.exact for image in group):
+            count = min(count, 1 << (len(group) - 1).bit_length())
+        pictures = self._faults.decode(partial(self._pictures, latents, count))
+        if isinstance(pictures, _Pictures):
+            for image in group:
+                image.exact &= count == self._group_of(image.ticket)
+            self._deliveries.put(_Copy(group, pictures).deliver)
+        elif size.group == 1:
+            group[0].ticket.settle(pictures)
+        else:
             size.group //= 2
             size.images = group + size.images
-            return f"{size.group} images a VAE call ({type(error).__name__}: {error})"
-        for image in group:
-            image.exact &= count == self._group_of(image.ticket)
-        self._deliveries.put(_Copy(group, pictures).deliver)
-        return None
+            self._faults.record(f"{size.group} images a decoder call", pictures)
+
+    def _pictures(self, images: list[torch.Tensor], count: int) -> _Pictures:
+        """Decode and score the latents (C, h, w) of images in a call of exactly `count`."""
+        n, latents = len(images), torch.stack(images)
+        pixels = self._family.decode(padded(latents, count))
+        scores = None if self._checker is None else self._checker.scores(pixels)[:n]
+        return _Pictures(pixels[:n], torch.isfinite(latents).flatten(1).all(1), scores)
 
     def _deliver(self) -> None:
         while (deliver := self._deliveries.get()) is not None:
@@ -157,9 +175,9 @@ class Finisher:
 
 
 class _Copy:
-    """Decoded images on their way off the device; the copy begins at once and is not waited for."""
+    """Decoded images on their way off the device; nothing waits for the copy to begin."""
 
-    def __init__(self, group: list[_Finished], pictures: Pictures) -> None:
+    def __init__(self, group: list[_Finished], pictures: _Pictures) -> None:
         self._group = group
         self._pixels = _to_host(pictures.pixels)
         self._finite = _to_host(pictures.finite)
@@ -177,47 +195,50 @@ class _Copy:
                 self._event.synchronize()
             outcomes = [self._outcome(i, image) for i, image in enumerate(self._group)]
         except torch.AcceleratorError as error:
-            outcomes = [cuda.failed(error)] * len(self._group)
+            outcomes = [cuda.device_failed(error)] * len(self._group)
         for image, outcome in zip(self._group, outcomes, strict=True):
             image.ticket.settle(outcome)
 
     def show(self) -> None:
-        """Wait for the copy and show it to those who follow."""
+        """Wait for the copy and pass it to the request's follower."""
         image = self._group[0]
         try:
             if self._event is not None:
                 self._event.synchronize()
             drawn = self._outcome(0, image)
         except torch.AcceleratorError:
-            return  # the image itself will say so
+            return  # the image itself will fail with it
         if image.ticket.follow is not None and isinstance(drawn, Drawn):
-            _tell(partial(image.ticket.follow.preview, drawn))
+            _call(partial(image.ticket.follow.preview, drawn))
 
     def _outcome(self, i: int, image: _Finished) -> Drawn | Exception:
         if not self._finite[i]:
             return ArithmeticError(
-                "latents = not finite: the model drew no picture for these values"
+                "The latents are not finite: the model cannot draw these values. Try another "
+                "guidance_scale, or engine.dtype: float32."
             )
         scores = None
         if self._scores is not None:
             scores = tuple(round(score, 3) for score in self._scores[i].tolist())
             if not all(map(math.isfinite, scores)):
-                return ArithmeticError("nsfw_scores = not finite: the safety checker is broken")
+                return ArithmeticError(
+                    "The safety checker's scores are not finite. Set safety.checker to another one."
+                )
         return Drawn(
             image=self._pixels[i].numpy(),
-            prompt_tokens=image.ticket.prompts.tokens,
-            prompt_truncated=image.ticket.prompts.truncated,
-            lanes=image.ticket.fewest,
+            prompt_tokens=image.ticket.reading.tokens,
+            prompt_truncated=image.ticket.reading.truncated,
+            lanes=image.ticket.fewest_rows,
             exact=image.exact,
             nsfw=None if scores is None else any(score > 0 for score in scores),
             nsfw_scores=scores,
         )
 
 
-def _tell(what: Callable[[], None]) -> None:
+def _call(callback: Callable[[], None]) -> None:
     try:
-        what()
-    except Exception:  # noqa: BLE001  of a caller's callback, and so not the images' end
+        callback()
+    except Exception:  # noqa: BLE001  from a caller's callback: it must not end the images
         traceback.print_exc()
 
 

@@ -1,60 +1,91 @@
 """The engine: requests in, futures of drawn images out; one thread owns the device.
 
 Round after round it admits waiting requests into free lanes, advances all requests of one shape by
-one UNet call, and decodes what is finished. Read `_round`.
+one denoiser call, and decodes what is finished. Read `_round`.
 """
 
 import math
 import threading
 import time
 from collections import deque
+from collections.abc import Hashable
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from sdbatch.engine import cuda
 from sdbatch.engine.cohort import Ticket
-from sdbatch.engine.decode import Finisher
-from sdbatch.engine.lanes import LEAST, Lanes, Schedulers
+from sdbatch.engine.decode import Decoder, SafetyChecker
+from sdbatch.engine.family import Family, Reading
+from sdbatch.engine.faults import FaultPolicy
+from sdbatch.engine.lanes import Lanes
+from sdbatch.engine.limits import LEAST_LANES
 from sdbatch.engine.request import Drawn, Follow, Request, Usage
 from sdbatch.errors import ModelError
-from sdbatch.models.sd1.family import Shape, StableDiffusion1
-from sdbatch.models.sd1.loading import Model, allow_many_shapes
+from sdbatch.sampling import Sampling
 
-SHAPES = 64  # without requests that are kept, as making one takes no time
+MAX_IDLE_SHAPES = 64  # kept without requests; making one takes no time
 TURN = 32  # ticks that a shape keeps the device while others wait
+# The sampling keys that the engine itself honours, for every family.
+ENGINE_KEYS = frozenset(
+    {
+        "seed",
+        "sampler",
+        "num_inference_steps",
+        "guidance_scale",
+        "guidance_rescale",
+        "guidance_start",
+        "guidance_stop",
+        "eta",
+        "height",
+        "width",
+    }
+)
 
 
 class Engine:
     """Draws requests on one device.
 
     Args:
-        model: the loaded parts.
-        lanes: rows of the UNet batch, at least 2; a guided image takes two.
-        threads: of torch on a CPU; part of what decides the bits.
+        family: the loaded model.
+        lanes: rows of the denoiser's batch, at least 2; a guided image takes two.
+        threads: of torch on a CPU; they are part of what decides the bits.
         pixels: of the images that `lanes` are meant for; larger ones get fewer lanes.
+        checker: scores the images, if they are to be checked.
     """
 
     def __init__(
-        self, model: Model, *, lanes: int, threads: int, pixels: int | None = None
+        self,
+        family: Family,
+        *,
+        lanes: int,
+        threads: int,
+        pixels: int | None = None,
+        checker: SafetyChecker | None = None,
     ) -> None:
-        self._count = Usage()
+        self._usage = Usage()
         self._lanes = lanes
         self._threads = threads
-        self._sd = StableDiffusion1(model)
-        self._schedulers = Schedulers(model.scheduler_config)
-        self._shapes: dict[Shape, Lanes] = {}
-        self._turns: deque[Shape] = deque()  # the first has the device
+        self._family = family
+        self._faults = FaultPolicy(self._usage)
+        self._shapes: dict[Hashable, Lanes] = {}
+        self._turns: deque[Hashable] = deque()  # the first has the device
         self._turn_left = TURN
         self._pixels = pixels
-        self._finisher = Finisher(self._sd, self._lanes_of)
+        self._decoder = Decoder(family, checker, self._faults, self._lanes_of)
+        self._unused_keys = {
+            name: field.default
+            for name, field in Sampling.model_fields.items()
+            if name not in ENGINE_KEYS | family.keys
+        }
         self._arrived: deque[Ticket] = deque()
         self._open: set[Ticket] = set()  # all that have not ended
         self._began: float | None = None
         self._round_began: float | None = None  # None: nothing to do
         self._closed = self._cancelled = False
-        self._reason = ModelError("engine = closed: takes no more requests.")
+        self._reason = ModelError("The engine is closed and accepts no more requests.")
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="sdbatch-engine", daemon=True)
         self._thread.start()
@@ -63,12 +94,12 @@ class Engine:
     def usage(self) -> Usage:
         """Return what the engine has done so far."""
         seconds = 0.0 if self._began is None else time.perf_counter() - self._began
-        return replace(self._count, seconds=seconds, shrunk=list(self._count.shrunk))
+        return replace(self._usage, seconds=seconds, shrunk=list(self._usage.shrunk))
 
     @property
     def stalled_seconds(self) -> float:
-        """Return for how long the engine, with work to do, has not begun another round."""
-        if not (self._thread.is_alive() and self._finisher.alive):
+        """Return the seconds since the last round began while there is work; infinite if ended."""
+        if not (self._thread.is_alive() and self._decoder.alive):
             return math.inf
         round_began = self._round_began
         return 0.0 if round_began is None else time.perf_counter() - round_began
@@ -76,20 +107,20 @@ class Engine:
     def submit(
         self, request: Request, *, exact: bool = True, follow: Follow | None = None
     ) -> Future[Drawn]:
-        """Queue `request`; its future ends with the image or with why it could not be drawn.
+        """Queue `request`; its future ends with the image or with the reason for its failure.
 
-        May be called from any thread. The future can be cancelled until it ends, which frees its
-        lanes. A ModelError in it is no fault of the row: the engine cannot go on.
+        May be called from any thread. Cancelling the future releases its lanes. A ModelError in it
+        is not the request's fault: the engine cannot go on.
 
         Args:
             request: what to draw.
-            exact: draw it in batches of the engine's own shape. Otherwise they are as small as
-                those who are drawn need: sooner done, and the same but for rounding.
-            follow: is told how far it is.
+            exact: draw it in batches of the engine's full shape. Otherwise batches are as small as
+                their requests allow: faster, and the same pixels but for rounding.
+            follow: is called with the progress.
         """
         try:
-            ticket = Ticket(request, self._sd.read(request), exact, follow)
-        except Exception as error:  # noqa: BLE001  of this row's text
+            ticket = Ticket(request, self._read(request), exact, follow)
+        except Exception as error:  # noqa: BLE001  caused by this request
             failed: Future[Drawn] = Future()
             failed.set_exception(error)
             return failed
@@ -104,9 +135,12 @@ class Engine:
         return ticket.future
 
     def check(self, request: Request) -> None:
-        """Raise a ValueError if no request with these sampling values can be drawn."""
-        self._sd.read(request)
-        self._schedulers.ticks(request.sampler, request.num_inference_steps)
+        """Raise a ValueError if the model cannot draw requests with these sampling values.
+
+        Before the first request only: it uses what later belongs to the engine's thread.
+        """
+        self._read(request)
+        self._family.ticks(request)
 
     def close(self, *, cancel: bool = False) -> None:
         """Draw what was submitted, or cancel it; then stop."""
@@ -118,28 +152,28 @@ class Engine:
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
-        allow_many_shapes()
-        reason = ModelError("engine = stopped by a fault of its own: see the log.")
+        cuda.allow_many_shapes()
+        reason = ModelError("The engine stopped after an internal error. See the log.")
         try:
             with torch.inference_mode():
                 while self._receive():
                     self._round_began = time.perf_counter()
                     self._round()
         except torch.AcceleratorError as error:
-            reason = cuda.failed(error)
+            reason = cuda.device_failed(error)
         finally:
             self._stop(reason)
 
     def _receive(self) -> bool:
-        """Take in what was submitted, waiting if there is nothing to do; tell whether to go on."""
+        """Queue what was submitted, waiting if there is no work; tell whether to go on."""
         with self._changed:
-            busy = self._finisher.busy or any(lanes.busy for lanes in self._shapes.values())
+            busy = self._decoder.busy or any(lanes.busy for lanes in self._shapes.values())
             if not busy and not self._arrived and not self._closed:
                 self._wait()
             arrived, self._arrived = self._arrived, deque()
             going = not self._cancelled and (busy or bool(arrived) or not self._closed)
         for ticket in arrived:
-            self._put(ticket)
+            self._enqueue(ticket)
         return going
 
     def _wait(self) -> None:
@@ -147,51 +181,73 @@ class Engine:
         while not self._arrived and not self._closed:
             self._changed.wait()
         if self._began is not None:
-            self._count.idle_seconds += max(0.0, time.perf_counter() - max(began, self._began))
+            self._usage.idle_seconds += max(0.0, time.perf_counter() - max(began, self._began))
 
-    def _put(self, ticket: Ticket) -> None:
+    def _read(self, request: Request) -> Reading:
+        self._family.limits.check_size(request.height, request.width)
+        for name, default in self._unused_keys.items():
+            if (value := getattr(request, name)) != default:
+                raise ValueError(
+                    f"{name} = {value!r}: must be {default!r}, this model has no {name}"
+                )
+        return self._family.read(request)
+
+    def _enqueue(self, ticket: Ticket) -> None:
         request = ticket.request
         try:
-            ticket.ticks = self._schedulers.ticks(request.sampler, request.num_inference_steps)
-        except Exception as error:  # noqa: BLE001  diffusers' or numpy's, of these values
+            ticket.ticks = self._family.ticks(request)
+        except Exception as error:  # noqa: BLE001  caused by these values
             ticket.settle(error)
             return
-        shape = self._sd.shape(request, ticket.prompts)
+        shape = self._family.shape(request, ticket.reading)
         if shape not in self._shapes:
-            self._forget_idle()
+            self._evict_idle_shapes()
             lanes = self._lanes_of(request.height, request.width)
-            self._shapes[shape] = Lanes(self._sd, self._schedulers, lanes)
+            self._shapes[shape] = Lanes(self._family, lanes)
             self._turns.append(shape)
         self._shapes[shape].put(ticket)
 
-    def _forget_idle(self) -> None:
-        """Keep no more shapes than SHAPES that nobody stands in: a service is asked for any."""
+    def _evict_idle_shapes(self) -> None:
+        """Evict idle shapes above MAX_IDLE_SHAPES: clients of a service may ask for any size."""
         idle = [shape for shape in self._turns if not self._shapes[shape].busy]
-        for shape in idle[: max(0, len(idle) - SHAPES)]:
+        for shape in idle[: max(0, len(idle) - MAX_IDLE_SHAPES)]:
             del self._shapes[shape]
             self._turns.remove(shape)
 
     def _lanes_of(self, height: int, width: int) -> int:
-        """Return the lanes of a size: as many pixels a UNet call as `lanes` are meant for."""
+        """Return the lanes for a size, so that a call has no more pixels than it is meant for."""
         if self._pixels is None or height * width <= self._pixels:
             return self._lanes
-        return max(LEAST, self._lanes * self._pixels // (height * width))
+        return max(LEAST_LANES, self._lanes * self._pixels // (height * width))
 
     def _round(self) -> None:
         """Admit, tick and decode once, for the shape whose turn it is."""
-        if any(lanes.busy for lanes in self._shapes.values()):
-            lanes = self._whose_turn()
-            try:
-                self._advance(lanes)
-            except torch.AcceleratorError:
-                raise
-            except Exception as error:  # noqa: BLE001  out of memory, as a rule
-                self._shrink(lanes, error)
-        hurry = not any(lanes.busy for lanes in self._shapes.values())
-        self._count.shrunk += self._finisher.decode(hurry=hurry)
+        lanes = self._admit()
+        finished = self._tick(lanes) if lanes else []
+        self._decode(finished)
 
-    def _whose_turn(self) -> Lanes:
-        """Return the lanes that tick next: a shape has TURN ticks, then the next that has work."""
+    def _admit(self) -> Lanes | None:
+        """Return the lanes that tick next, with waiting requests in them; None without work."""
+        if not any(lanes.busy for lanes in self._shapes.values()):
+            return None
+        lanes = self._next_lanes()
+        self._faults.guard(lanes, partial(self._join, lanes))
+        return lanes
+
+    def _join(self, lanes: Lanes) -> None:
+        """Start cohorts of the waiting requests that fit."""
+        lanes.drop_cancelled()
+        joining = deque(lanes.admit())
+        try:
+            while joining:
+                self._faults.start(lanes, joining[0])
+                joining.popleft()
+        finally:
+            for tickets in joining:
+                lanes.put_back(tickets)
+
+    def _next_lanes(self) -> Lanes:
+        """Return the lanes whose turn it is: a shape has TURN ticks, then the next with work."""
         self._turn_left -= 1
         if self._turn_left <= 0 or not self._shapes[self._turns[0]].busy:
             self._turn_left = TURN
@@ -200,69 +256,35 @@ class Engine:
                 self._turns.rotate(-1)
         return self._shapes[self._turns[0]]
 
+    def _tick(self, lanes: Lanes) -> list[tuple[Ticket, torch.Tensor]]:
+        """Advance all requests in the lanes; return the finished ones with their latents."""
+        self._faults.guard(lanes, partial(self._advance, lanes))
+        self._faults.guard(lanes, partial(self._report, lanes))
+        return list(lanes.take_done())
+
     def _advance(self, lanes: Lanes) -> None:
-        lanes.drop_cancelled()
-        joining = deque(lanes.admit())
-        try:
-            while joining:
-                self._start(lanes, joining[0])
-                joining.popleft()
-        finally:
-            for tickets in joining:
-                lanes.put_back(tickets)
-        if lanes.cohorts:
-            rows, filled, faults = lanes.tick()
-            self._count.ticks += 1
-            self._count.rows += rows
-            self._count.filled += filled
-            for cohort, error in faults:
-                self._blame(lanes, lanes.give_up([cohort]), error)
-            for cohort in lanes.cohorts:
-                self._count.shrunk += self._finisher.show(cohort)
-        for ticket, latents in lanes.take_done():
-            self._finisher.add(ticket, latents)
-
-    def _start(self, lanes: Lanes, tickets: list[Ticket]) -> None:
-        try:
-            lanes.start(tickets)
-        except torch.AcceleratorError:
-            raise
-        except Exception as error:
-            if isinstance(error, torch.OutOfMemoryError) and lanes.count > LEAST:
-                raise
-            lanes.leave(tickets)
-            self._blame(lanes, tickets, error)
-
-    def _blame(self, lanes: Lanes, tickets: list[Ticket], error: Exception) -> None:
-        """Fail the ticket whose cohort failed; draw each of several again, in a cohort alone."""
-        if len(tickets) == 1:
-            tickets[0].settle(error)
-        else:
-            for ticket in tickets:
-                ticket.alone = True
-            lanes.put_back(tickets)
-
-    def _shrink(self, lanes: Lanes, error: Exception) -> None:
-        """Draw what stood in the lanes again in half as many; with the fewest, fail it."""
-        tickets = lanes.give_up(lanes.cohorts)
-        error = error.with_traceback(None)  # whose frames hold the failed call's tensors
-        text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if lanes.count == LEAST:
-            for ticket in tickets:
-                ticket.settle(error)
+        if not lanes.cohorts:
             return
-        lanes.put_back(tickets)
-        lanes.count = max(LEAST, lanes.count // 2)
-        self._count.shrunk.append(f"{lanes.count} lanes ({text})")
+        rows, filled = lanes.tick(self._faults.attempt)
+        self._usage.ticks += 1
+        self._usage.rows += rows
+        self._usage.filled += filled
+
+    def _report(self, lanes: Lanes) -> None:
+        for cohort in lanes.cohorts:
+            self._decoder.report(cohort)
+
+    def _decode(self, finished: list[tuple[Ticket, torch.Tensor]]) -> None:
+        for ticket, latents in finished:
+            self._decoder.add(ticket, latents)
+        self._decoder.decode(hurry=not any(lanes.busy for lanes in self._shapes.values()))
 
     def _stop(self, reason: ModelError) -> None:
-        """Take no more requests; end those that are unfinished, which is no fault of theirs."""
+        """Accept no more requests; end the unfinished ones with `reason`."""
         with self._changed:
             if not self._closed:
                 self._closed, self._reason = True, reason
-        self._finisher.close()
+        self._decoder.close()
         for ticket in list(self._open):
             if self._cancelled:
                 ticket.future.cancel()

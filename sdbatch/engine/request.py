@@ -1,31 +1,28 @@
-"""What goes into the engine and what comes out."""
+"""What goes into an engine and what comes out; the interface of every engine. No torch here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sdbatch.sampling import Sampling
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One image to draw: all values resolved and in range."""
+
+class Request(Sampling):
+    """One image to draw: all sampling values resolved and in range.
+
+    torch's CPU generator keeps the low 32 bits of the seed.
+    """
 
     prompt: str
-    negative_prompt: str = ""
-    seed: int  # [0, 2**63); torch's CPU generator keeps the low 32 bits
-    sampler: str  # one of samplers.NAMES
-    num_inference_steps: int
-    guidance_scale: float  # 1 or less: unguided
-    guidance_rescale: float = 0.0  # [0, 1]: Lin et al. 2023, sec. 3.4
-    guidance_start: float = 0.0  # guided from this part of the steps on, [0, 1]
-    guidance_stop: float = 1.0  # and up to this one
-    height: int  # pixels, a multiple of 8
-    width: int  # pixels, a multiple of 8
-    clip_skip: int = 0  # last layers of the text encoder that are left out
-    eta: float = 0.0  # [0, 1]: noise that ddim and tcd add
-    prompt_weights: bool = False  # read (word:1.2) and [word] as AUTOMATIC1111 does
-    chunk_prompts: bool = False  # encode a long prompt in chunks of 75 tokens: else it is cut
+    inputs: Mapping[str, Any] = {}  # named pictures or arrays of the row, as its model needs them
+
+    def __hash__(self) -> int:
+        """Hash by what tells most requests apart; inputs may hold arrays, which have no hash."""
+        return hash((self.prompt, self.seed, self.kind, self.height, self.width))
 
     @property
     def guided(self) -> bool:
@@ -34,11 +31,11 @@ class Request:
 
     @property
     def kind(self) -> tuple[str, int, float]:
-        """Return what requests of one shape must share to step together."""
+        """Return what requests of one shape must have in common to step together."""
         return (self.sampler, self.num_inference_steps, self.eta)
 
     def guided_ticks(self, ticks: int) -> tuple[int, int]:
-        """Return the ticks [start, stop) of so many in which the image is guided."""
+        """Return the ticks [start, stop) of `ticks` in which the image is guided."""
         if not self.guided:
             return 0, 0
         ends = (self.guidance_start * ticks, self.guidance_stop * ticks)
@@ -47,27 +44,27 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """A drawn image and what was learned of it."""
+    """A drawn image and its facts."""
 
     image: NDArray[np.uint8]  # (H, W, 3), RGB
     prompt_tokens: int  # without the begin and end marks, before truncation
     prompt_truncated: bool  # the prompt or the negative prompt lost tokens
-    lanes: int  # rows of the UNet batch that it was drawn in, the fewest: other counts differ
-    exact: bool = True  # every batch it was in had the engine's own shape: bit for bit the same
+    lanes: int  # rows of the smallest denoiser batch it was drawn in: bits depend on the number
+    exact: bool = True  # all its batches had the engine's full shape, so its bits are reproducible
     nsfw: bool | None = None  # None: not checked
     nsfw_scores: tuple[float, ...] | None = None  # by concept of the checker; above 0 is flagged
 
 
 @dataclass(frozen=True, slots=True)
 class Follow:
-    """Who wants to see an image on its way. Called by a thread of the engine's: must not block."""
+    """Callbacks that show an image in progress. Engine threads call them: they must not block."""
 
-    step: Callable[[int, int], None]  # so many ticks are done, of so many
-    preview: Callable[[Drawn], None]  # what it would be if it ended here
-    previews: int = 0  # how many of these, evenly spread over its ticks
+    step: Callable[[int, int], None]  # ticks done, ticks in all
+    preview: Callable[[Drawn], None]  # the image as it would be if it ended here
+    previews: int = 0  # the number of previews, evenly spread over the ticks
 
     def is_due(self, tick: int, ticks: int) -> bool:
-        """Tell whether a preview is due after so many ticks of so many."""
+        """Tell whether a preview is due after `tick` of `ticks` ticks."""
         if not self.previews:
             return False
         return tick < ticks and tick * (self.previews + 1) % ticks < self.previews + 1
@@ -79,7 +76,24 @@ class Usage:
 
     seconds: float = 0.0  # since its first request
     idle_seconds: float = 0.0  # of these, without any request
-    ticks: int = 0  # UNet calls
+    ticks: int = 0  # denoiser calls
     rows: int = 0  # of all those calls
-    filled: int = 0  # of these rows, how many were no padding
-    shrunk: list[str] = field(default_factory=list)  # what lanes were halved to, and why
+    filled: int = 0  # of these rows, those that were not padding
+    shrunk: list[str] = field(default_factory=list)  # each reduction of lanes, with its reason
+
+
+class EngineProtocol(Protocol):
+    """What draws requests: engine.Engine, or an engine for models that do not gain from lanes."""
+
+    @property
+    def usage(self) -> Usage:
+        """Return what the engine has done so far."""
+
+    @property
+    def stalled_seconds(self) -> float:
+        """Return the seconds without progress while there is work; infinite if it has ended."""
+
+    def submit(
+        self, request: Request, *, exact: bool = True, follow: Follow | None = None
+    ) -> Future[Drawn]:
+        """Queue a request; see engine.Engine.submit."""

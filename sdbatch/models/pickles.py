@@ -1,4 +1,4 @@
-"""What is inside a weights file, found out without torch and without running what it holds."""
+"""The names of the tensors in a file of weights, without torch and without running its pickle."""
 
 import json
 import pickletools
@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from sdbatch.errors import ModelError
+from sdbatch.errors import ModelError, one_line
 
 _SAFE_MODULES = (
     "torch",
@@ -14,7 +14,7 @@ _SAFE_MODULES = (
     "collections",
     "_codecs",
 )
-# What json, zipfile, zlib and pickletools raise for bytes that are not theirs.
+# Raised by json, zipfile, zlib and pickletools for bytes of another format.
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -26,25 +26,28 @@ _UNREADABLE = (
 )
 
 
-def names(file: Path, where: str) -> set[str]:
-    """Return the names of the tensors in a .safetensors file, or all texts in a pickle.
+def tensor_names(file: Path, where: str) -> set[str]:
+    """Return the names of the tensors in a .safetensors file, or all strings in a pickle.
 
     Args:
-        file: .safetensors, or anything that torch.save wrote.
-        where: the job's key that names it, for the error.
+        file: a .safetensors file, or one that torch.save wrote.
+        where: the key of the job that names the file, for the error.
 
     Raises:
-        ModelError: it cannot be read, or its pickle would call more than torch.
+        ModelError: the file cannot be read, or its pickle would call code outside torch.
     """
     try:
-        return _safetensors(file) if file.suffix == ".safetensors" else _pickled(file, where)
+        if file.suffix == ".safetensors":
+            return _names_in_safetensors(file)
+        return _strings_in_pickle(file, where)
     except _UNREADABLE as error:
         raise ModelError(
-            f"{where} = {file}: cannot be read as weights ({error}). Fetch it again."
+            f"{where} = {file}: cannot be read as weights ({one_line(error)}). "
+            f"Download the file again."
         ) from error
 
 
-def _safetensors(file: Path) -> set[str]:
+def _names_in_safetensors(file: Path) -> set[str]:
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if not 0 < length < file.stat().st_size:
@@ -55,24 +58,24 @@ def _safetensors(file: Path) -> set[str]:
     return set(header)
 
 
-def _pickled(file: Path, where: str) -> set[str]:
+def _strings_in_pickle(file: Path, where: str) -> set[str]:
     with zipfile.ZipFile(file) as archive:
-        name = next((n for n in archive.namelist() if n.endswith("data.pkl")), None)
+        name = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
         if name is None:
             raise ValueError("no data.pkl")
-        pickled = archive.read(name)
+        pickle_bytes = archive.read(name)
     strings: list[str] = []
-    for operation, argument, _ in pickletools.genops(pickled):
+    for operation, argument, _ in pickletools.genops(pickle_bytes):
         if isinstance(argument, str) and operation.name != "GLOBAL":
             strings.append(argument)
-        called = None
+        function: tuple[str, ...] = ()  # that the pickle would call: module, name
         if operation.name == "GLOBAL":
-            called = str(argument).partition(" ")
+            function = tuple(str(argument).split(" ", 1))
         elif operation.name == "STACK_GLOBAL":
-            called = (strings[-2], " ", strings[-1])
-        if called and called[0] not in _SAFE_MODULES:
+            function = (strings[-2], strings[-1])
+        if function and function[0] not in _SAFE_MODULES:
             raise ModelError(
-                f"{where} = {file}: its pickle would run {called[0]}.{called[2]}, so it was not "
-                f"opened. Convert it to .safetensors where that is safe, or take another copy."
+                f"{where} = {file}: its pickle would run {'.'.join(function)}, so it was not "
+                f"opened. Use a .safetensors file of these weights, or another copy of the file."
             )
     return set(strings)

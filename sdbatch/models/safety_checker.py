@@ -1,4 +1,4 @@
-"""Stable Diffusion's safety checker, with the scores that diffusers' own class throws away.
+"""Stable Diffusion's safety checker, with the scores that diffusers' own class discards.
 
 n = images, H/W = their pixels, K = concepts (17 in the published checker).
 """
@@ -13,14 +13,30 @@ from diffusers.pipelines.stable_diffusion.safety_checker import (
 from torch.nn.functional import interpolate
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from sdbatch.models.sd1 import adapters
+from sdbatch.models import find_model
+from sdbatch.models.build import Build
+from sdbatch.models.find_model import ModelFiles
+from sdbatch.models.weights import load_complete, load_errors
 
-CARE = 0.01  # by how much a concept that asks for special care lowers all thresholds
+CARE = 0.01  # how much a concept that needs special care lowers all thresholds
 
 
-def load(path: str, **where: Any) -> "SafetyChecker":
-    """Load the checker from a folder or hub id, as diffusers does."""
-    return SafetyChecker(adapters.whole(StableDiffusionSafetyChecker, path, **where))
+def load(files: ModelFiles, build: Build) -> "SafetyChecker | None":
+    """Load the model's safety checker, as diffusers does; None if it has none.
+
+    Raises:
+        ModelError: its files are not a complete checker.
+    """
+    path, where = files.checker, {}
+    if path is None:
+        return None
+    if path == find_model.OWN_CHECKER:
+        path = files.path
+        where = {"subfolder": find_model.CHECKER, "variant": find_model.checker_variant(files)}
+        where |= {"revision": files.revision} if files.kind == "hub" else {}
+    with load_errors("safety.checker", path, "It must be complete; or set safety.checker to none."):
+        checker = load_complete(StableDiffusionSafetyChecker, path, **where)
+    return SafetyChecker(checker).to(build.device, getattr(torch, build.dtype))
 
 
 class SafetyChecker:

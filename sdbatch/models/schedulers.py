@@ -1,6 +1,11 @@
-"""Building diffusers' schedulers, unmodified, for the samplers' names."""
+"""diffusers' schedulers, unmodified, behind the engine's interface, by the samplers' names.
 
+For models that were trained on discrete noise levels (Ho et al. 2020): Stable Diffusion 1.x, XL.
+"""
+
+import copy
 import inspect
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -10,10 +15,11 @@ import torch
 from diffusers.schedulers import AysSchedules
 
 from sdbatch.engine.cuda import moved
+from sdbatch.engine.request import Request
 from sdbatch.samplers import AYS, split
 
-# What a model's configuration says of its training. The rest of it, such as Karras' sigmas, is how
-# somebody liked to sample, which here the sampler's name says alone.
+# The keys of a model's configuration that describe its training. The others, such as Karras'
+# sigmas, describe how to sample, which here only the sampler's name decides.
 _TRAINING = (
     "beta_start",
     "beta_end",
@@ -28,51 +34,151 @@ _TRAINING = (
 )
 
 
+CACHED = 256  # schedulers kept ready: some take 0.1 s to set up
+
+
 def make_scheduler(sampler: str, model_config: dict[str, Any], num_inference_steps: int) -> Any:
     """Build the diffusers scheduler of `sampler` with its timesteps set.
 
     Args:
         sampler: one of samplers.NAMES.
-        model_config: the scheduler config that came with the model; only _TRAINING of it counts.
+        model_config: the scheduler config of the model; only its keys in _TRAINING count.
         num_inference_steps: as diffusers counts them.
 
     Raises:
-        ValueError: the sampler cannot do so many steps, or not for this model.
+        ValueError: the sampler cannot take that many steps, or does not fit this model.
     """
-    chosen, schedule = split(sampler)
-    kind = getattr(diffusers, chosen.scheduler)
-    if model_config.get("rescale_betas_zero_snr") and not _knows(kind, "rescale_betas_zero_snr"):
+    entry, schedule = split(sampler)
+    kind = getattr(diffusers, entry.scheduler)
+    if model_config.get("rescale_betas_zero_snr") and not _accepts(
+        kind.__init__, "rescale_betas_zero_snr"
+    ):
         raise ValueError(
-            f"sampler = {sampler!r}: cannot draw with a model of zero terminal SNR. "
-            f"Take euler, dpmpp_2m, unipc or ddim."
+            f"sampler = {sampler!r}: does not work with a model of zero terminal SNR. "
+            f"Use euler, dpmpp_2m, unipc or ddim"
         )
-    arguments = dict(chosen.arguments)
+    arguments = dict(entry.arguments)
     if schedule not in (None, AYS):
         arguments[f"use_{schedule}_sigmas"] = True
     training = {name: model_config[name] for name in _TRAINING if name in model_config}
     scheduler = kind.from_config(training, **arguments)
     most = scheduler.config.get("original_inference_steps", num_inference_steps)
-    if num_inference_steps > most:  # diffusers speaks of a strength, which nobody here has set
+    if num_inference_steps > most:  # diffusers' own message is about a strength
         raise ValueError(
-            f"num_inference_steps = {num_inference_steps}: {sampler} takes {most} at most"
+            f"num_inference_steps = {num_inference_steps}: {sampler} takes at most {most}"
         )
     if schedule == AYS:
         alphas = scheduler.alphas_cumprod.double().numpy()
         scheduler.set_timesteps(timesteps=_align_your_steps(alphas, num_inference_steps))
     else:
         scheduler.set_timesteps(num_inference_steps)
-    if hasattr(scheduler, "set_begin_index"):  # else it looks for its first timestep, by value, and
-        scheduler.set_begin_index(0)  # takes the second where rounding made two of it
+    # or diffusers searches the first timestep by value, and takes the second of two equal ones
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
     return scheduler
 
 
-def takes(scheduler: Any, argument: str) -> bool:
-    """Tell whether the scheduler's step takes `argument`: "generator", "eta"."""
-    return argument in _parameters(type(scheduler).step)
+class SchedulerCache:
+    """Fresh diffusers schedulers by kind, copied from ones that were set up once."""
+
+    def __init__(self, model_config: dict[str, Any]) -> None:
+        self._config = model_config
+        self._ready: dict[tuple[str, int], Any] = {}
+
+    def make(self, sampler: str, num_inference_steps: int) -> Any:
+        """Return a scheduler at its start; raises ValueError as make_scheduler does."""
+        return copy.deepcopy(self._get(sampler, num_inference_steps))
+
+    def ticks(self, sampler: str, num_inference_steps: int) -> int:
+        """Return how many denoiser calls a request of the kind takes."""
+        return len(self._get(sampler, num_inference_steps).timesteps)
+
+    def _get(self, sampler: str, num_inference_steps: int) -> Any:
+        kind = (sampler, num_inference_steps)
+        if kind not in self._ready:
+            if len(self._ready) >= CACHED:
+                self._ready.pop(next(iter(self._ready)))
+            self._ready[kind] = make_scheduler(sampler, self._config, num_inference_steps)
+        return self._ready[kind]
 
 
-def _knows(kind: Any, argument: str) -> bool:
-    return argument in _parameters(kind.__init__)
+class DiffusersScheduler:
+    """A diffusers scheduler that steps a cohort; see engine.family.Scheduler.
+
+    Args:
+        scheduler: fresh, with its timesteps set.
+        requests: of the cohort, n.
+        noise: (n, C, h, w) on the CPU.
+        generators: of the requests; a sampler that adds noise draws from them.
+        device: of the latents.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        requests: Sequence[Request],
+        noise: torch.Tensor,
+        generators: list[torch.Generator],
+        device: torch.device,
+    ) -> None:
+        self._scheduler = scheduler
+        self._device = device
+        self._arguments: dict[str, Any] = {}
+        if _accepts(type(scheduler).step, "generator"):
+            self._arguments["generator"] = generators
+        if _accepts(type(scheduler).step, "eta"):
+            self._arguments["eta"] = requests[0].eta
+        if hasattr(scheduler, "noise_sampler_seed"):
+            seeds = [request.seed for request in requests]
+            scheduler.noise_sampler = brownian_noise(scheduler, seeds, noise, device)
+        self.timesteps = moved(scheduler.timesteps.float(), device)
+
+    def start(self, noise: torch.Tensor) -> torch.Tensor:
+        """See engine.family.Scheduler."""
+        started: torch.Tensor = moved(noise, self._device) * self._scheduler.init_noise_sigma
+        return started
+
+    def model_input(self, latents: torch.Tensor, step: int) -> torch.Tensor:
+        """See engine.family.Scheduler."""
+        scaled: torch.Tensor = self._scheduler.scale_model_input(latents, self._timestep(step))
+        return scaled
+
+    def step(self, answer: torch.Tensor, step: int, latents: torch.Tensor) -> torch.Tensor:
+        """See engine.family.Scheduler."""
+        stepped: torch.Tensor = self._scheduler.step(
+            answer, self._timestep(step), latents, return_dict=False, **self._arguments
+        )[0]
+        return stepped
+
+    def clean(self, model_input: torch.Tensor, answer: torch.Tensor, step: int) -> torch.Tensor:
+        """See engine.family.Scheduler.
+
+        The denoiser sees x = sqrt(a) x0 + sqrt(1 - a) noise, however the sampler scales its own
+        latents (Ho et al. 2020, eq. 4; for velocities Salimans and Ho 2022, sec. 2.4).
+        """
+        alpha = _signal_part(self._scheduler.alphas_cumprod, float(self._timestep(step)))
+        root, noise = alpha**0.5, (1 - alpha) ** 0.5
+        if self._scheduler.config.prediction_type == "v_prediction":
+            clean: torch.Tensor = root * model_input - noise * answer
+        else:
+            clean = (model_input - noise * answer) / root
+        return clean
+
+    def _timestep(self, step: int) -> torch.Tensor:
+        return self._scheduler.timesteps[step]  # type: ignore[no-any-return]
+
+
+def _signal_part(alphas: torch.Tensor, timestep: float) -> float:
+    """Return the part of signal at a timestep; between two, diffusers interpolates the sigmas."""
+    low = int(timestep)
+    part, high = timestep - low, min(low + 1, len(alphas) - 1)
+    below, above = (max(float(alphas[at]), 1e-4) for at in (low, high))
+    sigma = (1 - part) * (1 / below - 1) ** 0.5 + part * (1 / above - 1) ** 0.5
+    return 1 / (1 + float(sigma) ** 2)
+
+
+def _accepts(function: Any, argument: str) -> bool:
+    return argument in _parameters(function)
 
 
 @lru_cache
@@ -81,7 +187,7 @@ def _parameters(function: Any) -> frozenset[str]:
 
 
 def _align_your_steps(alphas_cumprod: Any, count: int) -> list[int]:
-    """Return `count` timesteps, falling: the published ten, or noise levels between theirs.
+    """Return `count` timesteps, falling: the published ten, or interpolated noise levels.
 
     Source: Sabour et al. 2024, sec. 5: other counts by interpolating the logarithm of sigma.
     """
@@ -89,19 +195,21 @@ def _align_your_steps(alphas_cumprod: Any, count: int) -> list[int]:
     if count == len(published):
         return [int(t) for t in published]
     log_sigmas = np.log((1 - alphas_cumprod) / alphas_cumprod) / 2  # rises with the timestep
-    wanted = np.interp(
+    log_levels = np.interp(
         np.linspace(0, 1, count), np.linspace(0, 1, len(published)), log_sigmas[published]
     )
-    timesteps = np.rint(np.interp(wanted, log_sigmas, np.arange(len(log_sigmas)))).astype(int)
+    timesteps = np.rint(np.interp(log_levels, log_sigmas, np.arange(len(log_sigmas)))).astype(int)
     if len(set(timesteps)) < count:
         raise ValueError(f"num_inference_steps = {count}: too many for an ays schedule")
     return [int(t) for t in timesteps]
 
 
-def brownian(scheduler: Any, seeds: list[int], latents: torch.Tensor, device: torch.device) -> Any:
-    """Return a noise sampler for DPMSolverSDEScheduler: a Brownian tree a seed, on the CPU.
+def brownian_noise(
+    scheduler: Any, seeds: list[int], latents: torch.Tensor, device: torch.device
+) -> Any:
+    """Return a noise sampler for DPMSolverSDEScheduler: one Brownian tree a seed, on the CPU.
 
-    As that scheduler makes its own at its first step, but with a seed for each image and with the
+    Like the one that the scheduler makes at its first step, but with a seed for each image and the
     CPU's numbers on every device.
     """
     from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler

@@ -1,45 +1,94 @@
-"""One tiny model for all engine tests, and engines that close."""
+"""The families that the engine is tested with, and engines that close.
+
+Every property of the engine holds for Stable Diffusion 1.x and for a family unlike it.
+"""
 
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
+from sdbatch import registry
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.request import Request
-from sdbatch.models import find_model
-from sdbatch.models.sd1 import loading
-from sdbatch.models.sd1.family import StableDiffusion1
-from sdbatch.models.sd1.loading import Build
-from tests import tiny
+from sdbatch.job import Model, Safety
+from sdbatch.models.build import Build
+from sdbatch.models.find_model import find_model
+from sdbatch.samplers import NAMES
+from tests import flow_family
+from tests.sd1 import build_request
+
+BUILD = Build("cpu", "float32")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of family, and what its requests may be."""
+
+    name: str
+    folder: str
+    samplers: tuple[str, ...]
+    defaults: dict[str, Any]
+    keys: dict[str, tuple] = field(default_factory=dict)  # of its own -> values to try
+
+    def load(self, build: Build = BUILD):
+        with pytest.MonkeyPatch.context() as patch:
+            flow_family.register(patch)
+            files = find_model(Model(path=self.folder), Safety(checker="none"))
+        return registry.load(files.family).load(files, build)
+
+
+@pytest.fixture(scope="session", params=["sd1", "flow"])
+def kind(request, tiny_model, tmp_path_factory) -> Kind:
+    if request.param == "sd1":
+        own = {
+            "clip_skip": (0, 0, 1),
+            "prompt_weights": (False, True),
+            "chunk_prompts": (False, True),
+        }
+        return Kind("sd1", str(tiny_model), NAMES, {"sampler": "dpmpp_2m"}, own)
+    folder = tmp_path_factory.mktemp("flow") / "model"
+    flow_family.write_folder(folder)
+    return Kind("flow", str(folder), ("euler",), {"sampler": "euler"})
 
 
 @pytest.fixture(scope="session")
-def model(tiny_model):
-    return loading.load(find_model.find(str(tiny_model), None, ""), Build("cpu", "float32"))
+def family(kind):
+    return kind.load()
+
+
+class Replaceable:
+    """A family of which a test replaces calls: `family.denoise = ...`."""
+
+    def __init__(self, family) -> None:
+        self._family = family
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._family, name)
+
+
+@pytest.fixture
+def replaceable(family) -> Replaceable:
+    """The family of the engines that `new_engine` starts."""
+    return Replaceable(family)
 
 
 @pytest.fixture(scope="session")
-def other_model(tmp_path_factory):
-    """A model of the tiny one's shape with other weights."""
-    folder = tmp_path_factory.mktemp("other-model")
-    tiny.write_folder(folder, seed=1)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def engine(model):
-    engine = Engine(model, lanes=8, threads=1)
+def engine(family):
+    engine = Engine(family, lanes=8, threads=1)
     yield engine
     engine.close()
 
 
 @pytest.fixture
-def new_engine(model):
+def new_engine(replaceable):
     """Start engines; close them in the end."""
     started = []
 
     def start(lanes=4) -> Engine:
-        started.append(Engine(model, lanes=lanes, threads=1))
+        started.append(Engine(replaceable, lanes=lanes, threads=1))
         return started[-1]
 
     yield start
@@ -48,35 +97,21 @@ def new_engine(model):
 
 
 @pytest.fixture
-def held(monkeypatch):
-    """Hold the UNet back, so that requests queue up; returns the event that lets it go."""
+def held(replaceable, family):
+    """Hold the denoiser back, so that requests queue up; returns the event that releases it."""
     go = threading.Event()
-    denoise = StableDiffusion1.denoise
 
     def wait(*args):
         go.wait()
-        return denoise(*args)
+        return family.denoise(*args)
 
-    monkeypatch.setattr(StableDiffusion1, "denoise", wait)
+    replaceable.denoise = wait
     yield go
     go.set()
 
 
 @pytest.fixture
-def request_for():
+def request_for(kind) -> Callable[..., Request]:
     """Build a request over small defaults."""
 
-    def make(**values) -> Request:
-        defaults = {
-            "prompt": "a red dog",
-            "negative_prompt": "",
-            "seed": 7,
-            "sampler": "dpmpp_2m",
-            "num_inference_steps": 6,
-            "guidance_scale": 5.0,
-            "height": 64,
-            "width": 64,
-        }
-        return Request(**{**defaults, **values})
-
-    return make
+    return lambda **values: build_request(**{**kind.defaults, **values})

@@ -22,8 +22,9 @@ def test_lanes_go_by_the_type_in_the_devices_name(name, lanes):
 
 
 @pytest.mark.parametrize("name", ["NVIDIA L40S", "Tesla T4", "NVIDIA A100-SXM4-80GB", "cpu"])
-def test_a_type_that_has_no_lanes_is_refused_by_its_name(name):
-    with pytest.raises(ModelError, match=rf"engine.lanes = H100, .* device is {name}, .*label_sel"):
+def test_a_type_without_lanes_is_an_error_with_its_name(name):
+    words = rf"engine.lanes = H100, .* an actor has {name}. .*label_sel"
+    with pytest.raises(ModelError, match=words):
         cuda.lanes(LANES, name)
 
 

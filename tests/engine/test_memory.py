@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from sdbatch.engine.cohort import Cohort
-from sdbatch.models.sd1.family import StableDiffusion1
 
 
 @pytest.mark.parametrize("method", ["__init__", "advance"])
@@ -33,29 +32,24 @@ def test_out_of_memory_of_a_cohort_halves_the_lanes_and_with_the_fewest_fails_it
 
 
 class OutOfMemory:
-    """Stands in for a call of the model: raises above so many rows, as a full device does."""
+    """A call of the model that raises above a number of rows, as a full device does."""
 
     def __init__(self, original, most):
         self.original, self.most, self.raised = original, most, 0
 
-    def __get__(self, sd, _):
-        def call(latents, *args):
-            rows = args[0] if self.original.__name__ == "decode" else len(latents)
-            if rows > self.most:
-                self.raised += 1
-                raise torch.OutOfMemoryError("tried to allocate 20 GiB")
-            return self.original(sd, latents, *args)
-
-        return call
+    def __call__(self, latents, *args):
+        if len(latents) > self.most:
+            self.raised += 1
+            raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+        return self.original(latents, *args)
 
 
 def test_out_of_memory_halves_the_lanes_and_draws_again_what_was_in_flight(
-    new_engine, model, request_for, monkeypatch
+    new_engine, family, request_for, replaceable
 ):
     few = new_engine(lanes=4)
     expected = [few.submit(request_for(seed=seed)).result().image for seed in range(9)]
-    most = OutOfMemory(StableDiffusion1.denoise, most=7)
-    monkeypatch.setattr(StableDiffusion1, "denoise", most)
+    most = replaceable.denoise = OutOfMemory(family.denoise, most=7)
     engine = new_engine(lanes=16)
     futures = [engine.submit(request_for(seed=seed)) for seed in range(9)]
     for future, image in zip(futures, expected, strict=True):
@@ -67,18 +61,19 @@ def test_out_of_memory_halves_the_lanes_and_draws_again_what_was_in_flight(
     assert "OutOfMemoryError: tried to allocate 20 GiB" in engine.usage.shrunk[0]
 
 
-def test_out_of_memory_in_the_middle_of_a_batch_loses_nothing(new_engine, request_for, monkeypatch):
+def test_out_of_memory_in_the_middle_of_a_batch_loses_nothing(
+    new_engine, family, request_for, replaceable
+):
     few = new_engine(lanes=4)
     expected = [few.submit(request_for(seed=seed)).result().image for seed in range(9)]
     engine = new_engine(lanes=8)
-    original = StableDiffusion1.denoise
 
-    def full_at_the_tenth_tick(sd, latents, *args):
+    def full_at_the_tenth_tick(latents, *args):
         if len(latents) == 8 and engine.usage.ticks == 10:
             raise torch.OutOfMemoryError("tried to allocate 20 GiB")
-        return original(sd, latents, *args)
+        return family.denoise(latents, *args)
 
-    monkeypatch.setattr(StableDiffusion1, "denoise", full_at_the_tenth_tick)
+    replaceable.denoise = full_at_the_tenth_tick
     futures = [engine.submit(request_for(seed=seed)) for seed in range(9)]
     drawn = [future.result() for future in futures]
     lanes = [d.lanes for d in drawn]
@@ -88,16 +83,17 @@ def test_out_of_memory_in_the_middle_of_a_batch_loses_nothing(new_engine, reques
         assert d.lanes == 8 or np.array_equal(d.image, image)
 
 
-def test_a_size_that_no_lanes_can_draw_fails_and_others_go_on(new_engine, request_for, monkeypatch):
+def test_a_size_that_no_lanes_can_draw_fails_and_others_go_on(
+    new_engine, family, request_for, replaceable
+):
     engine = new_engine(lanes=8)
-    original = StableDiffusion1.denoise
 
-    def too_large(sd, latents, *args):
-        if latents.shape[2] > 8:
+    def too_large(latents, *args):
+        if latents.shape[2] > latents.shape[3]:
             raise torch.OutOfMemoryError("tried to allocate 20 GiB")
-        return original(sd, latents, *args)
+        return family.denoise(latents, *args)
 
-    monkeypatch.setattr(StableDiffusion1, "denoise", too_large)
+    replaceable.denoise = too_large
     large = [engine.submit(request_for(seed=seed, height=72)) for seed in range(3)]
     small = [engine.submit(request_for(seed=seed)) for seed in range(3)]
     for future in large:
@@ -108,10 +104,10 @@ def test_a_size_that_no_lanes_can_draw_fails_and_others_go_on(new_engine, reques
 
 @pytest.mark.parametrize(("most", "drawn"), [(3, 5), (0, 0)])
 def test_out_of_memory_in_decoding_decodes_smaller_groups(
-    new_engine, request_for, monkeypatch, most, drawn
+    new_engine, family, request_for, replaceable, most, drawn
 ):
     engine = new_engine(lanes=8)
-    monkeypatch.setattr(StableDiffusion1, "decode", OutOfMemory(StableDiffusion1.decode, most))
+    replaceable.decode = OutOfMemory(family.decode, most)
     futures = [engine.submit(request_for(seed=seed)) for seed in range(5)]
     assert sum(future.exception() is None for future in futures) == drawn
-    assert engine.usage.shrunk[0].startswith("2 images a VAE call (OutOfMemoryError")
+    assert engine.usage.shrunk[0].startswith("2 images a decoder call (OutOfMemoryError")

@@ -6,17 +6,18 @@ import torch
 
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.request import Request
-from sdbatch.models import find_model
-from sdbatch.models.sd1 import loading
+from sdbatch.models.build import Build
+from sdbatch.models.sd1.family import StableDiffusion1
 from sdbatch.samplers import NAMES
+from tests.models.load import load
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_pixels_are_a_function_of_the_row_on_the_gpu(tiny_model, dtype):
-    files = find_model.find(str(tiny_model), None, "")
-    engine = Engine(loading.load(files, loading.Build("cuda", dtype)), lanes=8, threads=1)
+    model = load(tiny_model, Build("cuda", dtype))
+    engine = Engine(StableDiffusion1(model), lanes=8, threads=1)
     requests = [
         Request(
             prompt=f"dog {i}",

@@ -1,174 +1,109 @@
-"""What fits a model only in part: refused by its own key, or drawn as diffusers means it."""
+"""Which models and files are found, and which are rejected before anything is loaded."""
 
 import json
 import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
 
-from sdbatch.engine.engine import Engine
 from sdbatch.errors import ModelError
-from sdbatch.models import find_model
-from sdbatch.models.find_model import Extras
-from sdbatch.models.schedulers import make_scheduler
-from sdbatch.models.sd1 import loading
-from sdbatch.models.sd1.loading import Build
-from sdbatch.samplers import NAMES
+from sdbatch.registry import EMBEDDED_MODEL
+from tests.models.load import (
+    CHECKER_KEY,
+    EMBEDDING_KEY,
+    LORA_KEY,
+    VAE_KEY,
+    RunsCode,
+    find,
+    settings_with,
+)
 
-RANK, ALPHA = 4, 16
-
-
-def load(folder, **extras):
-    files = find_model.find(str(folder), None, "", Extras(**extras))
-    return loading.load(files, Build("cpu", "float32"))
-
-
-@pytest.fixture
-def scaled_lora(tiny_model, tmp_path):
-    """A LoRA whose scale, alpha / rank = 4, stands in the file's metadata."""
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_model)
-    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["to_q"])
-    pipe.unet.add_adapter(config)
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        for name, weight in pipe.unet.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weight, std=0.1)
-    StableDiffusionPipeline.save_lora_weights(
-        tmp_path,
-        weight_name="scaled.safetensors",
-        unet_lora_layers=get_peft_model_state_dict(pipe.unet),
-        unet_lora_adapter_metadata=config.to_dict(),
-    )
-    return tmp_path / "scaled.safetensors"
-
-
-def test_a_loras_own_scale_is_that_of_its_metadata(tiny_model, scaled_lora):
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_model)
-    pipe.load_lora_weights(str(scaled_lora))
-    pipe.fuse_lora()
-    pipe.unload_lora_weights()
-    ours = load(tiny_model, loras=((str(scaled_lora), 1.0),)).unet.state_dict()
-    assert all(torch.allclose(ours[name], w) for name, w in pipe.unet.state_dict().items())
-
-
-def test_a_lora_that_fits_only_in_part_is_refused(tiny_model, scaled_lora):
-    weights = load_file(scaled_lora)
-    some = [name for name in weights if "up_blocks" in name]
-    for name in some:
-        weights[name.replace("up_blocks.", "up_blocks.7")] = weights.pop(name)
-    save_file(weights, scaled_lora)
-    words = rf"^model.loras.0.path = .*: {len(some)} of its {len(weights)} weights fit no layer"
-    with pytest.raises(ModelError, match=words.replace(": ", ".*")):
-        load(tiny_model, loras=((str(scaled_lora), 1.0),))
+FILE = "must be a local file that ends in .*Download it first; a hub id does not work here"
+FOLDER = "must be a local folder with config.json and weights.*a hub id does not work here"
+UNREADABLE = "cannot be read as weights"
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("key", "path", "reason"),
     [
-        ({"scaling_factor": 0.13025}, "its scaling_factor is 0.13025, not 0.18215"),
-        ({"shift_factor": 0.1}, "its shift_factor is 0.1, not None"),
-        ({"latent_channels": 16}, "its latent_channels is 16, not 4"),
-        (
-            {
-                "block_out_channels": (8, 16, 32),
-                "down_block_types": ("DownEncoderBlock2D",) * 3,
-                "up_block_types": ("UpDecoderBlock2D",) * 3,
-            },
-            "latents of another size",
-        ),
+        (LORA_KEY, "missing.safetensors", FILE),
+        (LORA_KEY, "someone/some-lora", FILE),
+        (LORA_KEY, "empty", FILE),
+        (LORA_KEY, "word.pt", FILE),
+        (LORA_KEY, "vae.safetensors", "holds no LoRA"),
+        (LORA_KEY, "torn.safetensors", UNREADABLE),
+        (LORA_KEY, "null.safetensors", UNREADABLE),
+        (EMBEDDING_KEY, "missing.pt", FILE),
+        (EMBEDDING_KEY, "sd-concepts-library/cat-toy", FILE),
+        (EMBEDDING_KEY, "torn.pt", UNREADABLE),
+        (EMBEDDING_KEY, "hostile.pt", "its pickle would run posix.system, so it was not opened"),
+        (VAE_KEY, "missing.safetensors", FILE),
+        (VAE_KEY, "stabilityai/sd-vae-ft-mse", FILE),
+        (VAE_KEY, "torn.safetensors", UNREADABLE),
+        (VAE_KEY, "empty", FOLDER),
+        (VAE_KEY, "vae_without_weights", FOLDER),
+        (CHECKER_KEY, "CompVis/stable-diffusion-safety-checker", FOLDER),
+        (CHECKER_KEY, "empty", FOLDER),
     ],
 )
-def test_a_vae_whose_latents_are_not_the_models_is_refused(tiny_model, tmp_path, change, words):
-    config = {**AutoencoderKL.load_config(tiny_model / "vae"), **change}
-    AutoencoderKL.from_config(config).save_pretrained(tmp_path / "vae")
-    with pytest.raises(ModelError, match=rf"^model.vae = .*{words}"):
-        load(tiny_model, vae=str(tmp_path / "vae"))
-
-
-def test_a_vae_that_lacks_weights_is_refused_by_its_own_key(tiny_model, tmp_path):
-    shutil.copytree(tiny_model / "vae", tmp_path / "vae")
-    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
-    weights = load_file(file)
-    del weights["decoder.conv_in.weight"]
-    save_file(weights, file)
-    with pytest.raises(ModelError, match=r"^model.vae = .*lacks decoder.conv_in.weight"):
-        load(tiny_model, vae=str(tmp_path / "vae"))
-
-
-@pytest.mark.parametrize("sampler", [name for name in NAMES if name.endswith("_beta")])
-def test_schedules_with_timesteps_that_round_to_the_same_are_stepped_to_the_end(model, sampler):
-    scheduler = make_scheduler(sampler, model.scheduler_config, 60)
-    latents = torch.zeros(1, 4, 2, 2)
-    for timestep in scheduler.timesteps:
-        scheduler.scale_model_input(latents, timestep)
-        latents = scheduler.step(torch.zeros_like(latents), timestep, latents).prev_sample
-    assert torch.isfinite(latents).all()
-
-
-def test_how_a_models_author_liked_to_sample_does_not_change_what_a_samplers_name_means(model):
-    liked = {"use_karras_sigmas": True, "solver_order": 3, "thresholding": True}
-    for sampler in ("euler", "dpmpp_2m", "unipc", "euler_ays", "dpmpp_2m_beta"):
-        plain = make_scheduler(sampler, model.scheduler_config, 8)
-        other = make_scheduler(sampler, {**model.scheduler_config, **liked}, 8)
-        assert torch.equal(plain.timesteps, other.timesteps)
-        assert plain.config == other.config
-
-
-def test_larger_images_get_fewer_lanes_by_their_area_alone(model, request_for):
-    engine = Engine(model, lanes=16, threads=1, pixels=64 * 64)
-    sizes = {(64, 64): 16, (16, 16): 16, (64, 128): 8, (128, 128): 4, (256, 256): 2}
-    for (height, width), lanes in sizes.items():
-        request = request_for(height=height, width=width, num_inference_steps=1)
-        assert engine.submit(request).result().lanes == lanes
-    engine.close()
-
-
-def test_a_callback_that_raises_ends_no_other_request(model, request_for, capfd):
-    engine = Engine(model, lanes=4, threads=1)
-
-    def raises(_):
-        raise KeyboardInterrupt("of a callback")
-
-    futures = [engine.submit(request_for(seed=seed)) for seed in range(6)]
-    futures[0].add_done_callback(raises)
-    assert [future.result(timeout=30).lanes for future in futures] == [4] * 6
-    engine.close()
-    assert "of a callback" in capfd.readouterr().err
-
-
-def test_a_failed_request_holds_no_tensors_of_the_call_that_failed(model, request_for, monkeypatch):
-    engine = Engine(model, lanes=2, threads=1)
-
-    def full(*_):
-        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
-
-    monkeypatch.setattr(engine._sd, "denoise", full)
-    error = engine.submit(request_for()).exception()
-    engine.close()
-    frames = []
-    trace = error.__traceback__
-    while trace is not None:
-        frames.append(trace.tb_frame.f_code.co_name)
-        trace = trace.tb_next
-    assert "tick" not in frames
-
-
-def test_a_checker_of_plain_weights_in_a_folder_of_a_variant_is_found_and_hashed(
-    tiny_model, tmp_path
+def test_a_file_that_is_missing_or_of_another_kind_is_rejected_before_anything_is_loaded(
+    tiny_model, extra_files, key, path, reason
 ):
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_model, folder)
-    for file in list(folder.rglob("*.safetensors")):
-        file.rename(file.with_suffix(".fp16.safetensors"))
-    checker = folder / find_model.CHECKER
-    checker.mkdir()
-    (checker / "config.json").write_text(json.dumps({}))
-    (checker / "model.safetensors").write_bytes(b"weights")
-    files = find_model.find(str(folder), None, "", Extras())
-    assert (files.extras.variant, find_model.checker_variant(files)) == ("fp16", None)
-    assert checker / "model.safetensors" in find_model.hashed(files)
+    with pytest.raises(ModelError, match=rf"^{key} = .*{path}.*{reason}") as rejected:
+        find(tiny_model, **settings_with(key, path))
+    assert "\n" not in str(rejected.value)
+    assert not (extra_files / "OWNED").exists()
+
+
+def test_a_pickle_that_would_run_code_is_rejected_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    key = "model.diffusion_model.input_blocks.0.0.weight"
+    torch.save({"state_dict": {key: torch.zeros(1)}, "extra": RunsCode()}, "model.ckpt")
+    with pytest.raises(
+        ModelError, match=r"model.ckpt: its pickle would run posix.system.*safetensors"
+    ):
+        find("model.ckpt")
+    assert not (tmp_path / "OWNED").exists()
+
+
+def test_a_path_without_a_model_is_rejected_with_the_way_out(tmp_path, tiny_model):
+    half = tmp_path / "half"
+    shutil.copytree(tiny_model, half)
+    (half / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "junk.safetensors").write_bytes(b"no model at all")
+    (tmp_path / "text.txt").write_text("hello")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.ckpt")
+    cases = {
+        "half": "no weights in unet/",
+        "empty": "has no model_index.json",
+        "junk.safetensors": UNREADABLE,
+        "text.txt": "must end in .safetensors or .ckpt",
+        "other.ckpt": "holds no model of a known family",
+        "missing/folder/deep": "no such file or folder",
+    }
+    for name, reason in cases.items():
+        with pytest.raises(ModelError, match=reason):
+            find(tmp_path / name)
+    with pytest.raises(ModelError, match=f"the only embedded model is {EMBEDDED_MODEL}"):
+        find("builtin:dogs")
+    for path in (tiny_model, EMBEDDED_MODEL):
+        with pytest.raises(ModelError, match=r"model.revision = 'main': only a hub id has one"):
+            find(path, revision="main")
+    with pytest.raises(ModelError, match="the hub did not deliver it"):
+        find("no-such/model")
+
+
+@pytest.mark.parametrize(
+    ("index", "reason"),
+    [
+        (json.dumps({"_class_name": "FluxPipeline"}), "names the pipeline 'FluxPipeline': must be"),
+        ("{", "its model_index.json cannot be read"),
+        ("[1]", "its model_index.json cannot be read"),
+    ],
+)
+def test_a_folder_of_an_unknown_pipeline_is_rejected(copied, index, reason):
+    (copied / "model_index.json").write_text(index)
+    with pytest.raises(ModelError, match=rf"^model.path = .*copied.*{reason}") as rejected:
+        find(copied)
+    assert "\n" not in str(rejected.value)

@@ -1,4 +1,4 @@
-"""Models in every layout, and what is no model."""
+"""Models load from every layout with the weights they were made of, and never with random ones."""
 
 import os
 import shutil
@@ -7,52 +7,46 @@ import sys
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 
 from sdbatch.errors import ModelError
-from sdbatch.models import find_model
-from sdbatch.models.sd1 import loading
-from sdbatch.models.sd1.loading import Build
+from sdbatch.job import Model
+from sdbatch.job.sections import Embedding, Lora
+from sdbatch.models.build import Build
+from sdbatch.models.find_model import CHECKER, ModelFiles
+from sdbatch.models.sd1 import LAYOUT, loading
 from tests import tiny
+from tests.models.load import RunsCode, find, have_same_weights, load, load_with_checker
+from tests.sd1 import BUILD
 
-
-def weights(model):
-    return {
-        f"{name}.{key}": value
-        for name in find_model.PARTS
-        for key, value in getattr(model, name).state_dict().items()
-    }
-
-
-def same(one, two) -> bool:
-    a, b = weights(one), weights(two)
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-def load(path, config="", revision=None, dtype="float32"):
-    return loading.load(find_model.find(str(path), revision, str(config)), Build("cpu", dtype))
+FAMILY = "sdbatch.models.sd1"
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
-def test_single_file_loads_the_weights_of_the_folder_it_was_made_from(
+def test_a_single_file_loads_the_weights_of_the_folder_it_was_made_from(
     tiny_model, tmp_path, model, suffix
 ):
     file = tmp_path / f"model.{suffix}"
     tiny.write_file(tiny_model, file)
-    loaded = load(file, config=tiny_model)
-    assert same(loaded, model)
+    loaded = load(file, config=str(tiny_model))
+    assert have_same_weights(loaded, model)
     assert loaded.scheduler_config == model.scheduler_config
 
 
-def test_hub_id_loads_the_commit_that_the_hubs_cache_holds(tiny_model, tmp_path, model):
+def test_a_hub_id_loads_the_commit_that_the_hubs_cache_holds(tiny_model, tmp_path, model):
     commit = "0123456789abcdef0123456789abcdef01234567"
     repo = tmp_path / "models--someone--tiny"
     shutil.copytree(tiny_model, repo / "snapshots" / commit)
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(commit)
     probe = (
-        "from sdbatch.engine import checkpoint, loading; import torch;"
-        "files = find_model.find('someone/tiny', None, '');"
-        "loaded = loading.load(files, loading.Build('cpu', 'float32'));"
+        "from sdbatch.job import Model, Safety;"
+        "from sdbatch.models.build import Build;"
+        "from sdbatch.models.find_model import find_model;"
+        "from sdbatch.models.sd1 import loading;"
+        "files = find_model(Model(path='someone/tiny'), Safety());"
+        "loaded = loading.load(files, Build('cpu', 'float32'));"
         "print(files.kind, files.revision, loaded.unet.conv_in.weight.sum().item())"
     )
     done = subprocess.run(
@@ -65,85 +59,84 @@ def test_hub_id_loads_the_commit_that_the_hubs_cache_holds(tiny_model, tmp_path,
     assert done.stdout.split() == ["hub", commit, str(model.unet.conv_in.weight.sum().item())]
 
 
-def test_weights_load_in_the_dtype_asked_for(tiny_model):
-    assert load(tiny_model, dtype="bfloat16").unet.dtype == torch.bfloat16
+def test_weights_load_in_the_dtype_of_the_build(tiny_model):
+    assert load(tiny_model, Build("cpu", "bfloat16")).unet.dtype == torch.bfloat16
 
 
-def test_sha256_follows_the_weights(tiny_model, tmp_path):
-    shutil.copytree(tiny_model, tmp_path / "copy")
-    one, two = (find_model.find(str(path), None, "") for path in (tiny_model, tmp_path / "copy"))
-    assert find_model.sha256(one) == find_model.sha256(two)
-    with (tmp_path / "copy" / "unet" / "diffusion_pytorch_model.safetensors").open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        file.write(b"\x7f")
-    assert find_model.sha256(one) != find_model.sha256(two)
+@pytest.mark.parametrize("vae", ["vae", "vae.safetensors"])
+def test_files_named_besides_the_model_load_from_any_working_folder_in_the_dtype_of_the_build(
+    tiny_model, extra_files, monkeypatch, vae
+):
+    loras = [Lora(path="lora.safetensors", weight=0.5)]
+    embeddings = [Embedding(path="word.pt", token="<word>")]
+    files = find(tiny_model, vae=vae, checker=CHECKER, loras=loras, embeddings=embeddings)
+    monkeypatch.chdir("/")  # an actor may have another working folder
+    loaded, checker = load_with_checker(files, Build("cpu", "bfloat16"))
+    assert loaded.has_embeddings
+    parts = [checker._checker, *(getattr(loaded, part) for part in LAYOUT.weights)]
+    assert {weight.dtype for part in parts for weight in part.parameters()} == {torch.bfloat16}
 
 
-class RunsCode:
-    def __reduce__(self):
-        return (os.system, ("touch OWNED",))
-
-
-def test_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    key = "model.diffusion_model.input_blocks.0.0.weight"
-    torch.save({"state_dict": {key: torch.zeros(1)}, "extra": RunsCode()}, "model.ckpt")
-    with pytest.raises(
-        ModelError, match=r"model.ckpt: its pickle would run posix.system.*safetensors"
-    ):
-        find_model.find("model.ckpt", None, "")
-    assert not (tmp_path / "OWNED").exists()
-
-
-def test_pickle_that_slipped_past_the_look_is_not_run_by_loading(tmp_path, monkeypatch, tiny_model):
+def test_loading_does_not_run_the_code_in_a_pickle_that_was_not_checked(
+    tmp_path, monkeypatch, tiny_model
+):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": {}, "extra": RunsCode()}, "model.ckpt")
-    extras = find_model.Extras(ema=False, checker=None)  # so that its names are not looked at
-    files = find_model.ModelFiles("file", "model.ckpt", None, str(tiny_model), extras)
+    # without ema, so that loading does not look at the names in it
+    settings = Model(path="model.ckpt", config=str(tiny_model), ema=False)
     with pytest.raises(ModelError, match="cannot be loaded"):
-        loading.load(files, Build("cpu", "float32"))
+        loading.load(ModelFiles("file", "model.ckpt", FAMILY, settings), BUILD)
     assert not (tmp_path / "OWNED").exists()
 
 
-def test_what_is_no_model_is_refused_with_the_way_out(tmp_path, tiny_model):
-    half = tmp_path / "half"
-    shutil.copytree(tiny_model, half)
-    (half / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "junk.safetensors").write_bytes(b"no model at all")
-    (tmp_path / "text.txt").write_text("hello")
-    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.ckpt")
-    cases = {
-        "half": "no weights in unet/",
-        "empty": "has no model_index.json",
-        "junk.safetensors": "cannot be read as weights",
-        "text.txt": "must end in .safetensors or .ckpt",
-        "other.ckpt": "holds no Stable Diffusion UNet",
-        "missing/folder/deep": "no such file or folder",
-    }
-    for name, reason in cases.items():
-        with pytest.raises(ModelError, match=reason):
-            find_model.find(str(tmp_path / name), None, "")
-    with pytest.raises(ModelError, match="the only model built in is builtin:shapes"):
-        find_model.find("builtin:dogs", None, "")
-    with pytest.raises(ModelError, match="only a hub id has one"):
-        find_model.find(str(tiny_model), "main", "")
-    with pytest.raises(ModelError, match="the hub gave none"):
-        find_model.find("no-such/model", None, "")
+def test_loading_does_not_run_the_code_in_an_embedding_that_was_not_checked(
+    tiny_model, extra_files
+):
+    settings = Model(path=str(tiny_model), embeddings=[Embedding(path="hostile.pt", token="<b>")])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        loading.load(ModelFiles("folder", str(tiny_model), FAMILY, settings), BUILD)
+    assert not (extra_files / "OWNED").exists()
 
 
-def test_broken_weights_are_refused_in_one_line(tmp_path, tiny_model):
-    broken = tmp_path / "broken"
-    shutil.copytree(tiny_model, broken)
-    (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"torn")
-    with pytest.raises(ModelError, match=r"model.path = .*broken.*cannot be loaded"):
-        load(broken)
+def test_broken_weights_are_rejected_in_one_line(copied):
+    (copied / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ModelError, match=r"model.path = .*copied.*cannot be loaded") as rejected:
+        load(copied)
+    assert "\n" not in str(rejected.value)
 
 
-def test_weights_that_cannot_be_read_are_refused_in_one_line(tmp_path, tiny_model):
-    shutil.copytree(tiny_model, tmp_path / "copy")
-    files = find_model.find(str(tmp_path / "copy"), None, "")
-    (tmp_path / "copy" / "unet" / "config.json").unlink()
-    (tmp_path / "copy" / "unet" / "config.json").mkdir()
-    with pytest.raises(ModelError, match=r"model.path = .*copy: cannot be read"):
-        find_model.sha256(files)
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("unet", "conv_in.weight"), ("vae", "conv_in.bias"), ("text_encoder", "norm.bias")],
+)
+def test_a_folder_without_some_weights_is_rejected_and_they_are_not_made_up(copied, part, name):
+    (file,) = (copied / part).glob("*.safetensors")
+    whole = load_file(file)
+    save_file(
+        {key: w for key, w in whole.items() if not key.endswith(name)}, file, {"format": "pt"}
+    )
+    with pytest.raises(ModelError, match=r"model.path = .*copied': cannot be loaded"):
+        load(copied)
+
+
+@pytest.mark.parametrize(
+    "missing", ["first_stage_model.", "cond_stage_model.", "model.diffusion_model.out."]
+)
+def test_a_single_file_without_a_part_is_rejected(tiny_model, tmp_path, missing):
+    file = tmp_path / "model.safetensors"
+    tiny.write_file(tiny_model, file)
+    save_file({key: w for key, w in load_file(file).items() if not key.startswith(missing)}, file)
+    with pytest.raises(ModelError, match=r"model.path = .*model.safetensors': cannot be loaded"):
+        load(file, config=str(tiny_model))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("in_channels", 9, "in_channels 9"), ("time_cond_proj_dim", 16, "time_cond_proj_dim 16")],
+)
+def test_a_unet_with_more_inputs_is_rejected(copied, name, value, words):
+    config = UNet2DConditionModel.load_config(copied / "unet")
+    UNet2DConditionModel.from_config({**config, name: value}).save_pretrained(copied / "unet")
+    reason = f"model.path = .*copied': its UNet needs more than text and latents .*{words}"
+    with pytest.raises(ModelError, match=reason):
+        load(copied)

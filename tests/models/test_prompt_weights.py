@@ -29,7 +29,7 @@ EXAMPLES = {
 
 
 @pytest.mark.parametrize("prompt", EXAMPLES)
-def test_emphasis_is_read_as_automatic1111_documents_it(prompt):
-    parts, expected = prompt_weights.parse(prompt), EXAMPLES[prompt]
+def test_weights_are_read_as_automatic1111_documents_them(prompt):
+    parts, expected = prompt_weights.parse_weights(prompt), EXAMPLES[prompt]
     assert [text for text, _ in parts] == [text for text, _ in expected]
     assert [weight for _, weight in parts] == pytest.approx([weight for _, weight in expected])

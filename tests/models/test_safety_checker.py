@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,13 +14,11 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from sdbatch.engine.decode import GROUP
-from sdbatch.engine.engine import Engine
 from sdbatch.errors import ModelError
-from sdbatch.models import find_model
-from sdbatch.models.find_model import Extras
+from sdbatch.models import safety_checker
 from sdbatch.models.safety_checker import CARE, SafetyChecker
-from sdbatch.models.sd1 import loading
-from sdbatch.models.sd1.loading import Build
+from tests.models.load import draw, find, load_with_checker
+from tests.sd1 import BUILD
 
 SIDE = 32  # pixels that the tiny checker sees; 224 in the published one
 # Pillow resizes in two passes and rounds and cuts off at 0 and 255 between them; torch, which does
@@ -58,14 +55,14 @@ def prepared(images):
 
 @torch.no_grad()
 def cosines(checker, images):
-    """Return the likeness of each image to the concepts, and to those of special care."""
+    """Return the cosines of each image to the concepts, and to those of special care."""
     embedding = checker.visual_projection(checker.vision_model(prepared(images))[1])
     concepts, care = checker.concept_embeds, checker.special_care_embeds
     return cosine_distance(embedding, concepts), cosine_distance(embedding, care)
 
 
 def expected_scores(checker, images):
-    """Return what diffusers' forward compares with 0 and throws away."""
+    """Return the scores that diffusers' forward compares with 0 and discards."""
     concepts, care = cosines(checker, images)
     cared = (care > checker.special_care_embeds_weights).any(1, keepdim=True)
     return concepts - checker.concept_embeds_weights + CARE * cared
@@ -76,14 +73,14 @@ def flags(checker, images):
 
 
 def calibrate(checker, images):
-    """Set the thresholds so that some of the images are over them and some are not."""
+    """Set the thresholds so that some of the images are above them and some are not."""
     concepts, care = cosines(checker, images)
     checker.concept_embeds_weights.copy_(concepts.quantile(0.97, dim=0))
     checker.special_care_embeds_weights.copy_(care.quantile(0.8, dim=0))
 
 
 def let_half_pass(checker, drawn):
-    """Set the thresholds above all that the first half of what was drawn reaches."""
+    """Set the thresholds above all scores of the first half of the drawn images."""
     concepts, _ = cosines(checker, np.stack([one.image for one in drawn[: len(drawn) // 2]]))
     checker.concept_embeds_weights.copy_(concepts.amax(0) + CARE + TOLERANCE)
 
@@ -114,18 +111,10 @@ def checked_model(tiny_model, reference, tmp_path):
     return folder
 
 
-def load(folder, **extras):
-    return loading.load(
-        find_model.find(str(folder), None, "", Extras(**extras)), Build("cpu", "float32")
-    )
-
-
-def draw(model, requests):
-    engine = Engine(model, lanes=8, threads=1)
-    futures = [engine.submit(request) for request in requests]
-    drawn = [future.result() for future in futures]
-    engine.close()
-    return drawn
+def draw_checked(folder, requests, checker="auto"):
+    """Draw the requests with the model in a folder and the safety checker of a job."""
+    parts, loaded = load_with_checker(find(folder, checker))
+    return draw(parts, requests, loaded)
 
 
 @pytest.fixture
@@ -138,7 +127,7 @@ def requests(request_for):
 
 
 def assert_checked(drawn, checker):
-    """Assert that what was drawn has diffusers' scores of its pictures, and flags that are both."""
+    """Assert that images have diffusers' scores and flags, and that only some are flagged."""
     for one in drawn:
         (expected,) = expected_scores(checker, one.image[None])
         scores = torch.tensor(one.nsfw_scores)
@@ -162,7 +151,7 @@ def test_scores_and_flags_are_those_of_diffusers(reference, size):
     assert 0 < flagged[sure].sum() < sure.sum() > 10
 
 
-def test_what_asks_for_special_care_lowers_every_threshold(reference):
+def test_a_concept_of_special_care_lowers_every_threshold(reference):
     images = pictures(8, SIDE, SIDE)  # of the checker's own size: nothing is resized
     scores = []
     for threshold in (1.0, -1.0):  # of a cosine: never, and always
@@ -175,7 +164,7 @@ def test_what_asks_for_special_care_lowers_every_threshold(reference):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_scores_of_an_image_do_not_depend_on_those_beside_it(reference, dtype):
+def test_scores_of_an_image_do_not_depend_on_the_others_in_its_group(reference, dtype):
     checker = SafetyChecker(reference).to("cpu", getattr(torch, dtype))
     images = torch.tensor(pictures(4 * GROUP, 64, 96))
     first = torch.cat([checker.scores(group) for group in images.split(GROUP)])
@@ -195,55 +184,55 @@ def test_scores_in_bfloat16_are_near_those_in_float32(reference):
     assert (rounded - exact).abs().max() < 0.05  # bfloat16 has 8 bits
 
 
-def test_a_model_with_a_checker_in_its_folder_is_checked_unasked(
+def test_a_model_with_a_checker_in_its_folder_is_checked_by_default(
     tiny_model, checked_model, reference, requests
 ):
-    plain = draw(load(tiny_model), requests)
+    plain = draw_checked(tiny_model, requests)
     assert {(one.nsfw, one.nsfw_scores) for one in plain} == {(None, None)}
     let_half_pass(reference, plain)
     reference.save_pretrained(checked_model / "safety_checker")
-    drawn = draw(load(checked_model), requests)
+    drawn = draw_checked(checked_model, requests)
     assert_checked(drawn, reference)
     for one, two in zip(drawn, plain, strict=True):  # flagged or not, all pictures stay
         assert np.array_equal(one.image, two.image)
 
 
-def test_checker_none_leaves_the_models_own_off(checked_model, requests):
-    model = load(checked_model, checker=None)
-    assert model.checker is None
-    assert {(one.nsfw, one.nsfw_scores) for one in draw(model, requests[:2])} == {(None, None)}
+def test_checker_none_turns_the_models_own_off(checked_model, requests):
+    assert safety_checker.load(find(checked_model, "none"), BUILD) is None
+    drawn = draw_checked(checked_model, requests[:2], "none")
+    assert {(one.nsfw, one.nsfw_scores) for one in drawn} == {(None, None)}
 
 
-def test_a_checker_from_a_folder_is_used_in_place_of_the_models_own(
+def test_a_checker_from_a_folder_replaces_the_models_own(
     tiny_model, checked_model, reference, requests, tmp_path
 ):
-    let_half_pass(reference, draw(load(tiny_model), requests))
+    let_half_pass(reference, draw_checked(tiny_model, requests))
     reference.save_pretrained(tmp_path / "other")
     for folder in (tiny_model, checked_model):
-        model = load(folder, checker=str(tmp_path / "other"))
-        assert_checked(draw(model, requests), reference)
+        assert_checked(draw_checked(folder, requests, str(tmp_path / "other")), reference)
 
 
 def test_images_that_are_not_square_are_checked(checked_model, requests, reference):
-    wide = [replace(request, height=64, width=120) for request in requests]
-    for one in draw(load(checked_model), wide):
+    wide = [request.updated(height=64, width=120) for request in requests]
+    for one in draw_checked(checked_model, wide):
         (expected,) = expected_scores(reference, one.image[None])
         assert (torch.tensor(one.nsfw_scores) - expected).abs().max() < TOLERANCE
 
 
-def test_a_checker_that_is_there_in_the_models_variant_only_is_not_left_off(
-    checked_model, requests, reference
-):
+def test_a_checker_that_exists_only_in_the_models_variant_is_loaded(checked_model):
     for part in ("unet", "vae", "text_encoder", "safety_checker"):
         (weights,) = (checked_model / part).glob("*.safetensors")
         weights.rename(weights.with_suffix(".fp16.safetensors"))
-    model = load(checked_model)
-    assert model.checker is not None
+    _, checker = load_with_checker(find(checked_model))
+    assert checker is not None
 
 
-def test_a_checker_of_another_shape_is_refused_in_one_line(checked_model):
+def test_a_checker_of_another_shape_is_rejected_in_one_line(checked_model):
     config = json.loads((checked_model / "safety_checker" / "config.json").read_text())
     config["vision_config"]["hidden_size"] = 64
     (checked_model / "safety_checker" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"= .*checked.*cannot be loaded"):
-        load(checked_model)
+    files = find(checked_model)
+    reason = r"^safety.checker = .*checked.*cannot be loaded"
+    with pytest.raises(ModelError, match=reason) as rejected:
+        safety_checker.load(files, BUILD)
+    assert "\n" not in str(rejected.value)

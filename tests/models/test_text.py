@@ -1,4 +1,4 @@
-"""Prompts: weights in brackets, chunks, clip_skip, against AUTOMATIC1111's words and diffusers."""
+"""Prompts: weights, chunks, clip_skip, against AUTOMATIC1111's documentation and diffusers."""
 
 import copy
 import random
@@ -11,15 +11,12 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks import oracle
 from sdbatch.engine.engine import Engine
-from sdbatch.models import find_model
-from sdbatch.models.sd1 import loading, text
-from sdbatch.models.sd1.family import StableDiffusion1
-from sdbatch.models.sd1.loading import Build
+from sdbatch.models.sd1 import text
+from sdbatch.models.sd1.family import TEXT, StableDiffusion1
 from sdbatch.models.sd1.text import GROUP, TextEncoder, Tokenizer
+from tests.models.load import assert_as_diffusers, load
 
-MOST_COUNTS = 1  # as in test_samplers.py: float32 in batches of another size, rounded to uint8
 LAYERS = 3  # of the text encoder here
 ROOM = 75  # tokens of a chunk without its begin and end marks
 LONG = "a red dog runs after a blue cat "  # 24 tokens of the tiny model: one a letter
@@ -28,11 +25,11 @@ SOME = ["", "a", "a red dog", LONG * 2, LONG * 4, "a (red:1.4) [dog]", "blue", "
 
 @pytest.fixture(scope="module")
 def model(tiny_model):
-    """The tiny model with a deeper text encoder, whose embeddings' mean is not 0 as CLIP's is not.
+    """The tiny model with a deeper text encoder. As with CLIP, its embeddings' mean is not 0.
 
-    With the tiny one's untrained layer norm the mean is rounding noise, and what weights do is too.
+    With the tiny one's untrained layer norm the mean is rounding, and so is the effect of weights.
     """
-    loaded = loading.load(find_model.find(str(tiny_model), None, ""), Build("cpu", "float32"))
+    loaded = load(tiny_model)
     config = CLIPTextConfig(**{**loaded.text_encoder.config.to_dict(), "num_hidden_layers": LAYERS})
     with torch.random.fork_rng():
         torch.manual_seed(5)
@@ -43,48 +40,43 @@ def model(tiny_model):
 
 @pytest.fixture(scope="module")
 def engine(model):
-    engine = Engine(model, lanes=8, threads=1)
+    engine = Engine(StableDiffusion1(model), lanes=8, threads=1)
     yield engine
     engine.close()
 
 
-@pytest.fixture(scope="module")
-def pipeline(model):
-    return oracle.pipeline(model)
-
-
 @pytest.fixture
 def draw(engine):
-    """Draw a request with the engine; returns what was drawn."""
+    """Draw a request with the engine."""
     return lambda request: engine.submit(request).result()
 
 
 @pytest.fixture
-def assert_drawn_from(draw, pipeline, model):
-    """Assert that a request draws what diffusers draws from these embeddings, or from its text."""
+def draw_from(draw, pipeline, model):
+    """Draw a request, assert that diffusers draws the same from these embeddings or its text."""
 
     def check(request, *embeddings):
         given = {}
         if embeddings:
-            torch.testing.assert_close(embedded(model, request), embeddings, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(embed(model, request), embeddings, rtol=1e-4, atol=1e-5)
             given = dict(zip(("prompt_embeds", "negative_prompt_embeds"), embeddings, strict=True))
         drawn = draw(request)
-        reference = oracle.draw(pipeline, request, model.scheduler_config, **given)
-        assert np.abs(drawn.image.astype(int) - oracle.counts(reference)).max() <= MOST_COUNTS
+        assert_as_diffusers(drawn, pipeline, request, model.scheduler_config, **given)
         return drawn
 
     return check
 
 
 @torch.inference_mode()
-def embedded(model, request):
+def embed(model, request):
     """Return the embeddings of the request's prompt and of its negative prompt."""
-    sd = StableDiffusion1(model)
-    return sd.embed([sd.read(request)], soon=())
+    family = StableDiffusion1(model)
+    prompts, negatives = family.embed([family.read(request)], soon=())
+    return prompts[TEXT], negatives[TEXT]
 
 
 @torch.inference_mode()
-def by_hand(model, words, clip_skip=0):
+def encode_by_hand(model, words, clip_skip=0):
     """Encode a long text 75 tokens at a time; (1, 77 * chunks, D)."""
     tokenizer, encoder = model.tokenizer, model.text_encoder
     ids = tokenizer(words, add_special_tokens=False).input_ids
@@ -98,8 +90,8 @@ def by_hand(model, words, clip_skip=0):
     return torch.cat([encoder.final_layer_norm(state) for state in skipped], dim=1)
 
 
-# The examples of AUTOMATIC1111's prompt_parser.parse_prompt_attention and of its wiki.
-EDITING = {
+# Examples of AUTOMATIC1111's wiki, and what is not supported in them.
+OTHER_SYNTAX = {
     "a [cat:dog:0.5]": "[cat:dog:0.5]",
     "a [[cat]:dog:0.5]": "[[cat]:dog:0.5]",
     "a [dog: 5 ]": "[dog: 5 ]",
@@ -110,66 +102,64 @@ EDITING = {
 }
 
 
-@pytest.mark.parametrize("prompt", EDITING)
+@pytest.mark.parametrize("prompt", OTHER_SYNTAX)
 @pytest.mark.parametrize("where", ["prompt", "negative_prompt"])
-def test_syntax_that_is_not_drawn_fails_the_row_with_the_way_out(
+def test_syntax_that_is_not_supported_fails_the_row_with_the_way_out(
     engine, request_for, prompt, where
 ):
     future = engine.submit(request_for(**{where: prompt, "prompt_weights": True}))
-    found = re.escape(f"{where} = {EDITING[prompt]!r}: networks, prompt editing, BREAK and")
-    with pytest.raises(ValueError, match=rf"^{found}.*Take it out; LoRAs stand in model.loras"):
+    reason = re.escape(f"{where} = {OTHER_SYNTAX[prompt]!r}: networks, prompt editing, BREAK and")
+    with pytest.raises(ValueError, match=rf"^{reason}.*Remove it; LoRAs belong in model.loras"):
         future.result()
 
 
-@pytest.mark.parametrize("prompt", ["a (red:1.5) [dog]", *EDITING, "\\(a\\)"])
-def test_a_plain_request_takes_brackets_as_text_as_diffusers_does(
-    assert_drawn_from, request_for, prompt
-):
-    assert_drawn_from(request_for(prompt=prompt, negative_prompt="[a] (b"))
+@pytest.mark.parametrize("prompt", ["a (red:1.5) [dog]", *OTHER_SYNTAX, "\\(a\\)"])
+def test_without_prompt_weights_brackets_are_text_as_in_diffusers(draw_from, request_for, prompt):
+    draw_from(request_for(prompt=prompt, negative_prompt="[a] (b"))
 
 
 @pytest.mark.parametrize("prompt", ["a red dog", "(a red dog:1)", "a (red:1.0) dog"])
-def test_weights_of_one_give_the_bits_of_no_weights(draw, request_for, prompt):
+def test_weights_of_1_give_the_bits_of_no_weights(draw, request_for, prompt):
     one = draw(request_for(prompt=prompt, negative_prompt="(blurry:1)", prompt_weights=True))
     two = draw(request_for(negative_prompt="blurry"))
     assert np.array_equal(one.image, two.image)
     assert one.prompt_tokens == two.prompt_tokens == 7
 
 
-def test_weights_keep_the_scale_where_the_mean_is_rounding_noise(tiny_model, request_for):
-    untrained = loading.load(find_model.find(str(tiny_model), None, ""), Build("cpu", "float32"))
+def test_weights_keep_the_scale_where_the_mean_is_rounding(tiny_model, request_for):
+    untrained = load(tiny_model)
     for prompt in ("a (red:1.3) dog", "a [red] dog", "(a:1.1) dog"):
-        embedding, _ = embedded(untrained, request_for(prompt=prompt, prompt_weights=True))
+        embedding, _ = embed(untrained, request_for(prompt=prompt, prompt_weights=True))
         assert 0.8 < embedding.std() < 1.3  # about 1: the layer norm's
 
 
 def test_weights_scale_the_rows_of_their_tokens_and_keep_the_mean(
-    model, assert_drawn_from, draw, request_for
+    model, draw_from, draw, request_for
 ):
     plain = request_for(prompt="a red dog", negative_prompt="blurry fur")
-    request = replace(
-        plain, prompt="a (red:1.6) [dog]", negative_prompt="((blurry)) fur", prompt_weights=True
+    request = plain.updated(
+        prompt="a (red:1.6) [dog]", negative_prompt="((blurry)) fur", prompt_weights=True
     )
-    prompt, negative = (states.clone() for states in embedded(model, plain))
+    prompt, negative = (states.clone() for states in embed(model, plain))
     means = prompt.mean(), negative.mean()
     prompt[0, 2:5] *= 1.6  # after the begin mark and the a
     prompt[0, 5:8] /= 1.1
     negative[0, 1:7] *= 1.21
     prompt *= means[0] / prompt.mean()  # as A1111's sd_hijack_clip does
     negative *= means[1] / negative.mean()
-    for ours, mean in zip(embedded(model, request), means, strict=True):
+    for ours, mean in zip(embed(model, request), means, strict=True):
         torch.testing.assert_close(ours.mean(), mean, rtol=1e-4, atol=1e-7)
-    drawn = assert_drawn_from(request, prompt, negative)
+    drawn = draw_from(request, prompt, negative)
     assert (drawn.image != draw(plain).image).any()
     assert drawn.prompt_tokens == 7
 
 
 @pytest.mark.parametrize("length", [ROOM - 1, ROOM, ROOM + 1, 2 * ROOM, 2 * ROOM + 1])
-def test_a_long_prompt_is_cut_at_75_tokens_and_the_row_tells(
-    assert_drawn_from, draw, request_for, length
+def test_a_long_prompt_is_truncated_to_75_tokens_and_the_row_records_it(
+    draw_from, draw, request_for, length
 ):
     letters = (LONG * 8).replace(" ", "")
-    drawn = assert_drawn_from(request_for(prompt=" ".join(letters[:length])))
+    drawn = draw_from(request_for(prompt=" ".join(letters[:length])))
     assert (drawn.prompt_tokens, drawn.prompt_truncated) == (length, length > ROOM)
     whole = draw(request_for(prompt=" ".join(letters[:ROOM])))
     assert np.array_equal(drawn.image, whole.image) == (length >= ROOM)
@@ -180,22 +170,22 @@ def test_a_long_prompt_is_cut_at_75_tokens_and_the_row_tells(
     "prompts",
     [("a dog", "blurry"), (LONG * 3, ""), (LONG * 4, "blur " * 20), (LONG * 4, ""), ("", LONG * 7)],
 )
-def test_chunks_of_75_tokens_are_encoded_one_by_one_and_the_shorter_is_filled_with_the_blank_one(
-    model, assert_drawn_from, request_for, prompts, clip_skip
+def test_chunks_of_75_tokens_are_encoded_one_by_one_and_the_shorter_prompt_gets_blank_chunks(
+    model, draw_from, request_for, prompts, clip_skip
 ):
     options = {"chunk_prompts": True, "clip_skip": clip_skip}
-    made = [by_hand(model, words, clip_skip) for words in prompts]
-    chunks = max(states.shape[1] // 77 for states in made)
-    for i, states in enumerate(made):
-        blank = [by_hand(model, "", clip_skip)] * (chunks - states.shape[1] // 77)
-        made[i] = torch.cat([states, *blank], dim=1)
+    embeddings = [encode_by_hand(model, words, clip_skip) for words in prompts]
+    chunks = max(states.shape[1] // 77 for states in embeddings)
+    for i, states in enumerate(embeddings):
+        blank = [encode_by_hand(model, "", clip_skip)] * (chunks - states.shape[1] // 77)
+        embeddings[i] = torch.cat([states, *blank], dim=1)
     request = request_for(prompt=prompts[0], negative_prompt=prompts[1], **options)
-    drawn = assert_drawn_from(request, *made)
+    drawn = draw_from(request, *embeddings)
     assert not drawn.prompt_truncated
     assert drawn.prompt_tokens == len(prompts[0].replace(" ", ""))
 
 
-def test_weights_reach_the_tokens_of_every_chunk(model, request_for):
+def test_weights_apply_to_the_tokens_of_every_chunk(model, request_for):
     weighted = request_for(
         prompt=f"{'x' * ROOM}(y:2)", prompt_weights=True, chunk_prompts=True, guidance_scale=1.0
     )
@@ -205,33 +195,33 @@ def test_weights_reach_the_tokens_of_every_chunk(model, request_for):
 
 
 @pytest.mark.parametrize("clip_skip", [0, 1, 2])
-def test_clip_skip_takes_the_state_so_many_layers_before_the_last_for_both_prompts(
-    model, assert_drawn_from, draw, request_for, clip_skip
+def test_clip_skip_leaves_out_that_many_layers_for_both_prompts(
+    model, draw_from, draw, request_for, clip_skip
 ):
     request = request_for(negative_prompt="blurry", clip_skip=clip_skip)
-    made = [by_hand(model, words, clip_skip) for words in ("a red dog", "blurry")]
-    drawn = assert_drawn_from(request, *made)
+    embeddings = [encode_by_hand(model, words, clip_skip) for words in ("a red dog", "blurry")]
+    drawn = draw_from(request, *embeddings)
     without = draw(request_for(negative_prompt="blurry"))
     assert np.array_equal(drawn.image, without.image) == (clip_skip == 0)
 
 
 @pytest.mark.parametrize("clip_skip", [LAYERS, LAYERS + 1])
-def test_clip_skip_of_all_layers_is_refused(engine, request_for, clip_skip):
-    with pytest.raises(ValueError, match=f"clip_skip = {clip_skip}: the text encoder has 3"):
+def test_clip_skip_of_all_layers_is_rejected(engine, request_for, clip_skip):
+    with pytest.raises(ValueError, match=f"clip_skip = {clip_skip}: must be below 3"):
         engine.submit(request_for(clip_skip=clip_skip)).result()
 
 
-def test_an_embedding_does_not_depend_on_those_encoded_beside_it(model):
+def test_an_embedding_does_not_depend_on_the_others_in_its_call(model):
     tokenizer = Tokenizer(model.tokenizer)
     chunks = [
         chunk
         for skip in (0, 1, 0)
         for text in SOME
-        for chunk in tokenizer.read(text, skip, weighted=True, chunked=True).chunks
+        for chunk in tokenizer.tokenize(text, skip, weighted=True, chunked=True).chunks
     ]
     assert len(set(chunks)) > 2 * GROUP
     rows = set()
-    hook = model.text_encoder.register_forward_pre_hook(lambda _, given: rows.add(len(given[0])))
+    hook = model.text_encoder.register_forward_pre_hook(lambda _, inputs: rows.add(len(inputs[0])))
     with torch.inference_mode(), hook:
         together = TextEncoder(model.text_encoder).encode(chunks)
         backwards = TextEncoder(model.text_encoder).encode(chunks[::-1])[::-1]
@@ -239,17 +229,19 @@ def test_an_embedding_does_not_depend_on_those_encoded_beside_it(model):
             (alone,) = TextEncoder(model.text_encoder).encode([chunk])
             (first,) = TextEncoder(model.text_encoder).encode([chunk], soon=chunks)
             assert all(torch.equal(other, alone) for other in (one, two, first))
-    assert rows == {GROUP}  # what keeps bits where a library's kernels go by the number of rows
+    assert rows == {GROUP}  # bits can depend on it: libraries choose kernels by the number of rows
 
 
-def test_embeddings_that_were_kept_are_those_that_were_made(model, monkeypatch):
-    monkeypatch.setattr(text, "CACHED", 3)
+def test_a_cached_embedding_is_the_one_that_was_encoded(model, monkeypatch):
+    monkeypatch.setattr(text, "CACHE_SIZE", 3)
     tokenizer, encoder = Tokenizer(model.tokenizer), TextEncoder(model.text_encoder)
-    chunks = [tokenizer.read(prompt, 0, weighted=False, chunked=False).chunks[0] for prompt in SOME]
+    chunks = [
+        tokenizer.tokenize(prompt, 0, weighted=False, chunked=False).chunks[0] for prompt in SOME
+    ]
     with torch.inference_mode():
         first = encoder.encode(chunks)
-        for chunk, made in zip(chunks * 2, first * 2, strict=True):
-            assert torch.equal(encoder.encode([chunk])[0], made)
+        for chunk, embedding in zip(chunks * 2, first * 2, strict=True):
+            assert torch.equal(encoder.encode([chunk])[0], embedding)
 
 
 @pytest.mark.parametrize("has_embeddings", [False, True])
@@ -260,13 +252,13 @@ def test_eight_threads_read_the_tokens_that_one_reads(model, has_embeddings):
     if has_embeddings:
         tokenizer.add_tokens(["<style>", "<style>_1", "<style>_2"])
     alone = Tokenizer(tokenizer, has_embeddings=has_embeddings)
-    expected = {prompt: alone.read(prompt, 0, **options) for prompt in prompts}
+    expected = {prompt: alone.tokenize(prompt, 0, **options) for prompt in prompts}
     shared = Tokenizer(tokenizer, has_embeddings=has_embeddings)
 
     def read(seed):
         order = random.Random(seed).sample(prompts, len(prompts))
-        return {prompt: shared.read(prompt, 0, **options) for prompt in order}
+        return {prompt: shared.tokenize(prompt, 0, **options) for prompt in order}
 
     with ThreadPoolExecutor(8) as threads:
-        for found in threads.map(read, range(8)):
-            assert found == expected
+        for tokens in threads.map(read, range(8)):
+            assert tokens == expected

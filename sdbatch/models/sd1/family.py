@@ -1,11 +1,7 @@
-"""What is peculiar to Stable Diffusion 1.x, and nothing else: the seam for other models.
-
-Text to embeddings, what a lane carries beside its latents and timestep, the UNet call, decoding.
-Lanes, cohorts and the engine know only what stands here. Every call has a fixed shape, padded and
-never shrunk, so that a row's bits depend neither on its neighbours nor on its place.
+"""Stable Diffusion 1.x behind the engine's interface; see engine.family.Family.
 
 n = images, C = 4 latent channels, H/W = image height/width in pixels, h/w = H/8 and W/8,
-L = 77 text tokens a chunk, D = text width.
+L = 77 text tokens a chunk, D = text width (768 for SD 1.5).
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,17 +10,20 @@ from typing import Any
 
 import torch
 
+from sdbatch.engine.family import Conditions
 from sdbatch.engine.request import Request
+from sdbatch.models.schedulers import DiffusersScheduler, SchedulerCache
+from sdbatch.models.sd1 import LIMITS, VAE_FACTOR
 from sdbatch.models.sd1.loading import Model
 from sdbatch.models.sd1.text import Chunk, TextEncoder, Tokenizer, Tokens
 
 LATENT_CHANNELS = 4
-VAE_FACTOR = 8
+TEXT = "text"  # the condition: the embedding of the prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What requests must share to stand in one UNet call."""
+    """What requests must have in common to be rows of one UNet call."""
 
     height: int  # pixels
     width: int  # pixels
@@ -33,7 +32,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The text of a request, as tokens; both prompts have the same number of chunks."""
+    """The text of a request as tokens; both prompts have the same number of chunks."""
 
     prompt: tuple[Chunk, ...]
     negative: tuple[Chunk, ...]
@@ -41,23 +40,18 @@ class Prompts:
     truncated: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Pictures:
-    """Decoded images, still on the device."""
-
-    pixels: torch.Tensor  # (n, H, W, 3) uint8
-    finite: torch.Tensor  # (n,) bool: False where the latents were not
-    scores: torch.Tensor | None  # (n, concepts) of the safety checker
-
-
 class StableDiffusion1:
-    """A loaded Stable Diffusion 1.x. Only `read` and `shape` may be called from any thread."""
+    """A loaded Stable Diffusion 1.x."""
+
+    limits = LIMITS
+    keys = frozenset({"negative_prompt", "clip_skip", "prompt_weights", "chunk_prompts"})
 
     def __init__(self, model: Model) -> None:
         self.device = model.device
         self._model = model
         self._tokenizer = Tokenizer(model.tokenizer, has_embeddings=model.has_embeddings)
         self._text = TextEncoder(model.text_encoder)
+        self._schedulers = SchedulerCache(model.scheduler_config)
 
     def read(self, request: Request) -> Prompts:
         """Return the tokens of the request's prompts.
@@ -67,12 +61,15 @@ class StableDiffusion1:
         """
         layers = self._model.text_encoder.config.num_hidden_layers
         if request.clip_skip >= layers:
-            raise ValueError(f"clip_skip = {request.clip_skip}: the text encoder has {layers}")
+            raise ValueError(
+                f"clip_skip = {request.clip_skip}: must be below {layers}, the layers of the text "
+                f"encoder"
+            )
         options = {"weighted": request.prompt_weights, "chunked": request.chunk_prompts}
         prompt = negative = self._tokens("prompt", request, options)
         if request.guided:
             negative = self._tokens("negative_prompt", request, options)
-        blank = (self._tokenizer.blank(request.clip_skip),)
+        blank = (self._tokenizer.blank_chunk(request.clip_skip),)
         chunks = max(len(prompt.chunks), len(negative.chunks))
         return Prompts(
             prompt.chunks + blank * (chunks - len(prompt.chunks)),
@@ -83,67 +80,64 @@ class StableDiffusion1:
 
     def _tokens(self, where: str, request: Request, options: dict[str, bool]) -> Tokens:
         try:
-            return self._tokenizer.read(getattr(request, where), request.clip_skip, **options)
+            return self._tokenizer.tokenize(getattr(request, where), request.clip_skip, **options)
         except ValueError as error:
             raise ValueError(f"{where} = {error}") from error
 
-    def shape(self, request: Request, prompts: Prompts) -> Shape:
-        """Return what the request's lanes share with those beside them."""
-        return Shape(request.height, request.width, len(prompts.prompt))
+    def shape(self, request: Request, reading: Prompts) -> Shape:
+        """See engine.family.Family."""
+        return Shape(request.height, request.width, len(reading.prompt))
+
+    def noise(self, request: Request, generator: torch.Generator) -> torch.Tensor:
+        """Draw an image's starting noise from its own generator: (C, H/8, W/8), unit variance.
+
+        On the CPU in float32, as CUDA's generator gives other numbers than the CPU's for a seed;
+        the sampler goes on drawing from the generator.
+
+        Source: Rombach et al. 2022, sec. 3.1, with SD 1.x's choice of f = 8, 4 channels.
+        """
+        shape = (1, LATENT_CHANNELS, request.height // VAE_FACTOR, request.width // VAE_FACTOR)
+        return torch.randn(shape, generator=generator)[0]
+
+    def ticks(self, request: Request) -> int:
+        """See engine.family.Family."""
+        return self._schedulers.ticks(request.sampler, request.num_inference_steps)
+
+    def scheduler(
+        self, requests: Sequence[Request], noise: torch.Tensor, generators: list[torch.Generator]
+    ) -> DiffusersScheduler:
+        """See engine.family.Family."""
+        fresh = self._schedulers.make(requests[0].sampler, requests[0].num_inference_steps)
+        return DiffusersScheduler(fresh, requests, noise, generators, self.device)
 
     def embed(
-        self, prompts: Sequence[Prompts], soon: Iterable[Prompts]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what the lanes of the prompts and of the negatives carry: (n, chunks * L, D).
-
-        Those that will be asked for `soon` are encoded too where that costs nothing.
-        """
-        rows = [*(p.prompt for p in prompts), *(p.negative for p in prompts)]
-        later = (chunk for p in soon for chunk in (*p.prompt, *p.negative))
+        self, readings: Sequence[Prompts], soon: Iterable[Prompts]
+    ) -> tuple[Conditions, Conditions]:
+        """Return the text embeddings, (n, chunks * L, D); see engine.family.Family."""
+        rows = [*(each.prompt for each in readings), *(each.negative for each in readings)]
+        later = (chunk for each in soon for chunk in (*each.prompt, *each.negative))
         flat = self._text.encode([chunk for row in rows for chunk in row], later)
         chunks = len(rows[0])
         joined = [torch.cat(flat[i : i + chunks]) for i in range(0, len(flat), chunks)]
-        return torch.stack(joined[: len(prompts)]), torch.stack(joined[len(prompts) :])
+        n = len(readings)
+        return {TEXT: torch.stack(joined[:n])}, {TEXT: torch.stack(joined[n:])}
 
     def denoise(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor
+        self, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions
     ) -> torch.Tensor:
-        """Return the UNet's answer to a whole batch of lanes, (lanes, C, h, w).
-
-        What it answers, noise or velocity, is the scheduler's prediction type to know.
-        """
+        """Return the UNet's answer: noise or velocity, as the scheduler's prediction type says."""
         latents = latents.to(self._model.dtype, memory_format=self._model.layout)
-        noise: torch.Tensor = self._model.unet(
-            latents, timesteps, encoder_hidden_states=context, return_dict=False
+        answer: torch.Tensor = self._model.unet(
+            latents, timesteps, encoder_hidden_states=conditions[TEXT], return_dict=False
         )[0]
-        return noise
+        return answer
 
-    def decode(self, latents: torch.Tensor, group: int) -> Pictures:
-        """Decode up to `group` latents (n, C, h, w) in a call of exactly so many."""
-        model, vae, n = self._model, self._model.vae, len(latents)
-        finite = torch.isfinite(latents).flatten(1).all(1)
-        scaled = padded(latents / vae.config.scaling_factor, group)
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """See engine.family.Family."""
+        model, vae = self._model, self._model.vae
+        scaled = latents / vae.config.scaling_factor
         scaled = scaled.to(model.dtype, memory_format=model.layout)
         images: Any = vae.decode(scaled, return_dict=False)[0].float()
         images = (images / 2 + 0.5).clamp(0, 1).nan_to_num()
-        pixels = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).contiguous()
-        scores = model.checker.scores(pixels)[:n] if model.checker else None
-        return Pictures(pixels[:n], finite, scores)
-
-
-def initial_noise(generator: torch.Generator, height: int, width: int) -> torch.Tensor:
-    """Draw an image's starting noise from its own generator: (C, H/8, W/8), unit variance.
-
-    On the CPU in float32, as CUDA's generator gives other numbers than the CPU's for a seed; the
-    sampler goes on drawing from the generator.
-
-    Source: Rombach et al. 2022, sec. 3.1, with SD 1.x's choice of f = 8, 4 channels.
-    """
-    shape = (1, LATENT_CHANNELS, height // VAE_FACTOR, width // VAE_FACTOR)
-    return torch.randn(shape, generator=generator)[0]
-
-
-def padded(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """Return `rows` with zeros appended to `count` rows."""
-    missing = count - len(rows)
-    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
+        pixels: torch.Tensor = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
+        return pixels.contiguous()

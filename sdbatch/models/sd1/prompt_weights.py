@@ -5,7 +5,7 @@ Source: AUTOMATIC1111's wiki, Features, "Attention/emphasis".
 
 import re
 
-ROUND, SQUARE = 1.1, 1 / 1.1  # what one pair of brackets multiplies the weight by
+ROUND, SQUARE = 1.1, 1 / 1.1  # factors of the weight, for a pair of brackets
 
 _PART = re.compile(
     r"\\(?P<plain>[()\[\]\\])"
@@ -20,43 +20,46 @@ _OTHER_SYNTAX = re.compile(
 )
 
 
-def parse(prompt: str) -> list[tuple[str, float]]:
-    """Return the parts of `prompt` with the weight of each; brackets that stay open end with it.
+def parse_weights(prompt: str) -> list[tuple[str, float]]:
+    """Return the parts of `prompt` with their weights.
+
+    An opening bracket without a closing one applies to the rest of the prompt.
 
     Raises:
-        ValueError: the prompt uses syntax of AUTOMATIC1111's that is more than weights.
+        ValueError: the prompt uses other syntax of AUTOMATIC1111 than weights.
     """
-    if found := _OTHER_SYNTAX.search(prompt):
+    if match := _OTHER_SYNTAX.search(prompt):
         raise ValueError(
-            f"{found[0]!r}: networks, prompt editing, BREAK and AND are not drawn from the prompt. "
-            f"Take it out; LoRAs stand in model.loras"
+            f"{match[0]!r}: networks, prompt editing, BREAK and AND are not supported in prompts. "
+            f"Remove it; LoRAs belong in model.loras"
         )
     parts: list[tuple[str, float]] = []
-    opened: dict[str, list[int]] = {"(": [], "[": []}  # where each open bracket's parts begin
+    starts: dict[str, list[int]] = {"(": [], "[": []}  # of the parts in each open bracket
 
     def close(kind: str, factor: float) -> None:
-        start = opened[kind].pop()
+        start = starts[kind].pop()
         parts[start:] = [(text, weight * factor) for text, weight in parts[start:]]
 
-    for found in _PART.finditer(prompt):
-        bracket = found["bracket"]
+    for match in _PART.finditer(prompt):
+        bracket = match["bracket"]
         if bracket in ("(", "["):
-            opened[bracket].append(len(parts))
-        elif found["weight"] and opened["("]:
-            close("(", float(found["weight"]))
-        elif bracket == ")" and opened["("]:
+            starts[bracket].append(len(parts))
+        elif match["weight"] and starts["("]:
+            close("(", float(match["weight"]))
+        elif bracket == ")" and starts["("]:
             close("(", ROUND)
-        elif bracket == "]" and opened["["]:
+        elif bracket == "]" and starts["["]:
             close("[", SQUARE)
         else:
-            parts.append((found["plain"] or found[0], 1.0))
+            parts.append((match["plain"] or match[0], 1.0))
     for kind, factor in (("(", ROUND), ("[", SQUARE)):
-        while opened[kind]:
+        while starts[kind]:
             close(kind, factor)
-    return _joined(parts)
+    return _join_equal_weights(parts)
 
 
-def _joined(parts: list[tuple[str, float]]) -> list[tuple[str, float]]:
+def _join_equal_weights(parts: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Join neighbours of the same weight."""
     joined: list[tuple[str, float]] = []
     for text, weight in parts:
         if joined and joined[-1][1] == weight:

@@ -16,18 +16,18 @@ import torch
 from sdbatch.engine.cuda import moved
 from sdbatch.models.sd1 import prompt_weights
 
-GROUP = 8  # chunks a call of the text encoder: always so many, padded, so that bits never differ
-AHEAD = 64  # chunks that are looked at to fill a group
-NOISE = 1e-4  # of the mean size: a mean below is rounding, as an untrained layer norm's is
-CACHED = 512  # chunks kept; an embedding of SD 1.5 is 231 KiB in float32
+GROUP = 8  # chunks in a call of the text encoder: always the same number, as it decides bits
+LOOKAHEAD = 64  # chunks of waiting prompts that may fill a group
+ROUNDING = 1e-4  # of the mean size: a smaller mean is rounding, as after an untrained layer norm
+CACHE_SIZE = 512  # prompts, and chunks; an embedding of SD 1.5 is 231 KiB in float32
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The tokens of a prompt or a part of one, as the text encoder takes them."""
+    """The tokens of a prompt, or of a part of it, as the text encoder takes them."""
 
     ids: tuple[int, ...]  # L
-    weights: tuple[float, ...] | None  # L; None: all 1
+    weights: tuple[float, ...] | None  # L; None: all are 1
     clip_skip: int
 
 
@@ -41,72 +41,72 @@ class Tokens:
 
 
 class Tokenizer:
-    """Cuts prompts into tokens; may be called from any thread."""
+    """Splits prompts into tokens; may be called from any thread."""
 
     def __init__(self, tokenizer: Any, *, has_embeddings: bool = False) -> None:
         self._tokenizer = tokenizer
-        self._vectors = _vectors(tokenizer) if has_embeddings else {}
+        self._vectors = _tokens_of_words(tokenizer) if has_embeddings else {}
         self._lock = threading.Lock()  # a call sets and resets padding inside the tokenizer
-        self.read = lru_cache(CACHED)(self._read)
+        self.tokenize = lru_cache(CACHE_SIZE)(self._tokenize)
 
-    def _read(self, prompt: str, clip_skip: int, *, weighted: bool, chunked: bool) -> Tokens:
+    def _tokenize(self, prompt: str, clip_skip: int, *, weighted: bool, chunked: bool) -> Tokens:
         """Return the tokens of `prompt`.
 
         Raises:
-            ValueError: `weighted`, and the prompt holds syntax that is not drawn.
+            ValueError: `weighted`, and the prompt has syntax that is not supported.
         """
-        parts = prompt_weights.parse(prompt) if weighted else [(prompt, 1.0)]
+        parts = prompt_weights.parse_weights(prompt) if weighted else [(prompt, 1.0)]
         ids: list[int] = []
         weights: list[float] = []
         for text, weight in parts:
-            part = self._ids(text)
+            part = self._token_ids(text)
             ids += part
             weights += [weight] * len(part)
         room = self._tokenizer.model_max_length - 2
-        last = max(len(ids), 1) if chunked else 1
+        stop = max(len(ids), 1) if chunked else 1
         chunks = tuple(
             self._chunk(ids[i : i + room], weights[i : i + room], clip_skip)
-            for i in range(0, last, room)
+            for i in range(0, stop, room)
         )
         return Tokens(chunks, len(ids), not chunked and len(ids) > room)
 
-    def blank(self, clip_skip: int) -> Chunk:
-        """Return the chunk of no prompt: what a shorter prompt is filled up with."""
-        return self.read("", clip_skip, weighted=False, chunked=False).chunks[0]
+    def blank_chunk(self, clip_skip: int) -> Chunk:
+        """Return the chunk of an empty prompt, which pads a shorter prompt."""
+        return self.tokenize("", clip_skip, weighted=False, chunked=False).chunks[0]
 
-    def _ids(self, text: str) -> list[int]:
+    def _token_ids(self, text: str) -> list[int]:
         with self._lock:
-            found = self._tokenizer(text, truncation=False, verbose=False).input_ids
-        return [part for token in found[1:-1] for part in self._vectors.get(token, (token,))]
+            ids = self._tokenizer(text, truncation=False, verbose=False).input_ids
+        return [part for token in ids[1:-1] for part in self._vectors.get(token, (token,))]
 
     def _chunk(self, ids: list[int], weights: list[float], clip_skip: int) -> Chunk:
         tokenizer = self._tokenizer
-        filled = tokenizer.model_max_length - len(ids) - 2
+        padding = tokenizer.model_max_length - len(ids) - 2
         row = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
-        row += [tokenizer.pad_token_id] * filled
+        row += [tokenizer.pad_token_id] * padding
         plain = all(weight == 1.0 for weight in weights)
         return Chunk(
-            tuple(row), None if plain else (1.0, *weights, *[1.0] * (filled + 1)), clip_skip
+            tuple(row), None if plain else (1.0, *weights, *[1.0] * (padding + 1)), clip_skip
         )
 
 
-def _vectors(tokenizer: Any) -> dict[int, list[int]]:
-    """Return the tokens that each word of several vectors stands for.
+def _tokens_of_words(tokenizer: Any) -> dict[int, list[int]]:
+    """Return the tokens of each added word, by its first: a token for each of its vectors.
 
     diffusers names them word, word_1, word_2, ... Its own expansion replaces text in the order of
     a set, which differs from process to process where one word begins with another.
     """
-    added: dict[str, int] = tokenizer.added_tokens_encoder
-    found: dict[int, list[int]] = {}
-    for word, token in added.items():
-        found[token] = [token]
-        while (following := f"{word}_{len(found[token])}") in added:
-            found[token].append(added[following])
-    return found
+    ids: dict[str, int] = tokenizer.added_tokens_encoder
+    tokens: dict[int, list[int]] = {}
+    for word, first in ids.items():
+        tokens[first] = [first]
+        while (following := f"{word}_{len(tokens[first])}") in ids:
+            tokens[first].append(ids[following])
+    return tokens
 
 
 class TextEncoder:
-    """Encodes chunks; an embedding does not depend on those encoded beside it."""
+    """Encodes chunks; an embedding does not depend on the other chunks in its call."""
 
     def __init__(self, encoder: Any) -> None:
         self._encoder = encoder
@@ -115,22 +115,22 @@ class TextEncoder:
     def encode(self, chunks: Sequence[Chunk], soon: Iterable[Chunk] = ()) -> list[torch.Tensor]:
         """Return the embeddings (L, D) of `chunks`, in order. Under torch.inference_mode only.
 
-        Room in the last group goes to those that are asked for `soon`.
+        Free places in the last group go to chunks that are needed `soon`.
         """
-        found = {chunk: self._cache[chunk] for chunk in chunks if chunk in self._cache}
-        new = [chunk for chunk in dict.fromkeys(chunks) if chunk not in found]
-        if room := -len(new) % GROUP:
-            later = dict.fromkeys(islice(soon, AHEAD))
-            new += islice((c for c in later if c not in self._cache and c not in new), room)
+        embeddings = {chunk: self._cache[chunk] for chunk in chunks if chunk in self._cache}
+        new = [chunk for chunk in dict.fromkeys(chunks) if chunk not in embeddings]
+        if free := -len(new) % GROUP:
+            later = dict.fromkeys(islice(soon, LOOKAHEAD))
+            new += islice((c for c in later if c not in self._cache and c not in new), free)
         for start in range(0, len(new), GROUP):
             group = new[start : start + GROUP]
-            found |= zip(group, self._encode_group(group), strict=True)
-        for chunk, embedding in found.items():
+            embeddings |= zip(group, self._encode_group(group), strict=True)
+        for chunk, embedding in embeddings.items():
             self._cache[chunk] = embedding
             self._cache.move_to_end(chunk)
-        while len(self._cache) > CACHED:
+        while len(self._cache) > CACHE_SIZE:
             self._cache.popitem(last=False)
-        return [found[chunk] for chunk in chunks]
+        return [embeddings[chunk] for chunk in chunks]
 
     def _encode_group(self, chunks: list[Chunk]) -> list[torch.Tensor]:
         rows = [chunk.ids for chunk in chunks]
@@ -140,17 +140,17 @@ class TextEncoder:
         norm = self._encoder.final_layer_norm
         by_skip = {skip: norm(states[-1 - skip]) for skip in {chunk.clip_skip for chunk in chunks}}
         return [
-            _weighted(by_skip[chunk.clip_skip][i].clone(), chunk.weights)
+            _apply_weights(by_skip[chunk.clip_skip][i].clone(), chunk.weights)
             for i, chunk in enumerate(chunks)
         ]
 
 
-def _weighted(embedding: torch.Tensor, weights: tuple[float, ...] | None) -> torch.Tensor:
-    """Scale each token's row and keep the mean of all, as AUTOMATIC1111 does."""
+def _apply_weights(embedding: torch.Tensor, weights: tuple[float, ...] | None) -> torch.Tensor:
+    """Scale each token's row and restore the mean of all, as AUTOMATIC1111 does."""
     if weights is None:
         return embedding
     factors = moved(torch.tensor(weights, dtype=torch.float32), embedding.device)
     scaled = embedding.float() * factors[:, None]
-    mean, kept = scaled.mean(), embedding.float().mean()
-    told = torch.minimum(mean.abs(), kept.abs()) > NOISE * scaled.abs().mean()
-    return torch.where(told, scaled * (kept / mean), scaled).to(embedding.dtype)
+    mean, original = scaled.mean(), embedding.float().mean()
+    meaningful = torch.minimum(mean.abs(), original.abs()) > ROUNDING * scaled.abs().mean()
+    return torch.where(meaningful, scaled * (original / mean), scaled).to(embedding.dtype)

@@ -1,0 +1,96 @@
+"""The interface of a model family: all that the engine knows of a model.
+
+Lanes join and pad named tensors without knowing them; a cohort steps through `Scheduler` without
+knowing the convention of the sampler behind it. Every call has a fixed shape, padded and never
+shrunk, so a row's bits depend neither on its neighbours nor on its place.
+
+n = images, C = latent channels, h/w = latent height/width, H/W = image height/width in pixels.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import torch
+
+from sdbatch.engine.limits import ModelLimits
+from sdbatch.engine.request import Request
+
+Conditions: TypeAlias = dict[str, torch.Tensor]  # by name; the first dimension is the lanes
+
+
+class Reading(Protocol):
+    """The text and the inputs of a request, as its family reads them."""
+
+    @property
+    def tokens(self) -> int:
+        """Return the prompt's tokens, before truncation."""
+
+    @property
+    def truncated(self) -> bool:
+        """Tell whether a prompt lost tokens."""
+
+
+class Scheduler(Protocol):
+    """The steps of requests that are drawn together, from noise to latents. Keeps state."""
+
+    @property
+    def timesteps(self) -> torch.Tensor:
+        """Return the timestep of each tick as `Family.denoise` takes it: (ticks,) on the device."""
+
+    def start(self, noise: torch.Tensor) -> torch.Tensor:
+        """Return the first latents of unit noise (n, C, h, w), on the device."""
+
+    def model_input(self, latents: torch.Tensor, step: int) -> torch.Tensor:
+        """Return what the denoiser takes at a step: (n, C, h, w)."""
+
+    def step(self, answer: torch.Tensor, step: int, latents: torch.Tensor) -> torch.Tensor:
+        """Return the latents after a step with the denoiser's answer, (n, C, h, w) both."""
+
+    def clean(self, model_input: torch.Tensor, answer: torch.Tensor, step: int) -> torch.Tensor:
+        """Return the noise-free latents that an answer implies, for one image: (C, h, w)."""
+
+
+class Family(Protocol):
+    """A loaded model. Only `read` may be called from any thread.
+
+    What `read` returns, `shape` and `embed` get back.
+    """
+
+    @property
+    def limits(self) -> ModelLimits:
+        """Return what it can draw."""
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Return the sampling keys that it honours besides the engine's (engine.ENGINE_KEYS)."""
+
+    def read(self, request: Request) -> Reading:
+        """Read the text and the inputs of a request; a ValueError if they cannot be drawn."""
+
+    def shape(self, request: Request, reading: Any) -> Hashable:
+        """Return what requests must have in common to be rows of one denoiser call."""
+
+    def noise(self, request: Request, generator: torch.Generator) -> torch.Tensor:
+        """Draw the starting noise from the image's own generator: (C, h, w), unit variance, CPU."""
+
+    def ticks(self, request: Request) -> int:
+        """Return the number of denoiser calls; a ValueError if the sampler cannot draw this."""
+
+    def scheduler(
+        self, requests: Sequence[Request], noise: torch.Tensor, generators: list[torch.Generator]
+    ) -> Scheduler:
+        """Return a fresh scheduler for requests of one kind; `noise` (n, C, h, w) is on the CPU."""
+
+    def embed(self, readings: Sequence[Any], soon: Iterable[Any]) -> tuple[Conditions, Conditions]:
+        """Return the conditions of the prompts and of the negative prompts, n lanes each.
+
+        Readings that are needed `soon` are embedded too where that costs nothing.
+        """
+
+    def denoise(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
+        """Return the model's answer to a whole batch of lanes, (lanes, C, h, w)."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the pictures of a group of latents (n, C, h, w): (n, H, W, 3) uint8."""
