@@ -1,0 +1,183 @@
+"""From a job to what draws it: the model found, every `auto` replaced, the engine made.
+
+For the batch run and the service alike. No torch is loaded before an engine is made.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from sdbatch import registry
+from sdbatch.engine.limits import ModelLimits
+from sdbatch.engine.request import EngineProtocol, Request
+from sdbatch.errors import JobError, ModelError, one_line
+from sdbatch.job import EngineSettings, Growing, Job
+from sdbatch.models import find_model as models
+from sdbatch.models.build import Build
+from sdbatch.models.find_model import ModelFiles
+from sdbatch.sampling import KEYS
+
+if TYPE_CHECKING:
+    from sdbatch.engine.family import Family
+
+MakeEngine = Callable[[], EngineProtocol]
+ANY_GPU = ""  # of EngineConfig.lanes: every device
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """The engine settings of a job with nothing left open."""
+
+    device: str  # cpu, cuda
+    dtype: str
+    lanes: Mapping[str, int]  # type of GPU -> lanes; ANY_GPU where all have the same number
+    threads: int
+    channels_last: bool
+    compile: bool
+
+    @property
+    def most_lanes(self) -> int:
+        """Return the lanes of the device with most of them."""
+        return max(self.lanes.values())
+
+    @property
+    def build(self) -> Build:
+        """Return how the model is laid out on the device."""
+        return Build(self.device, self.dtype, self.channels_last, self.compile)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A job with nothing left open."""
+
+    job: Job  # with every value below written into it, as job.yaml records it
+    model: ModelFiles
+    engine: EngineConfig
+
+    def make_engine(self, columns: Collection[str] = ()) -> MakeEngine:
+        """Return what makes an engine in another process.
+
+        Args:
+            columns: of the prompt table, by our names. Where they can replace no value that the
+                model may reject, an engine that rejects the job's own values is not made.
+        """
+        sampling = self.job.sampling
+        replaceable = any(KEYS[name].model_may_reject for name in columns if name in KEYS)
+        example = None if replaceable else Request(**{**sampling.model_dump(), "prompt": ""})
+        pixels = sampling.height * sampling.width
+        return partial(load_engine, self.model, self.engine, pixels, example)
+
+
+def find_model(job: Job, revision: str | None = None) -> tuple[ModelFiles, Job]:
+    """Find the job's model, on a hub at `revision` or as the job says; record it in the job.
+
+    Raises:
+        ModelError: there is none, or it is not a model that a family loads.
+    """
+    if revision is not None:
+        job = job.updated(model=job.model.updated(revision=revision))
+    files = models.find_model(job.model, job.safety)
+    if job.model.sha256 and not models.hashed_files(files):
+        raise ModelError(
+            "model.sha256 = given: only local files have one, and no local file is loaded. Leave "
+            "it out; the commit of a hub id is its model.revision."
+        )
+    if job.safety.policy != "flag" and files.checker is None:
+        raise ModelError(
+            f"safety.policy = {job.safety.policy!r}: the model has no safety checker. Set "
+            f"safety.checker to a checker's folder, or the policy to flag."
+        )
+    model = job.model.updated(revision=files.revision, variant=files.settings.variant)
+    return files, job.updated(model=model)
+
+
+def resolve(job: Job, files: ModelFiles, gpus: float, sha256: str | None) -> Resolved:
+    """Replace every `auto` of a job and record the hash of the model's weights.
+
+    Args:
+        job: from `find_model`.
+        files: of its model.
+        gpus: of the machines that may draw.
+        sha256: of the files.
+
+    Raises:
+        JobError: the job's device is missing.
+        ModelError: the weights are not those that the job or the existing output names.
+    """
+    if job.model.sha256 not in (None, sha256):
+        raise ModelError(
+            f"model.path = {job.model.path}: the sha256 of its weights is {sha256}: must be "
+            f"{job.model.sha256}, as the job or the existing output says. Restore the weights, or "
+            f"choose another output.path."
+        )
+    limits: ModelLimits = registry.load(files.family).LIMITS
+    engine = _resolve_engine(job, limits, gpus)
+    lanes = dict(engine.lanes)
+    recorded = EngineSettings.model_validate({**vars(engine), "lanes": lanes.get(ANY_GPU, lanes)})
+    job = job.updated(model=job.model.updated(sha256=sha256), engine=recorded)
+    return Resolved(job, files, engine)
+
+
+def _resolve_engine(job: Job, limits: ModelLimits, gpus: float) -> EngineConfig:
+    settings, sampling = job.engine, job.sampling
+    device: str = settings.device
+    grows = isinstance(job.cluster.actors, Growing)
+    if device == "auto":
+        if grows and not gpus:
+            raise JobError(
+                "engine.device = 'auto': the cluster grows and has no GPU yet, so the device of "
+                "its future nodes is unknown. Set cuda or cpu."
+            )
+        device = "cuda" if gpus else "cpu"
+    if device == "cuda" and not gpus and not grows:
+        raise JobError("engine.device = 'cuda': the cluster has no GPU. Set cpu, or add a GPU.")
+    lanes = settings.lanes
+    if lanes == "auto":
+        lanes = limits.lanes(device, sampling.height, sampling.width)
+    dtype = "float16" if device == "cuda" else "float32"
+    return EngineConfig(
+        device=device,
+        dtype=dtype if settings.dtype == "auto" else settings.dtype,
+        lanes=lanes if isinstance(lanes, dict) else {ANY_GPU: lanes},
+        threads=settings.threads,
+        channels_last=settings.channels_last is not False,  # auto: yes
+        compile=settings.compile is True,  # auto: no
+    )
+
+
+def load_engine(
+    files: ModelFiles, config: EngineConfig, pixels: int, example: Request | None
+) -> EngineProtocol:
+    """Load the model and start an engine, in the process that draws.
+
+    Args:
+        files: of the model.
+        config: its lanes may depend on the GPU that this process has.
+        pixels: of the job's images, which the lanes are meant for.
+        example: a request with the job's values; None: every row has values of its own.
+
+    Raises:
+        ModelError: the model cannot be loaded, or cannot draw the example.
+    """
+    from sdbatch.engine import cuda
+    from sdbatch.engine.engine import Engine
+    from sdbatch.models import safety_checker
+
+    lanes = config.lanes.get(ANY_GPU) or cuda.lanes(config.lanes, cuda.name(config.device))
+    models.check_hash(files)
+    family: Family = registry.load(files.family).load(files, config.build)
+    engine = Engine(
+        family,
+        lanes=lanes,
+        threads=config.threads,
+        pixels=pixels,
+        checker=safety_checker.load(files, config.build),
+    )
+    if example is not None:
+        try:
+            engine.check(example)
+        except Exception as error:
+            text = one_line(error).rstrip(".")
+            raise ModelError(f"sampling: the model cannot draw this: {text}.") from error
+    return engine

@@ -1,0 +1,101 @@
+"""From a job to what draws it: nothing left open, and an engine that can draw it."""
+
+import pytest
+
+from sdbatch import resolve
+from sdbatch.errors import JobError, ModelError
+from sdbatch.resolve import ANY_GPU
+
+
+def resolved(job, gpus=0.0):
+    files, job = resolve.find_model(job)
+    return resolve.resolve(job, files, gpus, None)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "zero_snr", "words"),
+    [
+        ({"sampler": "lcm"}, None, "num_inference_steps = 60: lcm takes at most 50"),
+        ({"clip_skip": 9}, None, "clip_skip = 9: must be below 2"),
+        ({"sampler": "pndm"}, True, "'pndm': does not work with a model of zero terminal SNR"),
+    ],
+)
+def test_an_engine_that_cannot_draw_the_jobs_values_is_not_made(
+    make_job, tiny_model, sampling, zero_snr, words
+):
+    job = make_job(
+        model={"path": str(tiny_model), "zero_snr": zero_snr},
+        sampling={"num_inference_steps": 60, **sampling},
+    )
+    with pytest.raises(ModelError, match=f"^sampling: the model cannot draw this: .*{words}"):
+        resolved(job).make_engine(["prompt", "seed", "height", "eta"])()
+
+
+@pytest.mark.parametrize(
+    "column", ["sampler", "num_inference_steps", "clip_skip", "negative_prompt", "prompt_weights"]
+)
+def test_an_engine_is_made_if_a_column_may_replace_what_the_model_rejects(
+    make_job, tiny_model, column
+):
+    job = make_job(
+        model={"path": str(tiny_model)}, sampling={"num_inference_steps": 60, "sampler": "lcm"}
+    )
+    resolved(job).make_engine(["prompt", column])().close()
+
+
+def test_resolving_leaves_nothing_open_and_records_all_of_it(make_job, tiny_model):
+    found = resolved(
+        make_job(model={"path": str(tiny_model)}, sampling={"height": 64, "width": 64})
+    )
+    engine = found.engine
+
+    assert (engine.device, engine.dtype, engine.lanes) == ("cpu", "float32", {ANY_GPU: 16})
+    assert (engine.channels_last, engine.compile, engine.threads) == (True, False, 1)
+    assert found.job.engine.model_dump() == {
+        "device": "cpu",
+        "dtype": "float32",
+        "lanes": 16,
+        "threads": 1,
+        "channels_last": True,
+        "compile": False,
+    }
+    again = resolve.resolve(found.job, found.model, 0, None)
+    assert again == found
+
+
+def test_a_job_keeps_the_settings_that_it_gives(make_job, tiny_model):
+    given = {"device": "cuda", "dtype": "bfloat16", "lanes": {"H100": 64, "T4": 16}}
+    job = make_job(model={"path": str(tiny_model)}, engine={**given, "channels_last": False})
+    found = resolved(job, gpus=2)
+
+    assert (found.engine.lanes, found.engine.most_lanes) == ({"H100": 64, "T4": 16}, 64)
+    assert found.engine.channels_last is False
+    assert found.job.engine.model_dump().items() >= given.items()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "dtype"), [(0, "cpu", "float32"), (2, "cuda", "float16")]
+)
+def test_the_device_is_a_gpu_where_there_is_one(make_job, tiny_model, gpus, device, dtype):
+    engine = resolved(make_job(model={"path": str(tiny_model)}), gpus).engine
+    assert (engine.device, engine.dtype) == (device, dtype)
+
+
+def test_a_gpu_that_is_not_there_is_an_error(make_job, tiny_model):
+    job = make_job(model={"path": str(tiny_model)}, engine={"device": "cuda"})
+    with pytest.raises(JobError, match=r"^engine.device = 'cuda': the cluster has no GPU. Set cpu"):
+        resolved(job)
+
+
+def test_the_device_of_a_growing_cluster_must_be_given(make_job, tiny_model):
+    job = make_job(model={"path": str(tiny_model)}, cluster={"actors": {"max": 4}})
+    with pytest.raises(JobError, match=r"^engine.device = 'auto': the cluster grows.*Set cuda"):
+        resolved(job)
+    assert resolved(job, gpus=1).engine.device == "cuda"
+
+
+def test_weights_with_another_hash_than_the_job_names_are_rejected(make_job, tiny_model):
+    job = make_job(model={"path": str(tiny_model), "sha256": "0" * 64})
+    files, job = resolve.find_model(job)
+    with pytest.raises(ModelError, match=r"sha256 of its weights is abc: must be 0{64}"):
+        resolve.resolve(job, files, 0, "abc")
