@@ -1,8 +1,8 @@
-"""An image as a file: JPEG, PNG or WebP, with how it was made and that it was made by a model.
+"""An image as a file that carries its parameters and the disclosure that a model made it.
 
-Inside each file stand
-- the generation parameters as the text that AUTOMATIC1111's users know: PNG text `parameters`,
-  in JPEG and WebP the EXIF UserComment;
+Each file holds
+- the generation parameters in the text form of AUTOMATIC1111: PNG text `parameters`, in JPEG and
+  WebP the EXIF UserComment;
 - the same values as JSON, and IPTC's digital source type "trainedAlgorithmicMedia", in XMP.
 No clock time, host or path: the bytes are a function of the image and its row.
 """
@@ -18,58 +18,76 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, PngImagePlugin
 
-from sdbatch import samplers, schema
+from sdbatch import registry, sampling, schema
+from sdbatch.job import Job
+from sdbatch.output import identity
+from sdbatch.sampling import Sampling
 
 # https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia
 MADE_BY_A_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 # Characters of a text inside the file: a JPEG segment holds 64 KiB. The table has all of it.
 LONGEST = 2000
-_SAID = tuple(field.name for field in (*schema.SAMPLING, *schema.ROW))
+_ROW_VALUES = tuple(field.name for field in (*schema.SAMPLING, *schema.ROW))
+# The order of AUTOMATIC1111's text; other keys follow where they have a label and are not default.
+_FIRST = ("num_inference_steps", "sampler", "guidance_scale", "seed")
+_LABELLED = sorted(
+    (key.a1111_label, name) for name, key in sampling.KEYS.items() if key.a1111_label
+)
 
 
 @dataclass(frozen=True)
 class Encoding:
     """How images are encoded, and the model that drew them, for their metadata."""
 
-    image_format: str  # jpg, png, webp
-    quality: int  # of jpg and webp
+    image_format: str  # one of registry.IMAGE_FORMATS
+    quality: int | None  # None: the format is lossless
     model: str
     model_hash: str
     software: str
 
 
-def encode(image: NDArray[np.uint8], row: dict[str, Any], encoding: Encoding) -> bytes:
+def encoding_of(job: Job) -> Encoding:
+    """Return how the images of a resolved job are encoded and what they say of their model."""
+    return Encoding(
+        image_format=job.output.image_format,
+        quality=job.output.encoder_quality,
+        model=job.model.name,
+        model_hash=job.model.sha256 or job.model.revision or "",
+        software=f"sdbatch {identity.versions()['sdbatch']}",
+    )
+
+
+def encode_image(image: NDArray[np.uint8], row: dict[str, Any], encoding: Encoding) -> bytes:
     """Return `image`, (H, W, 3) RGB, as a file that carries the values of `row`."""
-    said = {name: row[name] for name in _SAID}
+    values = {name: row[name] for name in _ROW_VALUES}
     for name in ("prompt", "negative_prompt", "row_key"):
-        if len(said[name]) > LONGEST:
-            said[name], said[f"{name}_cut_at"] = said[name][:LONGEST], LONGEST
-    said |= {
+        if len(values[name]) > LONGEST:
+            values[name], values[f"{name}_cut_at"] = values[name][:LONGEST], LONGEST
+    values |= {
         "model": encoding.model,
         "model_hash": encoding.model_hash,
         "software": encoding.software,
     }
-    xmp = _xmp(said)
-    text = infotext(said)
-    file = io.BytesIO()
-    picture = Image.fromarray(image)
-    if encoding.image_format == "png":
+    kind = registry.IMAGE_FORMATS[encoding.image_format]
+    xmp, text = _xmp(values), infotext(values)
+    options: dict[str, Any] = {} if kind.quality is None else {"quality": encoding.quality}
+    if kind.metadata == "text":
         chunks = PngImagePlugin.PngInfo()
         chunks.add_itxt("parameters", text)
         chunks.add_itxt("XML:com.adobe.xmp", xmp.decode())
-        picture.save(file, "PNG", pnginfo=chunks)
-    elif encoding.image_format == "webp":
-        picture.save(file, "WEBP", quality=encoding.quality, exif=_exif(text), xmp=xmp)
+        options["pnginfo"] = chunks
     else:
-        picture.save(file, "JPEG", quality=encoding.quality, exif=_exif(text), xmp=xmp)
+        options |= {"exif": _exif(text), "xmp": xmp}
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, kind.pillow, **options)
     return file.getvalue()
 
 
-def parameters(file: bytes) -> dict[str, Any]:
-    """Return the values that `encode` put into an image file.
+def read_parameters(file: bytes) -> dict[str, Any]:
+    """Return the values that `encode_image` put into an image file.
 
     Raises:
-        ValueError: the file carries none.
+        ValueError: the file carries no parameters.
     """
     with Image.open(io.BytesIO(file)) as picture:
         packet = picture.info.get("xmp") or picture.info.get("XML:com.adobe.xmp") or b""
@@ -81,19 +99,32 @@ def parameters(file: bytes) -> dict[str, Any]:
     return values
 
 
-def infotext(said: dict[str, Any]) -> str:
-    """Return the parameters as AUTOMATIC1111's `create_infotext` lays them out."""
-    negative = f"\nNegative prompt: {said['negative_prompt']}" if said["negative_prompt"] else ""
-    # AUTOMATIC1111 counts the text encoder's layers from its end, the last as 1
-    skip = f"Clip skip: {said['clip_skip'] + 1}, " if said["clip_skip"] else ""
-    eta = f"Eta: {said['eta']:g}, " if said["eta"] else ""
-    return (
-        f"{said['prompt']}{negative}\n"
-        f"Steps: {said['num_inference_steps']}, Sampler: {samplers.title(said['sampler'])}, "
-        f"CFG scale: {said['guidance_scale']:g}, Seed: {said['seed']}, "
-        f"Size: {said['width']}x{said['height']}, Model hash: {said['model_hash'][:10]}, "
-        f"Model: {_quoted(said['model'])}, {skip}{eta}RNG: CPU, Version: {said['software']}"
+def infotext(values: dict[str, Any]) -> str:
+    """Return the parameters in the layout of AUTOMATIC1111's `create_infotext`."""
+    negative = (
+        f"\nNegative prompt: {values['negative_prompt']}" if values["negative_prompt"] else ""
     )
+    defaults = {name: field.default for name, field in Sampling.model_fields.items()}
+    others = [
+        (label, name)
+        for label, name in _LABELLED
+        if name not in _FIRST and values[name] != defaults[name]
+    ]
+    parts = {
+        **{str(sampling.KEYS[name].a1111_label): _written(name, values) for name in _FIRST},
+        "Size": f"{values['width']}x{values['height']}",
+        "Model hash": values["model_hash"][:10],
+        "Model": _quoted(values["model"]),
+        **{label: _written(name, values) for label, name in others},
+        "RNG": "CPU",
+        "Version": values["software"],
+    }
+    line = ", ".join(f"{label}: {value}" for label, value in parts.items())
+    return f"{values['prompt']}{negative}\n{line}"
+
+
+def _written(name: str, values: dict[str, Any]) -> str:
+    return str(sampling.KEYS[name].a1111_value(values[name]))
 
 
 def _quoted(value: str) -> str:
@@ -108,13 +139,13 @@ def _exif(text: str) -> bytes:
     return exif.tobytes()
 
 
-def _xmp(said: dict[str, Any]) -> bytes:
+def _xmp(values: dict[str, Any]) -> bytes:
     return (
         '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
         '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
         '<rdf:Description xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
         'xmlns:sdbatch="urn:sdbatch:1" '
         f'Iptc4xmpExt:DigitalSourceType="{MADE_BY_A_MODEL}" '
-        f"sdbatch:parameters={quoteattr(json.dumps(said))}/>"
+        f"sdbatch:parameters={quoteattr(json.dumps(values))}/>"
         "</rdf:RDF></x:xmpmeta>"
     ).encode()

@@ -1,4 +1,4 @@
-"""The drawn images of an output, read back: all in order, or some by number."""
+"""Reads the images of an output: all in order, or some by number."""
 
 import bisect
 import io
@@ -11,60 +11,60 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from sdbatch.errors import StorageError
+from sdbatch.errors import StorageError, one_line
 from sdbatch.job import Job
-from sdbatch.output import formats, plan, receipts
-from sdbatch.output.receipts import DATA, Receipt
+from sdbatch.output import formats, names, receipts
+from sdbatch.output.receipts import Receipt
+from sdbatch.output.record import require_record
 from sdbatch.storage import Store
 
-# What reading a damaged file raises.
-_DAMAGES = (OSError, pa.ArrowException, tarfile.TarError, ValueError, KeyError)
+# What the formats raise for a damaged file.
+_READ_ERRORS = (OSError, pa.ArrowException, tarfile.TarError, ValueError, KeyError)
 
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """The images that receipts prove, counted from 0 over all shards in order."""
+    """The drawn images of shards with a receipt, numbered from 0 over all shards in order."""
 
     store: Store
     job: Job
     receipts: tuple[Receipt, ...]
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of images."""
         return sum(receipt.images for receipt in self.receipts)
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-        """Yield their rows; `columns` are all that is needed, Parquet then reads no others."""
+        """Yield the rows of all images; with `columns`, other columns may be missing."""
         for receipt in self.receipts:
             yield from shard_rows(self.store, receipt, columns)
 
-    def at(self, numbers: Iterable[int]) -> list[dict[str, Any]]:
-        """Return the rows of these numbers, sorted."""
+    def rows_at(self, numbers: Iterable[int]) -> list[dict[str, Any]]:
+        """Return the rows of the images with these numbers, in ascending order."""
         ends = list(itertools.accumulate(receipt.images for receipt in self.receipts))
-        found = []
+        rows: list[dict[str, Any]] = []
         for shard, group in itertools.groupby(sorted(numbers), lambda n: bisect.bisect(ends, n)):
             receipt = self.receipts[shard]
-            wanted = {number - (ends[shard] - receipt.images) for number in group}
-            rows = itertools.islice(shard_rows(self.store, receipt), max(wanted) + 1)
-            found += [row for number, row in enumerate(rows) if number in wanted]
-        return found
+            start = ends[shard] - receipt.images
+            indices = {number - start for number in group}
+            first_rows = itertools.islice(shard_rows(self.store, receipt), max(indices) + 1)
+            rows += [row for index, row in enumerate(first_rows) if index in indices]
+        return rows
 
 
 def open_images(store: Store) -> Images:
     """Return the images of an output, finished or still being drawn.
 
     Raises:
-        StorageError: there is no output, or no shard of it with an image is committed.
+        StorageError: there is no output, or it has no image yet.
     """
-    begun = plan.read(store)
-    if begun is None:
-        raise StorageError(f"{store.url} = no {plan.JOB_FILE}: must be the output of a job.")
-    every = receipts.read_all(store, receipts.committed(store))
-    images = Images(store, begun.job, tuple(every))
+    record = require_record(store)
+    committed = receipts.read_receipts(store, receipts.committed_shards(store))
+    images = Images(store, record.job, tuple(committed))
     if not len(images):
         raise StorageError(
-            f"{store.url} = no image yet: must have a committed shard with one. `sdbatch status "
-            f"{store.url}` tells how far it is."
+            f"{store.url} has no image yet: no shard with a drawn image is committed. Run `sdbatch "
+            f"status {store.url}` to see the progress."
         )
     return images
 
@@ -72,30 +72,29 @@ def open_images(store: Store) -> Images:
 def shard_rows(
     store: Store, receipt: Receipt, columns: Sequence[str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a shard's images; of `columns` alone, where they are given and Parquet.
+    """Yield the rows of a shard's images; with `columns`, other columns may be missing.
 
     Raises:
-        StorageError: its file is missing or damaged.
+        StorageError: its data file is missing or damaged.
     """
     for file in receipt.files:
-        if file["name"].startswith(f"{DATA}/"):
-            with store.open(file["name"]) as opened:
+        if file["name"].startswith(f"{names.DATA}/"):
+            with store.open(file["name"]) as data:
                 count = 0
                 try:
-                    for row in formats.read(opened, file["name"], columns):
+                    for row in formats.read_shard(data, file["name"], columns):
                         yield row
                         count += 1
-                    if count != receipt.images:  # a tar that is cut between two members ends there
-                        raise ValueError(f"{count} images, and not {receipt.images}")
-                except _DAMAGES as error:
+                    if count != receipt.images:  # a tar that is cut between two members is valid
+                        raise ValueError(f"{count} images instead of {receipt.images}")
+                except _READ_ERRORS as error:
                     raise StorageError(
-                        f"{store.where(file['name'])} = cannot be read "
-                        f"({' '.join(str(error).split())}): must be as it was written. `sdbatch "
-                        f"verify {store.url}` tells what is damaged."
+                        f"{store.where(file['name'])}: cannot be read ({one_line(error)}). Run "
+                        f"`sdbatch verify {store.url}` to list all damaged files."
                     ) from error
 
 
-def picture(row: dict[str, Any]) -> Image.Image:
+def open_picture(row: dict[str, Any]) -> Image.Image:
     """Return the image of a row in RGB.
 
     Raises:
@@ -104,9 +103,9 @@ def picture(row: dict[str, Any]) -> Image.Image:
     try:
         with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
             return image.convert("RGB")
-    # a SyntaxError or ValueError is how Pillow calls a broken PNG
+    # Pillow raises a SyntaxError or ValueError for a broken PNG
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise StorageError(
-            f"image {row['key']} = no picture ({type(error).__name__}): must be as it was written. "
-            f"`sdbatch verify` tells what is damaged."
+            f"image {row['key']}: cannot be decoded ({type(error).__name__}). Run `sdbatch verify` "
+            f"to list all damaged files."
         ) from error

@@ -1,34 +1,45 @@
 """What proves a shard: commit it, read the receipts, sum them up, list them in the manifest.
 
 A shard without a receipt does not exist. Its files are written first, each whole or not at all,
-the receipt last; a crash between leaves files that no receipt names, and `sweep` removes them.
+the receipt last. A crash in between leaves files that no receipt names; `sweep` removes them.
 """
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdbatch import schema
 from sdbatch.errors import StorageError
-from sdbatch.storage import TEMPORARY, Store
+from sdbatch.output import names
+from sdbatch.storage import Store
 
-DATA, FAILED, RECEIPTS = "data", "failed", "receipts"
-MANIFEST_FILE = "manifest.parquet"
-OURS = re.compile(r"\d{6,}\.(parquet|tar|json)")  # names of shards' files and receipts
-_AT_ONCE = 32
+_PARALLEL_READS = 32
+MANIFEST = pa.schema(
+    [
+        ("shard", pa.int64()),
+        ("images", pa.int64()),
+        ("failed", pa.int64()),
+        ("reasons", pa.string()),  # JSON: reason -> rows
+        (
+            "files",
+            pa.list_(
+                pa.struct([("name", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())])
+            ),
+        ),
+        ("facts", pa.string()),  # JSON: when, where and by what the shard was drawn
+    ]
+)
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a shard holds. `facts` may hold clock time, host and such; `files` prove the bytes."""
+    """What a shard holds. `facts` may hold clock time and host; `files` prove the bytes."""
 
     shard: int
     images: int  # drawn
@@ -38,7 +49,7 @@ class Receipt:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def commit(store: Store, receipt: Receipt, files: Mapping[str, bytes]) -> Receipt:
+def commit_shard(store: Store, receipt: Receipt, files: Mapping[str, bytes]) -> Receipt:
     """Write the shard's files, then the receipt that names them; return the receipt."""
     written = []
     for name, data in files.items():
@@ -46,42 +57,41 @@ def commit(store: Store, receipt: Receipt, files: Mapping[str, bytes]) -> Receip
         written.append(
             {"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         )
-    receipt = Receipt(**{**asdict(receipt), "files": written})
-    store.put(path(receipt.shard), json.dumps(asdict(receipt), indent=1).encode())
+    receipt = replace(receipt, files=written)
+    text = json.dumps(asdict(receipt), indent=1)
+    store.put(names.receipt_file(receipt.shard), text.encode())
     return receipt
 
 
-def committed(store: Store) -> set[int]:
+def committed_shards(store: Store) -> set[int]:
     """Return the numbers of the shards that have a receipt."""
-    return {
-        int(name.removesuffix(".json"))
-        for name in store.names(RECEIPTS)
-        if name.endswith(".json") and name.removesuffix(".json").isdigit()
-    }
+    files = (name for name in store.names(names.RECEIPTS) if name.endswith(".json"))
+    return {int(stem) for name in files if (stem := name.removesuffix(".json")).isdigit()}
 
 
-def read(store: Store, shard: int) -> Receipt:
+def read_receipt(store: Store, shard: int) -> Receipt:
     """Return the receipt of `shard`."""
+    name = names.receipt_file(shard)
     try:
-        return Receipt(**json.loads(store.read(path(shard))))
+        return Receipt(**json.loads(store.read(name)))
     except (ValueError, TypeError) as error:
         raise StorageError(
-            f"{store.where(path(shard))} = no receipt ({error}): remove the file and run the job "
-            f"again, which draws its shard anew."
+            f"{store.where(name)} = not a receipt ({error}): must be as it was written. Remove "
+            f"the file and run the job again, which draws its shard again."
         ) from error
 
 
-def read_all(store: Store, shards: Iterable[int]) -> list[Receipt]:
+def read_receipts(store: Store, shards: Iterable[int]) -> list[Receipt]:
     """Return the receipts of `shards`, in order."""
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(lambda shard: read(store, shard), sorted(shards)))
+    with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+        return list(pool.map(lambda shard: read_receipt(store, shard), sorted(shards)))
 
 
-def whole(store: Store, receipts: Iterable[Receipt]) -> set[int]:
-    """Return the shards whose files all stand, with the sizes that their receipts say."""
+def complete_shards(store: Store, receipts: Iterable[Receipt]) -> set[int]:
+    """Return the shards whose files all exist with the sizes in their receipts."""
     sizes = {
         f"{folder}/{name}": size
-        for folder in (DATA, FAILED)
+        for folder in (names.DATA, names.FAILED)
         for name, size in store.names(folder).items()
     }
     return {
@@ -91,24 +101,23 @@ def whole(store: Store, receipts: Iterable[Receipt]) -> set[int]:
     }
 
 
-def withdraw(store: Store, receipt: Receipt) -> None:
-    """Make the shard of `receipt` one that is still to be drawn."""
-    store.remove(path(receipt.shard))
+def remove_receipt(store: Store, receipt: Receipt) -> None:
+    """Remove a receipt, so that its shard is drawn again."""
+    store.remove(names.receipt_file(receipt.shard))
 
 
-def sweep(store: Store, kept: Iterable[Receipt]) -> None:
+def sweep(store: Store, valid: Iterable[Receipt]) -> None:
     """Remove what a killed run left: temporary files, and shard files that no receipt names."""
-    named = {file["name"] for receipt in kept for file in receipt.files}
-    for folder in ("", DATA, FAILED, RECEIPTS):
+    receipted = {file["name"] for receipt in valid for file in receipt.files}
+    for folder in ("", *names.SHARD_FOLDERS):
         for name in store.names(folder):
             full = f"{folder}/{name}".lstrip("/")
-            ours = folder in (DATA, FAILED) and OURS.fullmatch(name)
-            temporary = name.startswith(".") and name.endswith(TEMPORARY)
-            if temporary or (ours and full not in named):
+            shard_file = folder in (names.DATA, names.FAILED) and names.is_shard_file(name)
+            if names.is_temporary(name) or (shard_file and full not in receipted):
                 store.remove(full)
 
 
-def reasons(receipts: Iterable[Receipt]) -> dict[str, int]:
+def count_reasons(receipts: Iterable[Receipt]) -> dict[str, int]:
     """Return why rows failed and how many of each, most frequent first."""
     total: Counter[str] = Counter()
     for receipt in receipts:
@@ -117,16 +126,16 @@ def reasons(receipts: Iterable[Receipt]) -> dict[str, int]:
 
 
 def to_table(receipts: Iterable[Receipt]) -> pa.Table:
-    """Return receipts as rows of schema.MANIFEST, in the order of their shards."""
+    """Return receipts as rows of MANIFEST, in the order of their shards."""
     rows = [
         {**asdict(r), "reasons": json.dumps(r.reasons), "facts": json.dumps(r.facts)}
         for r in sorted(receipts, key=lambda r: r.shard)
     ]
-    return pa.Table.from_pylist(rows, schema=schema.MANIFEST)
+    return pa.Table.from_pylist(rows, schema=MANIFEST)
 
 
 def from_table(table: pa.Table) -> list[Receipt]:
-    """Return the receipts that `to_table` put into rows."""
+    """Return the receipts in a table that `to_table` made."""
     return [
         Receipt(**{**row, "reasons": json.loads(row["reasons"]), "facts": json.loads(row["facts"])})
         for row in table.to_pylist()
@@ -137,9 +146,4 @@ def write_manifest(store: Store, receipts: Iterable[Receipt]) -> None:
     """Write manifest.parquet: all receipts, one row each."""
     sink = pa.BufferOutputStream()
     pq.write_table(to_table(receipts), sink)
-    store.put(MANIFEST_FILE, sink.getvalue().to_pybytes())
-
-
-def path(shard: int) -> str:
-    """Return where in the output the receipt of `shard` is."""
-    return f"{RECEIPTS}/{schema.shard_name(shard)}.json"
+    store.put(names.MANIFEST, sink.getvalue().to_pybytes())

@@ -9,111 +9,114 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdbatch import schema
-from sdbatch.errors import StorageError
-from sdbatch.output import formats, plan, receipts
+from sdbatch.errors import StorageError, one_line
+from sdbatch.output import formats, names, receipts
 from sdbatch.output.receipts import Receipt
+from sdbatch.output.record import require_record
 from sdbatch.schema import Shard
-from sdbatch.storage import TEMPORARY, Store
+from sdbatch.storage import Store
 
-_AT_ONCE = 4  # shards in memory at a time
+_PARALLEL_SHARDS = 4  # each is in memory while it is checked
 
 
-def verify(store: Store) -> Iterator[str]:
-    """Yield what is wrong with the output, one line each; nothing if all is as promised.
+def verify_output(store: Store) -> Iterator[str]:
+    """Yield the faults of the output, one line each; nothing if the output is sound.
 
     Raises:
-        StorageError: there is no output.
+        StorageError: there is no output, or its job.yaml or plan.parquet is damaged.
     """
-    begun = plan.read(store)
-    if begun is None:
-        raise StorageError(f"{store.url} = no {plan.JOB_FILE}: must be the output of a job.")
-    committed = receipts.committed(store)
-    for shard in begun.shards:
+    record = require_record(store)
+    committed = receipts.committed_shards(store)
+    for shard in record.shards:
         if shard.shard not in committed:
-            yield f"{receipts.path(shard.shard)}: missing, run the job again"
-    present = [shard for shard in begun.shards if shard.shard in committed]
-    found: list[Receipt] = []
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for receipt, wrong in pool.map(lambda shard: _check_shard(store, shard), present):
-            yield from wrong
-            found += [receipt] if receipt is not None else []
-    yield from _strangers(store, found, {shard.shard for shard in begun.shards})
-    if len(found) == len(begun.shards):
-        yield from _check_manifest(store, found)
+            yield f"{names.receipt_file(shard.shard)}: missing. Run the job again."
+    present = [shard for shard in record.shards if shard.shard in committed]
+    readable: list[Receipt] = []
+    with ThreadPoolExecutor(_PARALLEL_SHARDS) as pool:
+        for receipt, faults in pool.map(lambda shard: _check_shard(store, shard), present):
+            yield from faults
+            readable += [receipt] if receipt is not None else []
+    yield from _unexpected_files(store, readable, {shard.shard for shard in record.shards})
+    if len(readable) == len(record.shards):
+        yield from _check_manifest(store, readable)
 
 
 def _check_shard(store: Store, shard: Shard) -> tuple[Receipt | None, list[str]]:
+    """Return the receipt of a shard, None if it is damaged, and the faults of the shard."""
     try:
-        receipt = receipts.read(store, shard.shard)
+        receipt = receipts.read_receipt(store, shard.shard)
     except StorageError as error:
         return None, [str(error)]
-    return receipt, list(_wrong(store, shard, receipt))
+    return receipt, list(_shard_faults(store, shard, receipt))
 
 
-def _wrong(store: Store, shard: Shard, receipt: Receipt) -> Iterator[str]:
+def _shard_faults(store: Store, shard: Shard, receipt: Receipt) -> Iterator[str]:
     name = schema.shard_name(shard.shard)
     if receipt.images + receipt.failed != shard.images:
         yield (
-            f"shard {name}: its receipt counts {receipt.images} drawn and {receipt.failed} failed, "
-            f"the plan {shard.images} images"
+            f"shard {name}: the receipt counts {receipt.images} drawn and {receipt.failed} failed "
+            f"images, but the plan has {shard.images} images"
         )
     keys: list[str] = []
     for file in receipt.files:
-        data = store.find(file["name"])
+        data = store.read_if_exists(file["name"])
         if data is None:
-            yield f"{file['name']}: missing, though its receipt names it"
+            yield f"{file['name']}: missing, but its receipt lists it"
         elif hashlib.sha256(data).hexdigest() != file["sha256"]:
-            yield f"{file['name']}: {len(data)} bytes with another checksum than its receipt's"
+            yield f"{file['name']}: {len(data)} bytes, its checksum differs from the receipt's"
         else:
             yield from _check_rows(file["name"], data, receipt, keys)
     expected = {schema.key(shard.shard, index) for index in range(shard.images)}
     if len(keys) == shard.images and set(keys) != expected:
-        yield f"shard {name}: its keys are not {name}-000000 to -{shard.images - 1:06d}, each once"
+        yield f"shard {name}: keys must be {name}-000000 to -{shard.images - 1:06d}, each once"
 
 
 def _check_rows(name: str, data: bytes, receipt: Receipt, keys: list[str]) -> Iterator[str]:
-    """Check one file's rows and add their keys to `keys`."""
-    here: list[str] = []
-    if name.startswith(f"{receipts.FAILED}/"):
+    """Check the rows of one file and append their keys to `keys`."""
+    file_keys: list[str] = []
+    if name.startswith(f"{names.FAILED}/"):
         rows = pq.read_table(pa.BufferReader(data), columns=["key", "error"]).to_pylist()
-        here += [row["key"] for row in rows]
+        file_keys += [row["key"] for row in rows]
         if len(rows) != receipt.failed or any(row["error"] is None for row in rows):
-            yield f"{name}: {len(rows)} rows, its receipt counts {receipt.failed} with an error"
+            yield f"{name}: {len(rows)} rows, the receipt counts {receipt.failed} with an error"
     else:
-        for row in formats.read(io.BytesIO(data), name):
-            here.append(row["key"])
+        for row in formats.read_shard(io.BytesIO(data), name):
+            file_keys.append(row["key"])
             if hashlib.sha256(row["image"]["bytes"]).hexdigest() != row["sha256"]:
-                yield f"{name}: image {row['key']} has another checksum than its row's sha256"
-        if len(here) != receipt.images:
-            yield f"{name}: {len(here)} images, its receipt counts {receipt.images}"
-    if here != sorted(here):
-        yield f"{name}: its keys are not in order"
-    keys += here
+                yield f"{name}: image {row['key']} does not match the sha256 of its row"
+        if len(file_keys) != receipt.images:
+            yield f"{name}: {len(file_keys)} images, the receipt counts {receipt.images}"
+    if file_keys != sorted(file_keys):
+        yield f"{name}: the keys are not in order"
+    keys += file_keys
 
 
-def _strangers(store: Store, found: Iterable[Receipt], planned: set[int]) -> Iterator[str]:
-    named = {file["name"] for receipt in found for file in receipt.files}
-    for folder in (receipts.DATA, receipts.FAILED):
+def _unexpected_files(store: Store, known: Iterable[Receipt], planned: set[int]) -> Iterator[str]:
+    """Yield files that no receipt lists, temporary files, and receipts that are not planned."""
+    listed = {file["name"] for receipt in known for file in receipt.files}
+    for folder in (names.DATA, names.FAILED):
         for name in store.names(folder):
-            if f"{folder}/{name}" not in named and not name.endswith(TEMPORARY):
-                yield f"{folder}/{name}: named by no receipt; a run removes it if sdbatch wrote it"
-    for folder in ("", receipts.DATA, receipts.FAILED, receipts.RECEIPTS):
+            if f"{folder}/{name}" not in listed and not names.is_temporary(name):
+                yield f"{folder}/{name}: no receipt lists it. A run removes it if sdbatch wrote it."
+    for folder in ("", *names.SHARD_FOLDERS):
         for name in store.names(folder):
-            if name.startswith(".") and name.endswith(TEMPORARY):
-                yield f"{folder}/{name}".lstrip("/") + ": a temporary file; a run removes it"
-    for shard in receipts.committed(store) - planned:
-        yield f"{receipts.path(shard)}: a shard that is not in the plan"
+            if names.is_temporary(name):
+                yield f"{folder}/{name}".lstrip("/") + ": a temporary file. A run removes it."
+    for shard in receipts.committed_shards(store) - planned:
+        yield f"{names.receipt_file(shard)}: its shard is not in the plan"
 
 
-def _check_manifest(store: Store, found: list[Receipt]) -> Iterator[str]:
-    data = store.find(receipts.MANIFEST_FILE)
+def _check_manifest(store: Store, expected: list[Receipt]) -> Iterator[str]:
+    data = store.read_if_exists(names.MANIFEST)
     if data is None:
-        yield f"{receipts.MANIFEST_FILE}: missing, run the job again to have it written"
+        yield f"{names.MANIFEST}: missing. Run the job again to write it."
         return
     try:
-        listed = receipts.from_table(pq.read_table(pa.BufferReader(data)))
+        manifest = receipts.from_table(pq.read_table(pa.BufferReader(data)))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        yield f"{receipts.MANIFEST_FILE}: cannot be read ({error}), run the job again to renew it"
+        yield (
+            f"{names.MANIFEST}: cannot be read ({one_line(error)}). Run the job again to write it."
+        )
         return
-    if listed != sorted(found, key=lambda receipt: receipt.shard):
-        yield f"{receipts.MANIFEST_FILE}: differs from the receipts, run the job again to renew it"
+    if manifest != sorted(expected, key=lambda receipt: receipt.shard):
+        yield f"{names.MANIFEST}: differs from the receipts. Run the job again to write it."

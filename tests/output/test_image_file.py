@@ -12,9 +12,9 @@ from PIL import ExifTags, Image
 from sdbatch.output.image_file import (
     LONGEST,
     MADE_BY_A_MODEL,
-    encode,
+    encode_image,
     infotext,
-    parameters,
+    read_parameters,
 )
 from sdbatch.samplers import NAMES
 from tests.finished import encoding
@@ -90,13 +90,13 @@ def xmp_of(file):
     ("image_format", "name"), [("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP")]
 )
 def test_image_has_the_format_and_size_that_were_asked_for(image_format, name):
-    image = opened(encode(picture(), ROW, encoding(image_format)))
+    image = opened(encode_image(picture(), ROW, encoding(image_format)))
 
     assert (image.format, image.mode, image.size) == (name, "RGB", (16, 24))
 
 
 def test_image_has_the_same_pixels_when_it_is_a_png():
-    file = encode(picture(), ROW, encoding("png"))
+    file = encode_image(picture(), ROW, encoding("png"))
 
     assert np.array_equal(np.asarray(opened(file)), picture())
 
@@ -104,7 +104,7 @@ def test_image_has_the_same_pixels_when_it_is_a_png():
 @pytest.mark.parametrize("image_format", ["jpg", "webp"])
 def test_image_is_nearer_to_its_pixels_when_the_quality_is_higher(image_format):
     def distance(quality):
-        file = encode(picture(), ROW, replace(encoding(image_format), quality=quality))
+        file = encode_image(picture(), ROW, replace(encoding(image_format), quality=quality))
         return np.abs(np.asarray(opened(file)).astype(int) - picture()).mean()
 
     assert distance(95) < distance(10)
@@ -112,22 +112,22 @@ def test_image_is_nearer_to_its_pixels_when_the_quality_is_higher(image_format):
 
 @pytest.mark.parametrize("image_format", FORMATS)
 def test_image_has_the_same_bytes_when_it_is_encoded_twice(image_format):
-    files = {encode(picture(), dict(ROW), encoding(image_format)) for _ in range(3)}
+    files = {encode_image(picture(), dict(ROW), encoding(image_format)) for _ in range(3)}
 
     assert len(files) == 1
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
 def test_image_carries_the_text_that_automatic1111_reads(image_format):
-    file = encode(picture(), ROW, encoding(image_format))
+    file = encode_image(picture(), ROW, encoding(image_format))
 
-    assert text_of(file) == infotext(parameters(file))
+    assert text_of(file) == infotext(read_parameters(file))
     assert text_of(file).startswith("a red dog\nNegative prompt: blurred\nSteps: 25, ")
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
 def test_image_carries_the_mark_of_a_trained_model_in_xmp_that_any_reader_parses(image_format):
-    xmp = xmp_of(encode(picture(), {**ROW, "prompt": "<&'\"\x00\n"}, encoding(image_format)))
+    xmp = xmp_of(encode_image(picture(), {**ROW, "prompt": "<&'\"\x00\n"}, encoding(image_format)))
 
     assert xmp["Iptc4xmpExt:DigitalSourceType"] == MADE_BY_A_MODEL
     assert MADE_BY_A_MODEL.endswith("/digitalsourcetype/trainedAlgorithmicMedia")
@@ -136,18 +136,18 @@ def test_image_carries_the_mark_of_a_trained_model_in_xmp_that_any_reader_parses
 
 @pytest.mark.parametrize("image_format", FORMATS)
 def test_image_carries_its_values_as_json_that_any_xml_reader_finds(image_format):
-    file = encode(picture(), {**ROW, "prompt": "<&'\"\x00\n"}, encoding(image_format))
+    file = encode_image(picture(), {**ROW, "prompt": "<&'\"\x00\n"}, encoding(image_format))
 
-    assert json.loads(xmp_of(file)["sdbatch:parameters"]) == parameters(file)
+    assert json.loads(xmp_of(file)["sdbatch:parameters"]) == read_parameters(file)
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
 @pytest.mark.parametrize("prompt", NASTY.values(), ids=NASTY.keys())
 def test_parameters_are_what_the_image_was_encoded_with(prompt, image_format):
     row = {**ROW, "prompt": prompt, "negative_prompt": prompt, "row_key": prompt}
-    file = encode(picture(), row, encoding(image_format))
+    file = encode_image(picture(), row, encoding(image_format))
 
-    assert parameters(file) == row | {
+    assert read_parameters(file) == row | {
         "model": "a-model",
         "model_hash": "0123456789abcdef",
         "software": "sdbatch 0",
@@ -160,14 +160,14 @@ def test_parameters_are_what_the_image_was_encoded_with(prompt, image_format):
 def test_parameters_say_where_a_prompt_was_cut_when_it_is_long(letter, image_format):
     prompt = (letter * 20_000)[:20_000]
     row = {**ROW, "prompt": prompt, "negative_prompt": prompt}
-    said = parameters(encode(picture(), row, encoding(image_format)))
+    said = read_parameters(encode_image(picture(), row, encoding(image_format)))
 
     assert said["prompt"] == said["negative_prompt"] == prompt[:LONGEST]
     assert said["prompt_cut_at"] == said["negative_prompt_cut_at"] == LONGEST
 
 
 def test_parameters_speak_of_no_cut_when_a_prompt_just_fits():
-    said = parameters(encode(picture(), {**ROW, "prompt": "x" * LONGEST}, encoding()))
+    said = read_parameters(encode_image(picture(), {**ROW, "prompt": "x" * LONGEST}, encoding()))
 
     assert said["prompt"] == "x" * LONGEST
     assert not [name for name in said if name.endswith("_cut_at")]
@@ -176,7 +176,9 @@ def test_parameters_speak_of_no_cut_when_a_prompt_just_fits():
 @pytest.mark.parametrize("image_format", FORMATS)
 def test_image_is_encoded_when_its_row_key_is_very_long(image_format):
     """An id column may hold anything, and a JPEG segment ends at 64 KiB."""
-    said = parameters(encode(picture(), {**ROW, "row_key": "k" * 70_000}, encoding(image_format)))
+    said = read_parameters(
+        encode_image(picture(), {**ROW, "row_key": "k" * 70_000}, encoding(image_format))
+    )
 
     assert said["row_key"].startswith("k" * LONGEST)
 
@@ -187,7 +189,7 @@ def test_parameters_are_refused_when_an_image_carries_none(image_format):
     Image.fromarray(picture()).save(file, {"jpg": "JPEG"}.get(image_format, image_format))
 
     with pytest.raises(ValueError, match="carries no parameters of sdbatch"):
-        parameters(file.getvalue())
+        read_parameters(file.getvalue())
 
 
 def test_parameters_are_refused_when_the_xmp_is_another_programs():
@@ -195,7 +197,7 @@ def test_parameters_are_refused_when_the_xmp_is_another_programs():
     Image.fromarray(picture()).save(file, "JPEG", xmp=b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>')
 
     with pytest.raises(ValueError, match="carries no parameters of sdbatch"):
-        parameters(file.getvalue())
+        read_parameters(file.getvalue())
 
 
 SAID = {**ROW, "model": "dreamshaper", "model_hash": "0123456789abcdef", "software": "sdbatch 0"}

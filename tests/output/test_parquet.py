@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sdbatch import schema
+from sdbatch.batch.blocks import pack, unpack
+from sdbatch.job import Output
 from sdbatch.output import image_file
 from sdbatch.output.formats import parquet
 from tests.finished import drawn
@@ -23,6 +25,10 @@ EXTRAS = {
     "breed": pa.array(["pug", "pug", None]).dictionary_encode(),
     "story": pa.array(["long", None, "緑"], pa.large_string()),
 }
+
+
+def write(rows):
+    return parquet.write(rows, Output(path="unused"))
 
 
 def opened(data):
@@ -48,7 +54,7 @@ def shard(tmp_path):
     rows = drawn(**EXTRAS)
     path = tmp_path / "data" / "000000.parquet"
     path.parent.mkdir()
-    path.write_bytes(parquet.write(rows))
+    path.write_bytes(write(rows))
     return rows, path
 
 
@@ -115,7 +121,7 @@ def test_parquet_opens_with_datasets_and_the_image_is_a_picture(shard, tmp_path)
 
 def test_parquet_holds_a_picture_that_says_what_its_row_says(shard):
     for row in pq.read_table(shard[1]).to_pylist():
-        said = image_file.parameters(row["image"]["bytes"])
+        said = image_file.read_parameters(row["image"]["bytes"])
         shared = [name for name in said if name in row]
 
         assert {name: said[name] for name in shared} == {name: row[name] for name in shared}
@@ -130,7 +136,7 @@ def test_parquet_names_the_image_column_for_hugging_face(shard):
 
 def test_parquet_has_a_page_index_in_every_column_of_every_row_group(monkeypatch):
     monkeypatch.setattr(parquet, "MOST_ROW_GROUP_BYTES", 100)
-    metadata = opened(parquet.write(with_images([90, 90]))).metadata
+    metadata = opened(write(with_images([90, 90]))).metadata
 
     for group in range(metadata.num_row_groups):
         for column in range(metadata.num_columns):
@@ -140,7 +146,7 @@ def test_parquet_has_a_page_index_in_every_column_of_every_row_group(monkeypatch
 
 
 def test_parquet_compresses_all_but_the_images():
-    metadata = opened(parquet.write(drawn(**EXTRAS))).metadata.row_group(0)
+    metadata = opened(write(drawn(**EXTRAS))).metadata.row_group(0)
     codecs = {
         metadata.column(at).path_in_schema: metadata.column(at).compression
         for at in range(metadata.num_columns)
@@ -166,7 +172,7 @@ def test_parquet_starts_a_row_group_where_the_images_would_pass_the_limit(sizes,
     # What stands beside an image counts too: some 150 bytes a row.
     monkeypatch.setattr(parquet, "MOST_ROW_GROUP_BYTES", 104_000)
     rows = with_images([size * 1000 for size in sizes])
-    data = parquet.write(rows)
+    data = write(rows)
 
     assert [group.num_rows for group in groups(data)] == cut
     assert pq.read_table(pa.BufferReader(data)).equals(rows)
@@ -178,7 +184,7 @@ def test_parquet_keeps_every_row_group_of_more_than_one_image_within_the_limit(s
     sizes = np.random.default_rng(seed).integers(0, 150_000, 40).tolist()
     found = [
         [len(row["bytes"]) for row in group["image"].to_pylist()]
-        for group in groups(parquet.write(with_images(sizes)))
+        for group in groups(write(with_images(sizes)))
     ]
 
     assert [size for group in found for size in group] == sizes
@@ -193,9 +199,7 @@ def test_parquet_keeps_row_groups_within_the_limit_when_the_tables_own_columns_a
     monkeypatch.setattr(parquet, "MOST_ROW_GROUP_BYTES", 100_000)
     random = np.random.default_rng(0)
     photos = pa.array([random.bytes(30_000) for _ in range(10)])
-    metadata = opened(
-        parquet.write(drawn([f"dog {at}" for at in range(10)], photo=photos))
-    ).metadata
+    metadata = opened(write(drawn([f"dog {at}" for at in range(10)], photo=photos))).metadata
 
     assert metadata.num_rows == 10
     for at in range(metadata.num_row_groups):
@@ -205,28 +209,28 @@ def test_parquet_keeps_row_groups_within_the_limit_when_the_tables_own_columns_a
 def test_parquet_has_the_same_bytes_when_it_is_written_twice():
     rows = drawn(**EXTRAS)
 
-    assert parquet.write(rows) == parquet.write(rows)
+    assert write(rows) == write(rows)
 
 
 def test_parquet_has_the_same_bytes_when_the_table_came_through_a_block():
     rows = drawn(**EXTRAS)
-    _, travelled, _ = schema.unpack(schema.pack(0, rows, "{}"))
+    travelled = unpack(pack(rows))
 
-    assert parquet.write(travelled) == parquet.write(rows)
+    assert write(travelled) == write(rows)
 
 
 def test_parquet_has_the_same_bytes_when_the_table_is_in_pieces():
     rows = drawn(**EXTRAS)
     pieces = pa.concat_tables([rows.slice(0, 1), rows.slice(1)])
 
-    assert parquet.write(pieces) == parquet.write(rows)
+    assert write(pieces) == write(rows)
 
 
 def test_parquet_gives_its_rows_back_when_it_is_read(monkeypatch):
     monkeypatch.setattr(parquet, "MOST_ROW_GROUP_BYTES", 2000)  # of images of some 1,000 bytes
     rows = drawn(**EXTRAS)
 
-    assert list(parquet.read(io.BytesIO(parquet.write(rows)))) == rows.to_pylist()
+    assert list(parquet.read(io.BytesIO(write(rows)))) == rows.to_pylist()
 
 
 class Counting(io.BytesIO):
@@ -241,7 +245,7 @@ class Counting(io.BytesIO):
 
 
 def test_parquet_reads_no_images_when_only_other_columns_are_asked_for():
-    file = Counting(parquet.write(with_images([1_000_000] * 3)))
+    file = Counting(write(with_images([1_000_000] * 3)))
     rows = list(parquet.read(file, ["key", "seed"]))
 
     assert rows == [{"key": schema.key(0, at), "seed": at} for at in range(3)]
@@ -258,7 +262,7 @@ def test_parquet_reads_no_images_when_only_other_columns_are_asked_for():
 )
 def test_parquet_gives_the_columns_that_it_has_of_those_asked_for(asked, given):
     rows = drawn(**EXTRAS)
-    found = list(parquet.read(io.BytesIO(parquet.write(rows)), asked))
+    found = list(parquet.read(io.BytesIO(write(rows)), asked))
 
     assert found == rows.select(given).to_pylist()
 
@@ -279,10 +283,10 @@ def test_parquet_gives_the_columns_that_it_has_of_those_asked_for(asked, given):
 def test_parquet_keeps_a_column_of_the_tables_own_of_any_type(column):
     rows = drawn(own=column)
 
-    assert pq.read_table(pa.BufferReader(parquet.write(rows))).equals(rows)
+    assert pq.read_table(pa.BufferReader(write(rows))).equals(rows)
 
 
 def test_parquet_keeps_a_column_of_the_tables_own_whose_name_has_a_dot():
     rows = drawn(**{"image.bytes.size": pa.array([1, 2, 3]), "a.b": pa.array(["x", "y", "z"])})
 
-    assert pq.read_table(pa.BufferReader(parquet.write(rows))).equals(rows)
+    assert pq.read_table(pa.BufferReader(write(rows))).equals(rows)

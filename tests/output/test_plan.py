@@ -1,13 +1,13 @@
-"""Which shards a job has, and whether an output that was begun is this job's."""
+"""Which shards a job has, and whether an existing output is this job's."""
 
 import re
 from dataclasses import replace
 
 import pytest
-import yaml
 
-from sdbatch.errors import JobError, PromptTableError, StorageError
-from sdbatch.output import plan
+from sdbatch.errors import JobError, PromptTableError
+from sdbatch.output import identity, plan
+from sdbatch.output.record import read_record, write_record
 from sdbatch.prompts.table import open_table
 from sdbatch.storage import Store
 
@@ -26,24 +26,25 @@ def folder(tmp_path):
 
 @pytest.fixture
 def make(make_job, folder):
-    """Plan a job over the table, anew or over what an output says of the one that began it."""
+    """Plan a job over the table, for a new output or for an existing one."""
 
     def planned(begun=None, path=folder, **sections):
         prompts = {"path": str(path), **sections.pop("prompts", {})}
         job = make_job(prompts=prompts, **sections)
-        return plan.make(job, open_table(job.prompts), begun)
+        return plan.make_plan(job, open_table(job.prompts), begun)
 
     return planned
 
 
 @pytest.fixture
 def begin(make, tmp_path):
-    """Plan a job, write the plan into an output, and return what the output says of it."""
+    """Plan a job, write its record into an output, and return that."""
 
     def begun(**sections):
         store = Store(str(tmp_path / "out"))
-        plan.write(store, make(**sections))
-        return plan.read(store)
+        planned = make(**sections)
+        write_record(store, planned.job, planned.shards, planned.table.extras)
+        return read_record(store)
 
     return begun
 
@@ -72,7 +73,7 @@ def test_shards_cover_each_file_in_order_and_never_cross_files(make):
         ("d.txt", 5, 6, 2),
     ]
     assert [shard.shard for shard in planned.shards] == list(range(7))
-    assert (planned.rows, planned.images, planned.begun) == (9, 18, False)
+    assert (planned.rows, planned.images, planned.images_per_shard) == (9, 18, 3)
     assert [shard.rows(2) for shard in planned.shards[:4]] == [(0, 2), (1, 3), (3, 5), (4, 5)]
 
 
@@ -126,48 +127,14 @@ def test_small_job_is_one_shard_a_file(make):
     assert [images for *_, images in cuts(make())] == [5, 4]
 
 
-def test_images_per_shard_too_large_is_refused_with_the_largest_that_fits(make):
+def test_images_per_shard_too_large_is_an_error_with_the_largest_that_fits(make):
     sampling = {"height": 1024, "width": 1024}
-    with pytest.raises(JobError, match=r"^output\.images_per_shard = 9000: up to .* GiB") as caught:
+    with pytest.raises(JobError, match=r"^output\.images_per_shard = 9000: must be") as caught:
         make(output={"images_per_shard": 9000}, sampling=sampling)
-    most = int(re.search(r"At most (\d+) fit into 2 GiB", str(caught.value)).group(1))
+    most = int(re.search(r"must be at most (\d+), .* 2 GiB", str(caught.value)).group(1))
     assert make(output={"images_per_shard": most}, sampling=sampling).images == 9
-    with pytest.raises(JobError, match=f"At most {most} fit"):
+    with pytest.raises(JobError, match=f"must be at most {most},"):
         make(output={"images_per_shard": most + 1}, sampling=sampling)
-
-
-def test_output_says_what_was_written_into_it(make, tmp_path):
-    store = Store(str(tmp_path / "out"))
-    assert plan.read(store) is None
-    planned = make(output=SMALL, model={"path": "builtin:shapes"}, prompts={"limit": 7})
-    plan.write(store, planned)
-    begun = plan.read(store)
-    assert (begun.job, begun.shards) == (planned.job, planned.shards)
-    assert begun.extras.equals(planned.table.extras)
-    assert begun.versions == plan.versions()
-    said = yaml.safe_load(store.read("job.yaml"))
-    assert said["fingerprint"] == plan.fingerprint(planned.job, plan.versions())
-
-
-def test_versions_name_every_library_that_can_change_a_byte():
-    assert set(plan.versions()) == set(plan.LIBRARIES)
-    assert {"sdbatch", "torch", "diffusers", "pillow", "pyarrow"} < set(plan.LIBRARIES)
-
-
-def test_fingerprint_changes_with_what_changes_bytes_and_with_nothing_else(make_job):
-    print_of = lambda **keys: plan.fingerprint(make_job(**keys), {"torch": "2"})  # noqa: E731
-    same = print_of()
-    assert print_of(cluster={"actors": 3}, name="x", output={"path": "elsewhere"}) == same
-    assert print_of(prompts={"path": "moved.csv"}) == same
-    assert print_of(model="/old/model") == print_of(model="/new/model")
-    changed = [
-        print_of(sampling={"seed": 1}),
-        print_of(output={"quality": 90}),
-        print_of(engine={"threads": 2}),
-        print_of(prompts={"keep": []}),
-        plan.fingerprint(make_job(), {"torch": "3"}),
-    ]
-    assert len({same, *changed}) == 6
 
 
 @pytest.mark.parametrize(
@@ -182,29 +149,31 @@ def test_fingerprint_changes_with_what_changes_bytes_and_with_nothing_else(make_
         ("model.path", "other", "'builtin:shapes'"),
     ],
 )
-def test_resume_of_a_changed_job_is_refused_with_the_key_and_both_values(
+def test_resume_of_a_changed_job_is_an_error_with_the_key_and_both_values(
     begin, make, name, value, old
 ):
     begun = begin(output=SMALL)
     section, key = name.split(".")
     sections = {"output": SMALL, "model": {"path": "builtin:shapes"}}
     sections[section] = {**sections.get(section, {}), key: value}
-    words = re.escape(f"{value!r}: the output was begun with {old}")
+    words = re.escape(f"{value!r}: must be {old}, as in the existing output")
     with pytest.raises(JobError, match=rf"^{name} = {words}.*--overwrite"):
         make(begun, **sections)
 
 
-def test_resume_under_another_library_is_refused_with_its_name(begin, make, monkeypatch):
+def test_resume_under_another_library_is_an_error_with_its_name(begin, make, monkeypatch):
     begun = begin()
-    monkeypatch.setattr(plan, "versions", lambda: {**begun.versions, "torch": "9.9"})
-    with pytest.raises(JobError, match=r"^versions\.torch = '9\.9': the output was begun with '"):
+    monkeypatch.setattr(identity, "versions", lambda: {**begun.versions, "torch": "9.9"})
+    with pytest.raises(
+        JobError, match=r"^versions\.torch = '9\.9': must be '.*', as in the existing"
+    ):
         make(begun)
 
 
-def test_resume_goes_on_with_what_changes_no_byte_changed(begin, make):
+def test_resume_goes_on_when_only_what_changes_no_byte_changes(begin, make):
     begun = begin(output=SMALL)
     resumed = make(begun, name="new", cluster={"actors": 2}, output={**SMALL, "path": "moved"})
-    assert (resumed.shards, resumed.begun) == (begun.shards, True)
+    assert resumed.shards == begun.shards
 
 
 def test_resume_adopts_what_was_recorded_for_what_the_job_leaves_open(begin, make, folder):
@@ -219,9 +188,9 @@ def test_resume_adopts_what_was_recorded_for_what_the_job_leaves_open(begin, mak
     assert resumed.shards[:4] == begun.shards
 
 
-def test_resume_with_another_commit_of_the_model_is_refused_with_both(begin, make):
+def test_resume_with_another_commit_of_the_model_is_an_error_with_both(begin, make):
     begun = begin(model={"path": "hub/model", "revision": COMMIT})
-    with pytest.raises(JobError, match=rf"^model\.revision = 'ffff.*begun with '{COMMIT}'"):
+    with pytest.raises(JobError, match=rf"^model\.revision = 'ffff.*must be '{COMMIT}'"):
         make(begun, model={"path": "hub/model", "revision": "f" * 40})
 
 
@@ -242,7 +211,7 @@ def test_resume_of_a_moved_table_goes_on(begin, make, folder, tmp_path):
 
 
 @pytest.mark.parametrize("rows", [4, 5, 6])
-def test_resume_over_a_changed_file_is_refused_with_its_name_and_the_way_out(
+def test_resume_over_a_changed_file_is_an_error_with_its_name_and_the_way_out(
     begin, make, folder, rows
 ):
     begun = begin()
@@ -252,48 +221,28 @@ def test_resume_over_a_changed_file_is_refused_with_its_name_and_the_way_out(
         make(begun)
 
 
-def test_resume_without_a_file_is_refused_with_its_name(begin, make, folder):
+def test_resume_without_a_file_is_an_error_with_its_name(begin, make, folder):
     begun = begin()
     (folder / "b.txt").unlink()
-    with pytest.raises(PromptTableError, match=r"^prompts\.path = b\.txt is gone: .*--overwrite"):
+    with pytest.raises(
+        PromptTableError, match=r"^prompts\.path = b\.txt is missing: .*--overwrite"
+    ):
         make(begun)
 
 
-def test_resume_over_other_columns_is_refused_with_both(begin, make, folder):
+def test_resume_over_other_columns_is_an_error_with_both(begin, make, folder):
     begun = begin()
     (folder / "e.csv").write_text("prompt,breed\na,b\n")
-    with pytest.raises(PromptTableError, match=r"columns breed: the output was begun with none"):
+    with pytest.raises(
+        PromptTableError, match=r"columns breed: must be those of the existing output, none"
+    ):
         make(begun)
     (folder / "e.csv").unlink()
     assert make(begun).shards == begun.shards
 
 
-def test_resume_over_shards_that_would_be_cut_otherwise_is_refused(begin, make):
+def test_resume_over_shards_that_would_be_cut_otherwise_is_an_error(begin, make):
     begun = begin()
     other = replace(begun, shards=(replace(begun.shards[0], images=4), *begun.shards[1:]))
-    with pytest.raises(PromptTableError, match="cut the begun output's shards otherwise"):
+    with pytest.raises(PromptTableError, match="change the shards of the existing output"):
         make(other)
-
-
-@pytest.mark.parametrize(
-    ("file", "content"),
-    [
-        ("job.yaml", b""),
-        ("job.yaml", b"[\n"),
-        ("job.yaml", b"- job\n"),
-        ("job.yaml", b"job: {}\nversions: {}\n"),
-        ("job.yaml", b"\xff\xfe\xff"),
-        ("plan.parquet", None),
-        ("plan.parquet", b""),
-        ("plan.parquet", b"no table"),
-        ("plan.parquet", b"PAR1" + b"\xff" * 9 + b"\x09\0\0\0PAR1"),
-    ],
-)
-def test_output_with_a_broken_file_is_refused_with_its_path(begin, tmp_path, file, content):
-    begin()
-    (tmp_path / "out" / file).unlink()
-    if content is not None:
-        (tmp_path / "out" / file).write_bytes(content)
-    with pytest.raises(StorageError, match=rf"^{tmp_path}/out/{file} = ") as caught:
-        plan.read(Store(str(tmp_path / "out")))
-    assert "\n" not in str(caught.value)

@@ -10,7 +10,7 @@ import pytest
 
 from sdbatch import schema
 from sdbatch.errors import StorageError
-from sdbatch.output import receipts
+from sdbatch.output import names, receipts
 from sdbatch.output.receipts import Receipt
 from sdbatch.storage import Store
 
@@ -37,12 +37,12 @@ def files(shard):
 
 
 def commit(store, shard, **keys):
-    return receipts.commit(store, drawn(shard, **keys), files(shard))
+    return receipts.commit_shard(store, drawn(shard, **keys), files(shard))
 
 
 def test_commit_writes_the_files_and_the_receipt_that_proves_their_bytes(store):
     receipt = commit(store, 7)
-    assert receipts.read(store, 7) == receipt
+    assert receipts.read_receipt(store, 7) == receipt
     assert [file["name"] for file in receipt.files] == list(files(7))
     for file in receipt.files:
         data = store.read(file["name"])
@@ -54,7 +54,7 @@ def test_commit_writes_the_files_and_the_receipt_that_proves_their_bytes(store):
 def test_commit_of_the_same_shard_again_leaves_the_same_files(store):
     assert commit(store, 0) == commit(store, 0)
     assert store.names("data") == {"000000.parquet": 8}
-    assert receipts.committed(store) == {0}
+    assert receipts.committed_shards(store) == {0}
 
 
 @pytest.mark.parametrize("fatal", ["data/000001", "failed/000001", "receipts/000001"])
@@ -73,38 +73,38 @@ def test_shard_is_not_committed_until_its_receipt_is_written(store, monkeypatch,
         patch.setattr(Store, "put", crash)
         with pytest.raises(StorageError, match="lost the bucket"):
             commit(store, 1)
-    assert order == [*files(1), receipts.path(1)][: len(order)]
-    assert receipts.committed(store) == {0}
-    receipts.sweep(store, receipts.read_all(store, receipts.committed(store)))
+    assert order == [*files(1), names.receipt_file(1)][: len(order)]
+    assert receipts.committed_shards(store) == {0}
+    receipts.sweep(store, receipts.read_receipts(store, receipts.committed_shards(store)))
     assert set(store.names("data")) == set(store.names("failed")) == {"000000.parquet"}
     commit(store, 1)
-    assert receipts.committed(store) == {0, 1}
-    assert receipts.read(store, 1).files[0]["bytes"] == 8
+    assert receipts.committed_shards(store) == {0, 1}
+    assert receipts.read_receipt(store, 1).files[0]["bytes"] == 8
 
 
 def test_committed_are_the_numbers_of_receipts_and_nothing_else(store):
-    assert receipts.committed(store) == set()
+    assert receipts.committed_shards(store) == set()
     for shard in (0, 12, 1_234_567):
         commit(store, shard)
     for name in ("notes.json", "000003.json.bak", ".000004.json.tmp", "000005", "deep/000006.json"):
         store.put(f"receipts/{name}", b"{}")
     store.put("data/000008.parquet", b"no receipt")
-    assert receipts.committed(store) == {0, 12, 1_234_567}
+    assert receipts.committed_shards(store) == {0, 12, 1_234_567}
 
 
-def test_read_all_gives_the_receipts_in_order_of_shards(store):
+def test_read_receipts_gives_the_receipts_in_order_of_shards(store):
     written = {shard: commit(store, shard) for shard in (2, 40, 0, 1)}
-    read = receipts.read_all(store, receipts.committed(store))
+    read = receipts.read_receipts(store, receipts.committed_shards(store))
     assert read == [written[shard] for shard in (0, 1, 2, 40)]
 
 
-def test_withdraw_makes_a_shard_one_to_draw_again(store):
+def test_a_shard_without_its_receipt_is_drawn_again(store):
     first, second = commit(store, 0), commit(store, 1)
-    receipts.withdraw(store, first)
-    assert receipts.committed(store) == {second.shard}
-    receipts.withdraw(store, first)
+    receipts.remove_receipt(store, first)
+    assert receipts.committed_shards(store) == {second.shard}
+    receipts.remove_receipt(store, first)
     commit(store, 0)
-    assert receipts.committed(store) == {0, 1}
+    assert receipts.committed_shards(store) == {0, 1}
 
 
 def test_sweep_removes_what_no_receipt_names_and_every_temporary_file(store):
@@ -115,7 +115,7 @@ def test_sweep_removes_what_no_receipt_names_and_every_temporary_file(store):
     for name in (".a.tmp", "data/.b.tmp", "failed/.c.tmp", "receipts/.d.tmp"):
         store.put(name, b"half")
     store.put("job.yaml", b"name: dogs")
-    receipts.sweep(store, receipts.read_all(store, receipts.committed(store)))
+    receipts.sweep(store, receipts.read_receipts(store, receipts.committed_shards(store)))
     assert set(store.names()) == {"job.yaml"}
     for folder, suffix in (("data", "parquet"), ("failed", "parquet"), ("receipts", "json")):
         assert set(store.names(folder)) == {f"000000.{suffix}", f"1000000.{suffix}"}
@@ -138,10 +138,10 @@ def test_sweep_leaves_what_sdbatch_did_not_write(store):
     for name in foreign:
         store.put(name, b"mine")
     receipts.sweep(store, [])
-    assert [name for name in foreign if store.find(name) is None] == []
+    assert [name for name in foreign if store.read_if_exists(name) is None] == []
 
 
-def test_sweep_of_an_output_that_is_not_there_does_nothing(tmp_path):
+def test_sweep_of_a_missing_output_does_nothing(tmp_path):
     receipts.sweep(Store(str(tmp_path / "out")), [])
     assert not (tmp_path / "out").exists()
 
@@ -152,45 +152,45 @@ def test_reasons_are_summed_over_shards_most_frequent_first():
         drawn(1, failed=0, reasons={}),
         drawn(2, failed=4, reasons={"steps": 4}),
     ]
-    assert list(receipts.reasons(three).items()) == [("steps", 5), ("width", 2)]
-    assert receipts.reasons([]) == {}
+    assert list(receipts.count_reasons(three).items()) == [("steps", 5), ("width", 2)]
+    assert receipts.count_reasons([]) == {}
 
 
 def test_manifest_holds_every_receipt_in_order_of_shards(store):
     written = [commit(store, shard) for shard in (3, 0, 2)]
     receipts.write_manifest(store, written)
-    with store.open(receipts.MANIFEST_FILE) as file:
+    with store.open(names.MANIFEST) as file:
         table = pq.read_table(file)
-    assert table.schema.equals(schema.MANIFEST)
+    assert table.schema.equals(receipts.MANIFEST)
     assert receipts.from_table(table) == sorted(written, key=lambda receipt: receipt.shard)
     assert sum(table["images"].to_pylist()) + sum(table["failed"].to_pylist()) == 9
 
 
 def test_manifest_of_no_receipt_is_a_table_without_rows(store):
     receipts.write_manifest(store, [])
-    with store.open(receipts.MANIFEST_FILE) as file:
+    with store.open(names.MANIFEST) as file:
         assert receipts.from_table(pq.read_table(file)) == []
 
 
 def test_receipt_survives_json_and_a_table_with_any_text_in_it(store):
     odd = {'prompt = "ä\n\u2028"': 1, "": 2}
     receipt = commit(store, 0, failed=3, reasons=odd)
-    assert receipts.read(store, 0) == receipt
+    assert receipts.read_receipt(store, 0) == receipt
     assert receipts.from_table(receipts.to_table([receipt])) == [receipt]
     assert json.loads(store.read("receipts/000000.json"))["reasons"] == odd
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"3", b'{"shard": 0}', b"\xff", b"{}"])
-def test_broken_receipt_is_refused_with_its_path_and_the_way_out(store, text):
+def test_broken_receipt_is_an_error_with_its_path_and_the_way_out(store, text):
     commit(store, 0)
     commit(store, 1)
     store.put("receipts/000001.json", text)
-    words = r"receipts/000001\.json = no receipt .*: remove the file and run the job again"
-    for read in (receipts.read_all, lambda store, _: receipts.read(store, 1)):
+    words = r"receipts/000001\.json = not a receipt .* Remove the file and run the job again"
+    for read in (receipts.read_receipts, lambda store, _: receipts.read_receipt(store, 1)):
         with pytest.raises(StorageError, match=words):
             read(store, {0, 1})
 
 
-def test_missing_receipt_is_refused_with_its_path(store):
+def test_missing_receipt_is_an_error_with_its_path(store):
     with pytest.raises(StorageError, match=r"receipts/000001\.json = .*must be there"):
-        receipts.read(store, 1)
+        receipts.read_receipt(store, 1)

@@ -12,12 +12,17 @@ import pyarrow as pa
 import pytest
 
 from sdbatch import schema
+from sdbatch.job import Output
 from sdbatch.output import formats, image_file
 from sdbatch.output.formats import webdataset
 from tests.finished import drawn
 
 NOON = datetime.datetime(2024, 2, 29, 12, 30, 15, 123456)
 UTC = datetime.UTC
+
+
+def write(rows, image_format):
+    return webdataset.write(rows, Output(path="unused", image_format=image_format))
 
 
 def members(data):
@@ -30,7 +35,7 @@ def said(rows):
     """Return what the JSON of each image says."""
     return [
         json.loads(data, parse_constant=pytest.fail)
-        for name, data in members(webdataset.write(rows, "jpg"))
+        for name, data in members(write(rows, "jpg"))
         if name.endswith(".json")
     ]
 
@@ -46,7 +51,7 @@ def shard(tmp_path):
     rows = drawn(tags=pa.array([["a", "b"], [], None]))
     path = tmp_path / "data" / "000000.tar"
     path.parent.mkdir()
-    path.write_bytes(webdataset.write(rows, "jpg"))
+    path.write_bytes(write(rows, "jpg"))
     return rows, path
 
 
@@ -57,7 +62,7 @@ def test_webdataset_opens_with_webdataset_and_the_image_is_a_picture(image_forma
 
     rows = drawn(image_format=image_format)
     path = tmp_path / "000000.tar"
-    path.write_bytes(webdataset.write(rows, image_format))
+    path.write_bytes(write(rows, image_format))
     found = list(other.WebDataset(str(path), shardshuffle=False).decode("pil"))
 
     assert [sample["__key__"] for sample in found] == rows["key"].to_pylist()
@@ -97,7 +102,7 @@ def test_webdataset_holds_the_image_file_and_the_prompt_as_they_are(shard):
     for row in rows.to_pylist():
         assert found[f"{row['key']}.jpg"] == row["image"]["bytes"]
         assert found[f"{row['key']}.txt"].decode() == row["prompt"]
-        assert image_file.parameters(found[f"{row['key']}.jpg"])["prompt"] == row["prompt"]
+        assert image_file.read_parameters(found[f"{row['key']}.jpg"])["prompt"] == row["prompt"]
 
 
 def test_webdataset_says_in_json_all_columns_but_the_image(shard):
@@ -153,20 +158,20 @@ def test_webdataset_says_values_inside_lists_and_structs_in_json():
 def test_webdataset_has_the_same_bytes_when_it_is_written_twice():
     rows = drawn()
 
-    assert webdataset.write(rows, "jpg") == webdataset.write(rows, "jpg")
+    assert write(rows, "jpg") == write(rows, "jpg")
 
 
 def test_webdataset_has_the_same_bytes_when_the_table_is_in_pieces():
     rows = drawn()
     pieces = pa.concat_tables([rows.slice(0, 1), rows.slice(1)])
 
-    assert webdataset.write(pieces, "jpg") == webdataset.write(rows, "jpg")
+    assert write(pieces, "jpg") == write(rows, "jpg")
 
 
 @pytest.mark.parametrize("image_format", ["jpg", "png", "webp"])
 def test_webdataset_gives_its_rows_back_when_it_is_read(image_format):
     rows = drawn([f"dog {at}" for at in range(130)], image_format=image_format)
-    data = webdataset.write(rows, image_format)
+    data = write(rows, image_format)
 
     assert list(webdataset.read(io.BytesIO(data))) == rows.to_pylist()
 
@@ -174,9 +179,9 @@ def test_webdataset_gives_its_rows_back_when_it_is_read(image_format):
 def test_webdataset_gives_all_columns_when_some_are_asked_for():
     """A tar is read from its beginning: there is nothing to save."""
     rows = drawn()
-    file = io.BytesIO(webdataset.write(rows, "jpg"))
+    file = io.BytesIO(write(rows, "jpg"))
 
-    assert list(formats.read(file, "data/000000.tar", ["key"])) == rows.to_pylist()
+    assert list(formats.read_shard(file, "data/000000.tar", ["key"])) == rows.to_pylist()
 
 
 def test_webdataset_is_read_without_seeking():
@@ -188,7 +193,7 @@ def test_webdataset_is_read_without_seeking():
 
     rows = drawn()
 
-    assert list(webdataset.read(Stream(webdataset.write(rows, "jpg")))) == rows.to_pylist()
+    assert list(webdataset.read(Stream(write(rows, "jpg")))) == rows.to_pylist()
 
 
 def test_webdataset_has_keys_without_a_dot_when_the_numbers_are_large():

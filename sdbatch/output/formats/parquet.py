@@ -1,5 +1,5 @@
-"""A shard as Parquet, as Hugging Face's viewer wants it: row groups of at most 100 MB, page index,
-and the schema's metadata that says which column is an image.
+"""A shard as Parquet, as Hugging Face's viewer needs it: row groups of at most 100 MB, page index,
+and metadata in the schema that marks the image column.
 """
 
 import json
@@ -9,12 +9,14 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sdbatch.job import Output
+
 MOST_ROW_GROUP_BYTES = 100 * 10**6  # the viewer's limit, datasets' MAX_ROW_GROUP_SIZE
 _FEATURES = {"info": {"features": {"image": {"_type": "Image"}}}}
 
 
-def write(rows: pa.Table) -> bytes:
-    """Return the rows of one shard, with the columns of schema.images, as a Parquet file."""
+def write(rows: pa.Table, output: Output) -> bytes:
+    """Return the rows of one shard as a Parquet file."""
     rows = rows.replace_schema_metadata({"huggingface": json.dumps(_FEATURES)})
     sink = pa.BufferOutputStream()
     # Encoded images do not compress; everything else does.
@@ -37,15 +39,20 @@ def read(file: IO[bytes], columns: Sequence[str] | None = None) -> Iterator[dict
         yield from batch.to_pylist()
 
 
+def card_features(output: Output) -> dict[str, Any]:
+    """Return nothing: the file's own schema says it all."""
+    return {}
+
+
 def _row_groups(rows: pa.Table) -> Iterator[pa.Table]:
-    beside = rows.drop_columns(["image"]).nbytes // max(1, rows.num_rows)  # of a row, on average
-    start = held = 0
+    others = rows.drop_columns(["image"]).nbytes // max(1, rows.num_rows)  # of a row, on average
+    start = size_so_far = 0
     for at, image in enumerate(rows["image"]):
-        size = len(image["bytes"].as_buffer()) + beside
-        if held and held + size > MOST_ROW_GROUP_BYTES:
+        size = len(image["bytes"].as_buffer()) + others
+        if size_so_far and size_so_far + size > MOST_ROW_GROUP_BYTES:
             yield rows.slice(start, at - start)
-            start, held = at, 0
-        held += size
+            start, size_so_far = at, 0
+        size_so_far += size
     yield rows.slice(start)
 
 

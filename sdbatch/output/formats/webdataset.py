@@ -1,6 +1,6 @@
 """A shard as a WebDataset tar: for each image `KEY.jpg`, `KEY.txt` (the prompt), `KEY.json`.
 
-The members of an image stand together; no time, owner or mode differs from run to run.
+The members of an image are neighbours; no time, owner or mode differs from run to run.
 https://github.com/webdataset/webdataset
 """
 
@@ -10,20 +10,22 @@ import io
 import json
 import math
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 import pyarrow as pa
 
+from sdbatch.job import Output
 
-def write(rows: pa.Table, image_format: str) -> bytes:
-    """Return the rows of one shard, with the columns of schema.images, as a tar file."""
+
+def write(rows: pa.Table, output: Output) -> bytes:
+    """Return the rows of one shard as a tar file."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for batch in rows.to_batches(max_chunksize=64):
             for row in batch.to_pylist():
                 image = row.pop("image")["bytes"]
-                _add(tar, f"{row['key']}.{image_format}", image)
+                _add(tar, f"{row['key']}.{output.image_format}", image)
                 _add(
                     tar, f"{row['key']}.json", json.dumps(_plain(row), ensure_ascii=False).encode()
                 )
@@ -31,8 +33,8 @@ def write(rows: pa.Table, image_format: str) -> bytes:
     return file.getvalue()
 
 
-def read(file: IO[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a shard, one in memory at a time; `image` is as in Parquet."""
+def read(file: IO[bytes], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a shard, one in memory at a time; `image` and all columns as in Parquet."""
     with tarfile.open(fileobj=file, mode="r|") as tar:
         members: dict[str, bytes] = {}
         for member in tar:
@@ -47,6 +49,14 @@ def read(file: IO[bytes]) -> Iterator[dict[str, Any]]:
                 members = {}
 
 
+def card_features(output: Output) -> dict[str, Any]:
+    """Return the types of the members: `datasets` would guess them from five images."""
+    names = {"__key__": "string", "__url__": "string", output.image_format: "image"}
+    names |= {"json": "json", "txt": "string"}
+    features = [{"name": name, "dtype": kind} for name, kind in names.items()]
+    return {"dataset_info": {"features": features}}
+
+
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(data)
@@ -54,7 +64,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return `value` as JSON can hold it: times as ISO 8601, bytes as base64, NaN as null."""
+    """Return `value` as JSON can hold it: times in ISO 8601, bytes in base64, NaN as null."""
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

@@ -1,0 +1,111 @@
+"""What can change a byte of `data/`: recorded when an output begins, compared when it resumes."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sdbatch.errors import JobError
+from sdbatch.job import Job
+from sdbatch.job.files import NamedFile, with_paths
+
+WAYS = "Restore it, choose another output.path, or start again with --overwrite."
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SECTIONS = ("prompts", "model", "sampling", "engine", "output", "safety", "stages")
+
+# Libraries whose version can change a byte of `data/`; a resume with another version is refused.
+LIBRARIES = (
+    "sdbatch",
+    "torch",
+    "diffusers",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "torchsde",
+    "scipy",
+    "numpy",
+    "pillow",
+    "pyarrow",
+)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of LIBRARIES, read without importing them."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def identity(job: Job, libraries: dict[str, str]) -> dict[str, Any]:
+    """Return all that changes bytes of `data/` besides the table, as plain nested values.
+
+    Files are listed by name: their hash, which is in it too, identifies them wherever they are. A
+    model.config stays whole, as it may be a hub id, which has no hash.
+    """
+    values = with_paths(job, _file_name).model_dump(mode="json")
+    sections = {name: values[name] for name in _SECTIONS}
+    del sections["prompts"]["path"], sections["output"]["path"]
+    return {**sections, "versions": libraries}
+
+
+def _file_name(file: NamedFile) -> str:
+    whole = file.path.startswith("builtin:") or file.key == "model.config"
+    return file.path if whole else Path(file.path).name
+
+
+def fingerprint(job: Job, libraries: dict[str, str]) -> str:
+    """Return the hash of `identity`: 16 hexadecimal digits."""
+    text = json.dumps(identity(job, libraries), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def adopt(job: Job, existing: Job) -> Job:
+    """Fill what the job leaves open, such as `auto`, from the job of the existing output."""
+    engine = {
+        name: getattr(existing.engine, name) if value == "auto" else value
+        for name, value in dict(job.engine).items()
+    }
+    model = {"sha256": job.model.sha256 or existing.model.sha256}
+    if not _COMMIT.fullmatch(job.model.revision or ""):  # a branch or tag, not yet looked up
+        model["revision"] = existing.model.revision
+    size = job.output.images_per_shard
+    if size == "auto":
+        size = existing.output.images_per_shard
+    return job.updated(
+        engine=job.engine.updated(**engine),
+        model=job.model.updated(**model),
+        output=job.output.updated(images_per_shard=size),
+    )
+
+
+def check_unchanged(job: Job, existing: Job, libraries: dict[str, str]) -> None:
+    """Raise a JobError for the first key whose value is not that of the existing output.
+
+    Args:
+        job: of this run.
+        existing: the job of the output.
+        libraries: their versions, as the output records them.
+    """
+    old, new = identity(existing, libraries), identity(job, versions())
+    for name in _changed_keys(old, new):
+        raise JobError(
+            f"{name} = {_value_at(new, name)!r}: must be {_value_at(old, name)!r}, as in the "
+            f"existing output. {WAYS}"
+        )
+
+
+def _changed_keys(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    """Yield the dotted names of the keys whose values differ between two nested mappings."""
+    for key in [*old, *(key for key in new if key not in old)]:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from (f"{key}.{name}" for name in _changed_keys(a, b))
+        elif a != b:
+            yield key
+
+
+def _value_at(values: Any, name: str) -> Any:
+    for part in name.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
