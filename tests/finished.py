@@ -1,4 +1,4 @@
-"""An output made without Ray: the three stages called by hand, with the fake engine."""
+"""An output made without Ray: the stages called by hand, with the fake engine."""
 
 import asyncio
 from dataclasses import asdict, dataclass
@@ -8,18 +8,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdbatch import schema
-from sdbatch.batch import pipeline
-from sdbatch.batch.liveness import Watch
-from sdbatch.engine.request import Usage
+from sdbatch.batch.blocks import BlockStage, pack, unpack
+from sdbatch.batch.drawing_actor import DrawingActor
+from sdbatch.batch.liveness import Liveness, LivenessClient
+from sdbatch.batch.metrics import Metrics
 from sdbatch.job import Job
-from sdbatch.output import lifecycle, plan, receipts
-from sdbatch.output.image_file import Encoding
-from sdbatch.output.plan import Plan
+from sdbatch.output import lifecycle, names, receipts
+from sdbatch.output.image_file import Encoding, encoding_of
+from sdbatch.output.plan import Plan, make_plan
 from sdbatch.output.receipts import Receipt
 from sdbatch.prompts.table import open_table
+from sdbatch.report.card import dataset_card
 from sdbatch.report.closing import Report
+from sdbatch.report.gallery import gallery_page
+from sdbatch.sampling import Sampling
+from sdbatch.stages.base import Stage, added_columns, job_stages, with_shard
 from sdbatch.stages.draw import DrawImages
 from sdbatch.stages.read import ReadPrompts
+from sdbatch.stages.safety import ApplySafety, SafetyPolicy
 from sdbatch.stages.write import WriteShard
 from sdbatch.storage import Store
 from tests.fakes import FakeEngine
@@ -35,25 +41,28 @@ PROMPTS = (
 )
 
 
-class HereWatch:
-    """The run's watch in this process, as the draw stage calls it."""
+class Result:
+    """A result that may be awaited, as Ray's references are."""
+
+    def __init__(self, value) -> None:
+        self.value = value
+
+    def __await__(self):
+        yield from ()
+        return self.value
+
+
+class LocalLiveness(LivenessClient):
+    """A run's Liveness in this process."""
 
     def __init__(self, actors: int = 1) -> None:
-        self.watch = Watch(actors)
-        self.loading, self.loaded = self.watch.loading, self.watch.loaded
-        self.refused = self.watch.refused
+        self.state = Liveness(actors)
 
-    async def deaths(self, shard: int) -> int:
-        return self.watch.deaths(shard)
+    def _call(self, method, *arguments):
+        return Result(getattr(self.state, method)(*arguments))
 
-    async def begin(self, shard: int, images: int) -> None:
-        self.watch.begin(shard)
-
-    async def beat(self, shard: int, drawn: int, failed: int, usage: Usage) -> bool:
-        return self.watch.beat(shard, drawn, failed, usage.ticks)
-
-    async def end(self, shard: int, drawn: int, failed: int) -> None:
-        self.watch.end(shard, drawn, failed)
+    def _wait(self, result, seconds=None):
+        return result.value
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,7 @@ def requests(prompts=PROMPTS, shard=0, errors=None, **extras) -> pa.Table:
     """Return what ReadPrompts makes of `prompts`; `extras` are whole columns, `errors` by index."""
     rows = [
         {
+            **Sampling().model_dump(),
             "key": schema.key(shard, index),
             "prompt": prompt,
             "negative_prompt": "blurred",
@@ -100,13 +110,18 @@ def requests(prompts=PROMPTS, shard=0, errors=None, **extras) -> pa.Table:
 
 
 def block(prompts=PROMPTS, shard=0, **options) -> pa.Table:
-    return schema.pack(shard, requests(prompts, shard, **options), "{}")
+    return pack(with_shard(requests(prompts, shard, **options), shard))
 
 
-def draw(*blocks, engine=FakeEngine, image_format="jpg", watch=None) -> list[pa.Table]:
+def drawing_actor(make_engine=FakeEngine, image_format="jpg", liveness=None) -> DrawingActor:
+    """Return the drawing stage as Ray Data runs it, in this process."""
+    stage = DrawImages(make_engine, encoding(image_format))
+    return DrawingActor(stage, liveness or LocalLiveness(), Metrics())
+
+
+def draw(*blocks, engine=FakeEngine, image_format="jpg", liveness=None) -> list[pa.Table]:
     """Draw the shards in `blocks`, all at once, with one engine."""
-
-    return at_once(DrawImages(engine, encoding(image_format), watch or HereWatch()), blocks)
+    return at_once(drawing_actor(engine, image_format, liveness), blocks)
 
 
 def at_once(stage, blocks) -> list[pa.Table]:
@@ -120,7 +135,11 @@ def at_once(stage, blocks) -> list[pa.Table]:
 
 def draw_rows(*blocks, **options) -> list[pa.Table]:
     """Draw as `draw` does; return the shards' tables, with the columns of schema.failed."""
-    return [schema.unpack(drawn)[1] for drawn in draw(*blocks, **options)]
+    tables = [unpack(drawn) for drawn in draw(*blocks, **options)]
+    return [
+        rows.select(schema.failed(schema.extras_of(rows.schema)).names).replace_schema_metadata()
+        for rows in tables
+    ]
 
 
 def drawn(prompts=("a red dog", "a 'blue' \"cat\"", "二匹の猫 🐈"), image_format="jpg", **extras):
@@ -131,11 +150,11 @@ def drawn(prompts=("a red dog", "a 'blue' \"cat\"", "二匹の猫 🐈"), image_
 
 def read_stage(job: Job) -> tuple[Plan, ReadPrompts, list[pa.Table]]:
     """Plan `job`; return the plan, the stage that reads its shards, and the stage's blocks."""
-    table = open_table(job.prompts)
-    planned = plan.make(job, table, None)
+    table = open_table(job.prompts, added_columns(job).names)
+    planned = make_plan(job, table, None)
     urls = planned.urls()
-    stage = ReadPrompts(planned.job, table.columns, table.schema, table.extras)
     blocks = [{**asdict(shard), "url": urls[shard.source]} for shard in planned.shards]
+    stage = ReadPrompts(planned.job, table)
     return planned, stage, [pa.Table.from_pylist([row]) for row in blocks]
 
 
@@ -143,23 +162,33 @@ def finish(job: Job, engine=FakeEngine) -> Finished:
     """Draw all of `job` into its output and end it; `engine` makes the engine that draws."""
     store = Store(job.output.path)
     planned, read, blocks = read_stage(job)
-    lifecycle.begin(store, planned, [], [], overwrite=False)
-    draw_images = DrawImages(engine, pipeline.encoding(planned.job), HereWatch())
-    write = WriteShard(planned.job.output, store)
-    drawn_blocks = at_once(draw_images, map(read, blocks))
-    every = [receipts.from_table(write(shard))[0] for shard in drawn_blocks]
+    job, metrics = planned.job, Metrics()
+    lifecycle.begin(store, planned, job, [], [], overwrite=False)
+    draw_images = DrawingActor(DrawImages(engine, encoding_of(job)), LocalLiveness(), metrics)
+    policy = SafetyPolicy(job.safety.policy)
+    after: list[Stage] = [ApplySafety(policy, encoding_of(job)), *job_stages(job)]
+    after.append(WriteShard(job.output, store, added_columns(job)))
+    every = []
+    for shard in at_once(draw_images, map(BlockStage(read, metrics), blocks)):
+        for stage in after:
+            shard = BlockStage(stage, metrics)(shard)
+        every += receipts.from_table(shard)
     report = Report(
         output=store.url,
         planned=planned.images,
         images=sum(receipt.images for receipt in every),
         failed=sum(receipt.failed for receipt in every),
-        reasons=receipts.reasons(every),
+        reasons=receipts.count_reasons(every),
         drawn_now=sum(receipt.images for receipt in every),
         seconds=1.0,
         images_per_s=1.0,
         began=0.0,
     )
-    lifecycle.end(store, planned.job, every, report)
+    pages = {
+        names.GALLERY: lambda: gallery_page(store, job, every),
+        names.CARD: lambda: dataset_card(job, report).encode(),
+    }
+    lifecycle.end(store, every, pages)
     return Finished(store, planned, every, report)
 
 

@@ -1,1 +1,13 @@
-""""""
+"""The batch run: a job's shards through Ray Data. It holds Ray Data's settings and traps.
+
+pipeline       run_job: prepare, resolve, run, finish
+flow           the data flow: one loop over the stages
+drawing_actor  the drawing stage as Ray Data runs it
+blocks         a shard's table as a block, and the wrapper of all other stages
+pool           how many actors draw, and where
+driver         follows a run: receipts, progress, its end
+liveness       progress of the shards in flight, and deaths of actors
+metrics        what Prometheus and the logs get
+ray_setup      Ray: start or connect, settings
+gate           which shards may share an actor
+"""

@@ -1,23 +1,25 @@
-"""The driver's side of a run: take in the receipts, show progress, stop when it must, end it."""
+"""The driver's side of a run: collect receipts, show progress, stop when it must, finish."""
 
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from sdbatch.batch import ray_setup
-from sdbatch.batch.liveness import RemoteWatch, Snapshot
-from sdbatch.batch.metrics import Monitor
-from sdbatch.errors import ModelError, SdbatchError
+from sdbatch.batch.flow import ActorSetup
+from sdbatch.batch.liveness import Snapshot
+from sdbatch.errors import ModelError, SdbatchError, one_line
 from sdbatch.job import Growing, Job
-from sdbatch.output import lifecycle, receipts
+from sdbatch.output import lifecycle, names, receipts
 from sdbatch.output.plan import Plan
 from sdbatch.output.receipts import Receipt
-from sdbatch.report import utilisation
+from sdbatch.report.card import dataset_card
 from sdbatch.report.closing import Report
+from sdbatch.report.gallery import gallery_page
 from sdbatch.report.progress import Display, Heartbeat, Progress
+from sdbatch.report.utilisation import measure_utilisation
 from sdbatch.storage import Store
 
 if TYPE_CHECKING:
@@ -34,17 +36,17 @@ class Driver:
     def __init__(
         self,
         plan: Plan,
-        kept: Sequence[Receipt],
+        valid: Sequence[Receipt],
         store: Store,
         display: Display,
         max_failed: int | None,
     ) -> None:
         self._plan = plan
-        self._kept = list(kept)
-        self._drawn_before = sum(receipt.images for receipt in kept)
-        self._failed_before = sum(receipt.failed for receipt in kept)
-        self._came: list[Receipt] = []
-        self._drawn_now = self._failed_now = 0  # of those that came: counted as they come
+        self._valid = list(valid)
+        self._drawn_before = sum(receipt.images for receipt in valid)
+        self._failed_before = sum(receipt.failed for receipt in valid)
+        self._new_receipts: list[Receipt] = []
+        self._drawn_now = self._failed_now = 0  # images of the new receipts
         self._store = store
         self._display = display
         self._max_failed = max_failed
@@ -56,11 +58,11 @@ class Driver:
         self._stopped: str | None = None
 
     def note(self, step: str, at: float | None = None) -> None:
-        """Remember when a step of the start was done first, in seconds from the run's beginning."""
+        """Record when a step of the start was first done, in seconds from the run's beginning."""
         self._startup.setdefault(step, round((at or time.time()) - self._began, 2))
 
     def show(self, step: str = "") -> Progress:
-        """Show the run's state; `step` says what it waits for before the first image."""
+        """Show the run's state; `step` says what the first image waits for."""
         drawn = self._drawn_now + self._snapshot.drawn
         failed = self._failed_now + self._snapshot.failed
         since = self._snapshot.loaded_at
@@ -75,8 +77,8 @@ class Driver:
         self._display.show(progress)
         return progress
 
-    def follow(self, flow: "Dataset", watch: RemoteWatch, monitor: Monitor) -> None:
-        """Run `flow` and take in its receipts until it ends or the run must stop.
+    def follow(self, flow: "Dataset", setup: ActorSetup) -> None:
+        """Run `flow` and collect its receipts until it ends or the run must stop.
 
         Raises:
             SdbatchError: the run ended before it could draw anything.
@@ -88,59 +90,67 @@ class Driver:
         try:
             ended: BaseException | bool = False
             while not ended and self._stopped is None:
-                came, ended = _take(arrived)
-                self._came += came
-                self._drawn_now += sum(receipt.images for receipt in came)
-                self._failed_now += sum(receipt.failed for receipt in came)
-                self._snapshot = watch.snapshot([receipt.shard for receipt in came])
+                new, ended = _take(arrived)
+                self._new_receipts += new
+                self._drawn_now += sum(receipt.images for receipt in new)
+                self._failed_now += sum(receipt.failed for receipt in new)
+                self._snapshot = setup.liveness.snapshot([receipt.shard for receipt in new])
                 self._note_start()
                 progress = self.show("loading the model")
-                self._heartbeat.show(progress)
-                monitor.output(progress.planned, progress.done)
+                self._heartbeat.write_if_due(progress)
+                setup.metrics.output(progress.planned, progress.done)
                 if not ended:
-                    self._stopped = self._why_stop(progress)
+                    self._stopped = self._reason_to_stop(progress)
             if isinstance(ended, BaseException):
-                self._stopped = self._why_ended(ended)
+                self._stopped = self._reason_of_end(ended)
         except KeyboardInterrupt:
             self._stopped = "interrupted"
-        except RayError as error:  # the watch is gone, and so is its node
-            self._stopped = f"Ray = {' '.join(str(error).split())[:300]}"
+        except RayError as error:  # the driver's own node is lost
+            self._stopped = _ray_failed(error)
         finally:
-            watch.close()  # a flow that has not ended ends, also on a Ray that outlives the run
+            setup.liveness.close()  # so that the flow ends, also on a Ray that outlives the run
             self._snapshot = replace(self._snapshot, drawn=0, failed=0)  # not proved by receipts
-        missing = {s.shard for s in self._plan.shards} - receipts.committed(self._store)
+        missing = {s.shard for s in self._plan.shards} - receipts.committed_shards(self._store)
         if missing and self._stopped is None:
             self._stopped = (
-                f"{len(missing)} shards have no receipt at {self._store.url}, though Ray reported "
-                f"no error: all nodes must write to the same place"
+                f"{len(missing)} shards have no receipt at {self._store.url}, but Ray reported no "
+                f"error: all nodes must write to the same place"
             )
 
     def finish(self, job: Job) -> Report:
         """End the output if it is complete; return the report and show it."""
-        every = [*self._kept, *self._came]
+        every = [*self._valid, *self._new_receipts]
         progress = self.show()
         report = Report(
             output=self._store.url,
             planned=progress.planned,
             images=progress.drawn,
             failed=progress.failed,
-            reasons=receipts.reasons(every),
+            reasons=receipts.count_reasons(every),
             drawn_now=self._drawn_now,
             seconds=round(time.time() - self._began, 2),
             images_per_s=progress.images_per_s,
             stopped=self._stopped,
             began=self._began,
             startup=self._startup,
-            engines=utilisation.of(self._came, self._drawing_seconds()),
+            engines=measure_utilisation(self._new_receipts, self._drawing_seconds()),
         )
         if self._stopped is None:
             try:
-                lifecycle.end(self._store, job, every, report)
+                lifecycle.end(self._store, every, self._pages(job, every, report))
             except SdbatchError as error:
                 report = replace(report, stopped=str(error))
         self._heartbeat.write("stopped" if report.stopped else "finished", progress)
         self._display.close(report)
         return report
+
+    def _pages(
+        self, job: Job, every: list[Receipt], report: Report
+    ) -> dict[str, Callable[[], bytes]]:
+        return {
+            names.GALLERY: lambda: gallery_page(self._store, job, every),
+            names.CARD: lambda: dataset_card(job, report).encode(),
+        }
 
     def _drawing_seconds(self) -> float:
         since = self._snapshot.loaded_at
@@ -150,42 +160,51 @@ class Driver:
         for step, at in (("model", self._snapshot.loaded_at), ("image", self._snapshot.drawn_at)):
             if at:
                 self.note(step, at)
-        if self._came:
+        if self._new_receipts:
             self.note("shard")
 
-    def _why_stop(self, progress: Progress) -> str | None:
-        signs = self._snapshot.signs + len(self._came)
+    def _reason_to_stop(self, progress: Progress) -> str | None:
+        signs = self._snapshot.signs + len(self._new_receipts)
         if signs != self._last_signs:
             self._last_signs, self._moved = signs, time.monotonic()
         if self._max_failed is not None and progress.failed > self._max_failed:
             return f"{progress.failed} rows failed, more than --max-failed {self._max_failed}"
         if time.monotonic() - self._moved > STALL_SECONDS and not self._waits_for_machines():
-            return f"nothing moved for {STALL_SECONDS / 60:.0f} minutes: no tick, image or receipt"
+            return f"no progress for {STALL_SECONDS / 60:.0f} minutes: no tick, image or receipt"
         return None
 
     def _waits_for_machines(self) -> bool:
-        """Tell whether the cluster is to grow and holds no actor now: machines may come any day."""
-        asked = self._plan.job.cluster
-        if not isinstance(asked.actors, Growing):
+        """Tell whether the cluster grows and has no node that may draw yet."""
+        cluster = self._plan.job.cluster
+        if not isinstance(cluster.actors, Growing):
             return False
-        there = ray_setup.machines(asked.label_selector).nodes
+        nodes = ray_setup.machines(cluster.label_selector).nodes
         on_cpus = self._plan.job.engine.device == "cpu"
-        return not any(node.draws and (on_cpus or node.gpus) for node in there)
+        return not any(node.draws and (on_cpus or node.gpus) for node in nodes)
 
-    def _why_ended(self, error: BaseException) -> str:
-        """Return the reason behind what Ray raised; raise a bug, or what kept all from starting."""
+    def _reason_of_end(self, error: BaseException) -> str:
+        """Return the reason behind what Ray raised.
+
+        Raises:
+            SdbatchError: no engine could be loaded.
+            BaseException: `error` itself, which is a bug.
+        """
         from ray.exceptions import RayError, RayTaskError
 
-        cause = _ours(error)
-        if self._snapshot.refused is not None:
-            cause = ModelError(self._snapshot.refused)
+        cause = _wrapped_error(error)
+        if self._snapshot.rejected is not None:
+            cause = ModelError(self._snapshot.rejected)
         if cause is None and isinstance(error, RayError) and not isinstance(error, RayTaskError):
-            return f"Ray = {' '.join(str(error).split())[:300]}"  # a node or the cluster is gone
+            return _ray_failed(error)  # a node or the cluster is lost
         if cause is None:
-            raise error  # a bug of ours
-        if isinstance(cause, ModelError) and not self._came:
+            raise error
+        if isinstance(cause, ModelError) and not self._new_receipts:
             raise cause from error
         return str(cause)
+
+
+def _ray_failed(error: Exception) -> str:
+    return f"Ray failed: {one_line(error, 300)}"
 
 
 def _stream(flow: "Dataset", arrived: Arrived) -> None:
@@ -199,24 +218,24 @@ def _stream(flow: "Dataset", arrived: Arrived) -> None:
 
 
 def _take(arrived: Arrived) -> tuple[list[Receipt], BaseException | bool]:
-    """Wait a moment for what arrives; return the receipts, and whether or why the flow ended."""
-    came: list[Receipt] = []
+    """Wait a moment; return the receipts that arrived, and whether or why the flow ended."""
+    new: list[Receipt] = []
     wait = POLL_SECONDS
     while True:
         try:
             one = arrived.get(timeout=wait)
         except queue.Empty:
-            return came, False
+            return new, False
         if one is None:
-            return came, True
+            return new, True
         if not isinstance(one, Receipt):
-            return came, one
-        came.append(one)
+            return new, one
+        new.append(one)
         wait = 0.001
 
 
-def _ours(error: BaseException | None) -> SdbatchError | None:
-    """Return the error of ours that Ray has wrapped, if there is one."""
+def _wrapped_error(error: BaseException | None) -> SdbatchError | None:
+    """Return the SdbatchError that Ray has wrapped, if there is one."""
     while error is not None:
         inner = getattr(error, "cause", None)  # a RayTaskError is of its cause's class too
         if isinstance(error, SdbatchError) and inner is None:

@@ -1,87 +1,110 @@
-"""The data flow that Ray Data runs: windows of the plan -> rows -> images -> files and receipts."""
+"""The data flow that Ray Data runs: windows of the plan, then one stage after the other."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from sdbatch.batch import pool, ray_setup
-from sdbatch.batch.liveness import RemoteWatch
-from sdbatch.batch.metrics import Monitor
+from sdbatch.batch.blocks import BlockStage
+from sdbatch.batch.drawing_actor import DrawingActor
+from sdbatch.batch.liveness import LivenessClient
+from sdbatch.batch.metrics import Metrics
 from sdbatch.batch.pool import Pool
-from sdbatch.output.image_file import Encoding
+from sdbatch.output.image_file import encoding_of
 from sdbatch.output.plan import Plan
+from sdbatch.resolve import MakeEngine, Resolved
 from sdbatch.schema import Shard
-from sdbatch.stages.draw import DrawImages, Draws
+from sdbatch.stages.base import Stage, added_columns, job_stages
+from sdbatch.stages.draw import DrawImages
 from sdbatch.stages.read import ReadPrompts
+from sdbatch.stages.safety import ApplySafety, SafetyPolicy
 from sdbatch.stages.write import WriteShard
 from sdbatch.storage import Store
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-MakeEngine = Callable[[], Draws]
+WINDOW = 64  # shards of the plan in one block: with a block each Ray would take long to begin
+WINDOW_CPUS = 0.01  # a window may wait for long, and must not keep other tasks from running
 ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}  # a block of one row: a shard
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """Who draws, how images are encoded, and who is told of it."""
+class ActorSetup:
+    """How the actors of a run are set up, and where they report."""
 
     pool: Pool
-    make_engine: MakeEngine
-    encoding: Encoding
-    watch: RemoteWatch
-    monitor: Monitor
+    in_flight: int  # shards that an actor draws at a time
+    liveness: LivenessClient
+    metrics: Metrics
 
 
-def graph(planned: Plan, todo: Sequence[Shard], store: Store, drawing: Drawing) -> "Dataset":
-    """Lay out the data flow: shards -> ReadPrompts -> DrawImages -> WriteShard -> receipts."""
+def stages_of(
+    resolved: Resolved, planned: Plan, store: Store, make_engine: MakeEngine
+) -> list[Stage]:
+    """Return the stages of a job, in the order that they run."""
+    job, encoding = resolved.job, encoding_of(resolved.job)
+    needs = pool.needs(job.cluster, resolved.engine)
+    policy = SafetyPolicy(job.safety.policy)
+    return [
+        ReadPrompts(job, planned.table),
+        DrawImages(make_engine, encoding, max(1, int(needs.cpus)), needs),
+        *([] if policy.policy == "flag" else [ApplySafety(policy, encoding)]),
+        *job_stages(job),
+        WriteShard(job.output, store, added_columns(job)),
+    ]
+
+
+def lay_out(
+    todo: Sequence[Shard], urls: dict[str, str], stages: Sequence[Stage], setup: ActorSetup
+) -> "Dataset":
+    """Lay out the data flow: the shards of the plan through all stages, to their receipts.
+
+    Args:
+        todo: the shards.
+        urls: of the table's files, by name.
+        stages: from stages_of.
+        setup: of the actors that draw.
+    """
     import ray.data
-    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+    from ray.data import TaskPoolStrategy
 
-    job, table, monitor = planned.job, planned.table, drawing.monitor
-    cpus, _ = pool.per_actor(job.cluster, job.engine)
-    images, lanes = sum(shard.images for shard in todo), pool.most_lanes(job.engine)
-    in_flight = pool.in_flight(drawing.pool.most, len(todo), images, lanes)
-    read = ReadPrompts(job, table.columns, table.schema, table.extras, monitor)
-    draw = {
-        "make_engine": drawing.make_engine,
-        "encoding": drawing.encoding,
-        "watch": drawing.watch,
-        "encoders": max(1, int(cpus)),
-        "policy": job.safety.policy,
-        "monitor": monitor,
-    }
-    strategy = ActorPoolStrategy(
-        min_size=drawing.pool.least,
-        max_size=drawing.pool.most,
-        initial_size=drawing.pool.most,  # asked for at once: an autoscaler sees all of them
-        max_tasks_in_flight_per_actor=in_flight,
-        max_concurrent_calls_per_actor=in_flight,
-    )
-    on = pool.options(job.cluster, job.engine)
-    alone = {"num_cpus": pool.CUT_CPUS, "compute": TaskPoolStrategy(size=1)}
-    write = WriteShard(job.output, store, monitor)
+    one = {"num_cpus": WINDOW_CPUS, "compute": TaskPoolStrategy(size=1)}
     with ray_setup.settings():
-        return (
-            ray.data.from_arrow(list(windows(todo, planned.urls())))
-            .map_batches(one_by_one, batch_size=None, batch_format="pyarrow", **alone)
-            .map_batches(read, num_cpus=pool.READ_CPUS, **ONE)
-            .map_batches(DrawImages, fn_constructor_kwargs=draw, compute=strategy, **on, **ONE)
-            .map_batches(write, num_cpus=pool.WRITE_CPUS, **ONE)
-        )
+        flow = ray.data.from_arrow(list(windows(todo, urls)))
+        flow = flow.map_batches(one_by_one, batch_size=None, batch_format="pyarrow", **one)
+        for stage in stages:
+            flow = flow.map_batches(**_call(stage, setup), **pool.ray_options(stage.needs), **ONE)
+        return flow
+
+
+def _call(stage: Stage, setup: ActorSetup) -> dict[str, Any]:
+    """Return what Ray Data calls for a stage: a task, or actors for the stage that draws."""
+    from ray.data import ActorPoolStrategy
+
+    if not isinstance(stage, DrawImages):
+        return {"fn": BlockStage(stage, setup.metrics)}
+    actors = ActorPoolStrategy(
+        min_size=setup.pool.least,
+        max_size=setup.pool.most,
+        initial_size=setup.pool.most,  # requested at once: an autoscaler sees all of them
+        max_tasks_in_flight_per_actor=setup.in_flight,
+        max_concurrent_calls_per_actor=setup.in_flight,
+    )
+    arguments = (stage, setup.liveness, setup.metrics)
+    return {"fn": DrawingActor, "fn_constructor_args": arguments, "compute": actors}
 
 
 def windows(shards: Sequence[Shard], urls: dict[str, str]) -> Iterator[pa.Table]:
-    """Yield the shards with their files' URLs, in blocks so large that Ray holds few of them."""
-    for at in range(0, len(shards), pool.WINDOW):
+    """Yield the shards with the URLs of their files, WINDOW in a block."""
+    for at in range(0, len(shards), WINDOW):
         yield pa.Table.from_pylist(
-            [{**asdict(s), "url": urls[s.source]} for s in shards[at : at + pool.WINDOW]]
+            [{**asdict(s), "url": urls[s.source]} for s in shards[at : at + WINDOW]]
         )
 
 
 def one_by_one(window: pa.Table) -> pa.Table:
-    """Hand on a window of the plan; Ray cuts it into blocks of one row, see ray_setup.settings."""
+    """Pass a window on; Ray cuts it into blocks of one row, see ray_setup.settings."""
     return window

@@ -1,8 +1,8 @@
-"""What a run tells the outside as it goes: Ray metrics, and lines in the logs of Ray's workers.
+"""Ray metrics of a run, and lines in the logs of Ray's workers.
 
-Metrics are counted in the process where the work is done; Ray's agent on each machine hands them to
-Prometheus, and cluster/grafana.json draws them. Each shard leaves two lines a stage in its
-worker's log: `grep "shard 000012" /tmp/ray/session_latest/logs/worker-*.err`.
+Metrics are counted in the process that does the work. Ray's agent on each machine passes them to
+Prometheus, and cluster/grafana.json draws them. Each shard leaves two lines a stage in its worker's
+log: `grep "shard 000012" /tmp/ray/session_latest/logs/worker-*.err`.
 """
 
 import contextlib
@@ -11,48 +11,36 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from sdbatch import schema
+from sdbatch.engine.request import Usage
 
 _SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000]
 _LOG = "%(asctime)s %(message)s"
 
 
-class Work(Protocol):
-    """What an engine has done so far; engine.request.Usage is it."""
-
-    seconds: float
-    idle_seconds: float
-    ticks: int
-    rows: int
-    filled: int
-
-
-class Monitor:
-    """Tells nobody: for stages that are called without a run around them."""
+class Metrics:
+    """Counts nothing, for stages that run without Ray."""
 
     @contextlib.contextmanager
-    def stage(self, name: str, shard: int, say: str = "") -> Iterator[None]:
-        """Note that `shard` is in the stage `name`: "read", "draw" or "write"."""
+    def stage(self, name: str, shard: int, details: str = "") -> Iterator[None]:
+        """Log and time the stage `name` of `shard`."""
         yield
 
-    def images(self, drawn: int, failed: int) -> None:
-        """Count images that were drawn, or failed."""
+    def images(self, *, drawn: int = 0, failed: int = 0, dropped: int = 0) -> None:
+        """Count images that were drawn, failed, or were dropped by a stage after drawing."""
 
-    def engine(self, work: Work, queue: int) -> None:
-        """Count what this process's engine did since the last call; `queue`: requests it holds."""
+    def engine(self, usage: Usage, queue: int) -> None:
+        """Count what this process's engine did since the last call, and the requests it holds."""
 
     def output(self, planned: int, done: int) -> None:
-        """Say how many images the whole output will have, and has."""
-
-
-NOBODY = Monitor()
+        """Set how many images the whole output will have, and has."""
 
 
 @dataclass
-class RayMonitor(Monitor):
-    """Tells Ray's metrics and the worker's log."""
+class RayMetrics(Metrics):
+    """Counts in Ray's metrics and writes to the worker's log."""
 
     dataset: str  # its name; not "job", which Prometheus uses itself
 
@@ -60,29 +48,29 @@ class RayMonitor(Monitor):
         self._last = (0.0, 0.0, 0, 0, 0)  # of this process's engine
 
     @contextlib.contextmanager
-    def stage(self, name: str, shard: int, say: str = "") -> Iterator[None]:
-        """See Monitor.stage."""
+    def stage(self, name: str, shard: int, details: str = "") -> Iterator[None]:
+        """See Metrics.stage."""
         log, what = _log(), f"shard {schema.shard_name(shard)} {name}"
-        log.info("%s: begun%s", what, say and f", {say}")
+        log.info("%s: begun%s", what, details and f", {details}")
         began = time.perf_counter()
         try:
             yield
         except BaseException as error:
-            log.warning("%s: gave up, %s: %s", what, type(error).__name__, error)
+            log.warning("%s: failed, %s: %s", what, type(error).__name__, error)
             raise
         seconds = time.perf_counter() - began
         log.info("%s: ended after %.2f s", what, seconds)
         _metrics()["stage_seconds"].observe(seconds, {"dataset": self.dataset, "stage": name})
 
-    def images(self, drawn: int, failed: int) -> None:
-        """See Monitor.images."""
-        for outcome, count in (("drawn", drawn), ("failed", failed)):
+    def images(self, *, drawn: int = 0, failed: int = 0, dropped: int = 0) -> None:
+        """See Metrics.images."""
+        for outcome, count in (("drawn", drawn), ("failed", failed), ("dropped", dropped)):
             if count > 0:
                 _metrics()["images"].inc(count, {"dataset": self.dataset, "outcome": outcome})
 
-    def engine(self, work: Work, queue: int) -> None:
-        """See Monitor.engine."""
-        now = (work.seconds, work.idle_seconds, work.ticks, work.rows, work.filled)
+    def engine(self, usage: Usage, queue: int) -> None:
+        """See Metrics.engine."""
+        now = (usage.seconds, usage.idle_seconds, usage.ticks, usage.rows, usage.filled)
         for name, before, count in zip(_ENGINE, self._last, now, strict=True):
             if count > before:
                 _metrics()[name].inc(count - before, {"dataset": self.dataset})
@@ -90,7 +78,7 @@ class RayMonitor(Monitor):
         _metrics()["queue"].set(queue, {"dataset": self.dataset})
 
     def output(self, planned: int, done: int) -> None:
-        """See Monitor.output."""
+        """See Metrics.output."""
         _metrics()["images_planned"].set(planned, {"dataset": self.dataset})
         _metrics()["images_done"].set(done, {"dataset": self.dataset})
 
@@ -103,12 +91,12 @@ _ENGINE = (
     "lanes_filled",
 )
 COUNTERS = {
-    "images": "Images that were drawn or failed.",
-    "engine_seconds": "Seconds that engines have been there, since their first request.",
+    "images": "Images that were drawn, failed, or were dropped after drawing.",
+    "engine_seconds": "Seconds of engines since their first request.",
     "engine_idle_seconds": "Of these, seconds without any request: the GPU waits.",
-    "ticks": "UNet calls.",
-    "lanes": "Lanes of all UNet calls.",
-    "lanes_filled": "Of these, lanes that drew.",
+    "ticks": "Denoiser calls.",
+    "lanes": "Lanes of all denoiser calls.",
+    "lanes_filled": "Of these, lanes that were not padding.",
 }
 GAUGES = {
     "queue": "Requests that an actor's engine holds.",
@@ -119,25 +107,25 @@ GAUGES = {
 
 @functools.cache
 def _metrics() -> dict[str, Any]:
-    """Return the metrics of this process; Ray wants each made once."""
+    """Return the metrics of this process; Ray allows to make each of them once."""
     from ray.util.metrics import Counter, Gauge, Histogram
 
     own: dict[str, tuple[str, ...]] = {"images": ("dataset", "outcome")}
-    made: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for name, text in COUNTERS.items():
-        made[name] = Counter(f"sdbatch_{name}", text, own.get(name, ("dataset",)))
+        metrics[name] = Counter(f"sdbatch_{name}", text, own.get(name, ("dataset",)))
     for name, text in GAUGES.items():
-        made[name] = Gauge(f"sdbatch_{name}", text, ("dataset",))
-    text = "Seconds of a shard in a stage: read, draw, write."
-    made["stage_seconds"] = Histogram(
+        metrics[name] = Gauge(f"sdbatch_{name}", text, ("dataset",))
+    text = "Seconds of a shard in a stage, such as read, draw, write."
+    metrics["stage_seconds"] = Histogram(
         "sdbatch_stage_seconds", text, _SECONDS, tag_keys=("dataset", "stage")
     )
-    return made
+    return metrics
 
 
 @functools.cache
 def _log() -> logging.Logger:
-    """Return the log of this process, which goes to stderr: Ray keeps a file of it a worker."""
+    """Return the log of this process. It goes to stderr, of which Ray keeps a file a worker."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(_LOG))
     log = logging.getLogger("sdbatch.shards")

@@ -1,7 +1,7 @@
-"""Ray as sdbatch wants it: embedded or somewhere, quiet, its traps closed.
+"""Ray as sdbatch needs it: started or connected, quiet, its traps closed.
 
-All settings of Ray stand here and in flow.graph, so that a new version is checked in two
-places. The measurements behind them are in ARCHITECTURE.md.
+All settings of Ray are here, in flow.py and in pool.py, so a new version is checked there.
+ARCHITECTURE.md has the measurements behind them.
 """
 
 import contextlib
@@ -15,11 +15,10 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from sdbatch.batch import pool
-from sdbatch.batch.liveness import RemoteWatch, Watch
-from sdbatch.batch.metrics import Monitor
-from sdbatch.batch.pool import CHEAP_CPUS, Machine, Machines
+from sdbatch.batch.liveness import Liveness, LivenessClient
+from sdbatch.batch.pool import FREE_CPUS, Machine, Machines
 from sdbatch.cores import cores
-from sdbatch.errors import JobError
+from sdbatch.errors import JobError, one_line
 from sdbatch.job import Job
 
 if TYPE_CHECKING:
@@ -37,9 +36,9 @@ _QUIET = {
 
 @contextlib.contextmanager
 def connected(address: str | None, job: Job) -> Iterator[Machines]:
-    """Use the Ray at `address`, at RAY_ADDRESS, or one started for this job; yield what it has.
+    """Use the Ray at `address`, at RAY_ADDRESS, or one started for this job; yield its machines.
 
-    A Ray that the caller's program had started already is used and left running.
+    A Ray that the calling program has started is used and left running.
 
     Raises:
         JobError: no Ray answers at the address, or none can be started here.
@@ -56,9 +55,9 @@ def connected(address: str | None, job: Job) -> Iterator[Machines]:
         try:
             _start(address, job)
         except Exception as error:  # Ray's are of many kinds, bare ones among them
-            raise _why_not(address, error) from error
+            raise _connection_error(address, error) from error
         if here:
-            # as Ctrl-C: a job's or a machine's end comes so. Ray's own handler ends this at once
+            # like Ctrl-C: clusters end jobs so. Ray's own handler would end this process at once
             signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield machines(job.cluster.label_selector)
@@ -70,7 +69,7 @@ def connected(address: str | None, job: Job) -> Iterator[Machines]:
 
 
 def machines(labels: dict[str, str]) -> Machines:
-    """Return the nodes of the Ray that is connected, those apart that `labels` keep out."""
+    """Return the nodes of the connected Ray; `labels` select those that may draw."""
     import ray
 
     return Machines(
@@ -86,21 +85,21 @@ def machines(labels: dict[str, str]) -> Machines:
     )
 
 
-def _why_not(address: str, error: Exception) -> JobError:
-    text = " ".join(str(error).split())[:200] or f"nothing in {CONNECT_SECONDS:.0f} s"
+def _connection_error(address: str, error: Exception) -> JobError:
+    text = one_line(error, 200) or f"no answer in {CONNECT_SECONDS:.0f} s"
     if address == "local":
         return JobError(
-            f"cluster.address = 'local': Ray cannot start on this machine ({text}): there must "
-            f"be memory and time for it. Run again when the machine is less busy."
+            f"cluster.address = 'local': Ray cannot start on this machine ({text}). It needs "
+            f"memory and time: run again when the machine is less busy."
         )
     return JobError(
-        f"cluster.address = {address!r}: no Ray answers there ({text}). Check the address; "
-        f"where the cluster has token authentication, set RAY_AUTH_MODE=token."
+        f"cluster.address = {address!r}: no Ray answers there ({text}). Check the address; if the "
+        f"cluster has token authentication, set RAY_AUTH_MODE=token."
     )
 
 
 def _start(address: str, job: Job) -> None:
-    """Start a Ray ("local", by name: else a stale file of another Ray is picked up) or connect."""
+    """Start a Ray, or connect. By the name "local", or Ray reads a stale file of another Ray."""
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
@@ -110,7 +109,7 @@ def _start(address: str, job: Job) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-    # Beside this thread, as ray.init tries for ever where something else than Ray listens.
+    # In another thread, as ray.init never ends if something other than Ray listens there.
     connecting: Future[Any] = Future()
 
     def connect() -> None:
@@ -124,43 +123,43 @@ def _start(address: str, job: Job) -> None:
 
 
 def _cpus(job: Job) -> int:
-    """Return how many CPUs an own Ray is told it has: room for the actors and the cheap stages."""
+    """Return the CPUs of a Ray of this job's own: enough for the actors and the cheap stages."""
     each = job.cluster.cpus_per_actor or job.engine.threads
-    wanted = job.cluster.actors
-    asked = math.ceil(wanted * each) if isinstance(wanted, int) else 0
-    return max(cores(), asked) + CHEAP_CPUS
+    actors = job.cluster.actors
+    needed = math.ceil(actors * each) if isinstance(actors, int) else 0
+    return max(cores(), needed) + FREE_CPUS
 
 
-def start_watch(most: int, monitor: Monitor) -> RemoteWatch:
-    """Start the run's Watch; it takes no CPU, and a new one takes over if its process dies.
+def start_liveness(actors: int) -> LivenessClient:
+    """Start the run's Liveness; it takes no CPU, and Ray restarts it if its process dies.
 
-    It lives on the driver's machine: one of those that draw may be taken away, and with it the
-    deaths that the Watch has counted.
+    It is on the driver's machine: a machine that draws may disappear, and with it the deaths that
+    were counted.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(
-        Watch
+        Liveness
     )
-    return RemoteWatch(remote.remote(most), monitor)
+    return LivenessClient(remote.remote(actors))
 
 
 @contextlib.contextmanager
 def settings() -> Iterator[None]:
-    """Lay out a data flow with Ray Data's settings for one run, leaving the program's own alone."""
+    """Apply Ray Data's settings for one run; the calling program's own stay as they are."""
     from ray.data import DataContext
 
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.target_max_block_size = 1  # byte: a block is one row, which is one shard, of any size
-    context.execution_no_progress_timeout_s = -1  # it counts blocks; driver.py watches images
-    context.raise_original_map_exception = True  # or ours arrives as text inside Ray's
+    context.target_max_block_size = 1  # byte: a block is one row, that is one shard, of any size
+    context.execution_no_progress_timeout_s = -1  # it counts blocks; driver.py counts images
+    context.raise_original_map_exception = True  # or sdbatch's errors arrive as text in Ray's
     context.max_consecutive_actor_init_deaths = 0  # a model that cannot be loaded ends the job
-    # A pool that grows does so when its actors hold what they may; by Ray's default never, as
-    # none of ours waits in front of an actor.
+    # A pool grows when its actors hold as many shards as they may. By Ray's default it never does,
+    # as no shard waits in front of an actor.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     with DataContext.current(context):
         yield
@@ -168,5 +167,5 @@ def settings() -> Iterator[None]:
 
 def blocks_of(flow: "Dataset") -> Iterator["pa.Table"]:
     """Run the data flow and yield its blocks as they come."""
-    # prefetch would hold a block back until the next one is there
+    # prefetching would delay a block until the next one arrives
     yield from flow.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)

@@ -1,4 +1,5 @@
-"""The callables that Ray Data runs, in the order they run: read, draw, write.
+"""The stages of the data flow, in the order they run: read, draw, safety, score, write.
 
-Each takes and returns a block of one row, which holds one shard (schema.pack); none imports Ray.
+A stage is a value that says what it needs and what columns it adds, called with a shard's table
+(base.Stage). None imports Ray: batch/ runs them.
 """

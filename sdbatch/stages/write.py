@@ -1,6 +1,5 @@
-"""Last stage, on a CPU: a drawn shard to its files and the receipt that commits it."""
+"""The last stage, on a CPU: a drawn shard to its files and the receipt that commits it."""
 
-import json
 from collections import Counter
 
 import pyarrow as pa
@@ -8,46 +7,47 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sdbatch import schema
-from sdbatch.batch.metrics import NOBODY, Monitor
 from sdbatch.job import Output
-from sdbatch.output import formats, receipts
+from sdbatch.output import formats, names, receipts
 from sdbatch.output.receipts import Receipt
+from sdbatch.stages.base import Needs, Stage, facts_of, shard_of
 from sdbatch.storage import Store
 
 
-class WriteShard:
-    """Writes data/NNNNNN, failed/NNNNNN where a row failed, and last receipts/NNNNNN.
+class WriteShard(Stage):
+    """Writes data/NNNNNN, failed/NNNNNN if rows failed, and last receipts/NNNNNN.
 
     Raises StorageError if a file cannot be written: that ends the job, which can be resumed.
     """
 
-    def __init__(self, output: Output, store: Store, monitor: Monitor = NOBODY) -> None:
+    name = "write"
+    kind = "sink"
+    needs = Needs(columns=schema.OUTPUT_NAMES)
+
+    def __init__(self, output: Output, store: Store, scores: pa.Schema = schema.NO_COLUMNS) -> None:
         self._output = output
         self._store = store
-        self._monitor = monitor
+        self._scores = scores
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Commit the shard in `block`; returns its receipt as one row of schema.MANIFEST."""
-        shard, rows, facts = schema.unpack(block)
-        with self._monitor.stage("write", shard):
-            return receipts.to_table([self._commit(shard, rows, facts)])
-
-    def _commit(self, shard: int, rows: pa.Table, facts: str) -> Receipt:
-        undrawn = pc.is_valid(rows["error"])
-        failed = rows.filter(undrawn)
-        drawn = rows.filter(pc.invert(undrawn)) if failed.num_rows else rows
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Commit a shard; returns its receipt as one row of receipts.MANIFEST."""
+        extras = schema.extras_of(rows.schema, self._scores)
+        columns = schema.failed(extras, self._scores)
+        ordered = rows.select(columns.names).replace_schema_metadata(None)
+        failed = ordered.filter(pc.is_valid(ordered["error"]))
+        drawn = ordered.filter(pc.is_null(ordered["error"])) if failed.num_rows else ordered
         drawn = drawn.drop_columns(["error"])
-        name = schema.shard_name(shard)
+        shard = shard_of(rows)
         files = {}
         if drawn.num_rows:
-            suffix, data = formats.write(drawn, self._output)
-            files[f"{receipts.DATA}/{name}.{suffix}"] = data
+            name = names.data_file(shard, formats.suffix(self._output))
+            files[name] = formats.write_shard(drawn, self._output)
         if failed.num_rows:
             sink = pa.BufferOutputStream()
             pq.write_table(failed, sink)
-            files[f"{receipts.FAILED}/{name}.parquet"] = sink.getvalue().to_pybytes()
+            files[names.failed_file(shard)] = sink.getvalue().to_pybytes()
         reasons = dict(Counter(failed["error"].to_pylist()).most_common())
         receipt = Receipt(
-            shard, drawn.num_rows, failed.num_rows, reasons, files=[], facts=json.loads(facts)
+            shard, drawn.num_rows, failed.num_rows, reasons, files=[], facts=facts_of(rows)
         )
-        return receipts.commit(self._store, receipt, files)
+        return receipts.to_table([receipts.commit_shard(self._store, receipt, files)])

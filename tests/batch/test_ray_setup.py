@@ -1,4 +1,4 @@
-"""A Ray that is to be started, or is there."""
+"""Starting a Ray or connecting to one."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from sdbatch.batch import ray_setup
 from sdbatch.errors import JobError
 
 
-def test_a_machine_too_busy_for_a_ray_is_told_of_in_one_line(make_job, monkeypatch):
+def test_a_machine_too_busy_for_a_ray_is_reported_in_one_line(make_job, monkeypatch):
     def too_slow(*_, **__):
         raise Exception("The current node timed out during startup.")  # as Ray does
 

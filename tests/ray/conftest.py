@@ -3,7 +3,7 @@
 import pytest
 
 from sdbatch.batch import pipeline
-from sdbatch.report.progress import Silent
+from sdbatch.report.progress import SilentDisplay
 from tests.fakes import FakeEngine
 
 
@@ -30,7 +30,7 @@ def draw(ray_local):
         of_drawing = {name: options.pop(name) for name in ("max_failed",) if name in options}
         ready = pipeline.prepare(job, **options)
         return pipeline.draw(
-            ready, display=display or Silent(), make_engine=make_engine, **of_drawing
+            ready, display=display or SilentDisplay(), make_engine=make_engine, **of_drawing
         )
 
     return run

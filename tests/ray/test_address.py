@@ -70,12 +70,12 @@ def test_an_address_where_something_else_listens_is_given_up():
         listener.listen()
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         probe = (
-            "from sdbatch import cluster; from sdbatch.job import Cluster;"
-            "cluster.CONNECT_SECONDS = 3.0\n"
+            "from sdbatch.batch import ray_setup; from sdbatch.job import Cluster;"
+            "ray_setup.CONNECT_SECONDS = 3.0\n"
             f"with ray_setup.connected('{address}', Cluster()): pass"
         )
         done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
-    assert "no Ray answers there (nothing in 3 s)" in done.stderr
+    assert "no Ray answers there (no answer in 3 s)" in done.stderr
     assert "RAY_AUTH_MODE=token" in done.stderr
 
 

@@ -22,7 +22,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
 )
 
 from sdbatch.batch import pipeline
-from sdbatch.report.progress import Silent
+from sdbatch.report.progress import SilentDisplay
 from tests.fakes import FakeEngine
 
 BIN = Path(sys.executable).parent
@@ -114,7 +114,7 @@ def gpus():
     return int(sum(n["Resources"].get("GPU", 0) for n in ray.nodes() if n["Alive"]))
 
 
-class Counting(Silent):
+class Counting(SilentDisplay):
     """Counts the cluster's GPUs, and those that are taken, as the run goes on."""
 
     def __init__(self):

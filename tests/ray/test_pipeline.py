@@ -3,7 +3,6 @@
 import hashlib
 from collections import Counter
 from concurrent.futures import Future
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +12,9 @@ import pytest
 import sdbatch
 from sdbatch.batch import driver, pipeline
 from sdbatch.errors import JobError, ModelError
-from sdbatch.output import plan, receipts
-from sdbatch.output.verify import verify
+from sdbatch.output import receipts
+from sdbatch.output.record import read_record
+from sdbatch.output.verify import verify_output
 from sdbatch.storage import Store
 from tests.fakes import FakeEngine
 
@@ -30,7 +30,7 @@ def images_by_row(output: Path) -> dict[tuple[str, int], str]:
 
 def read_receipts(output: Path):
     store = Store(str(output))
-    return receipts.read_all(store, receipts.committed(store))
+    return receipts.read_receipts(store, receipts.committed_shards(store))
 
 
 class Recorder:
@@ -54,7 +54,7 @@ def test_every_row_is_accounted_for_once(draw, make_job, prompts, tmp_path):
     assert (report.images, report.failed, report.planned) == (78, 2, 80)
     assert report.reasons == {"ValueError: this prompt cannot be drawn": 2}
     assert report.exit_code == 3
-    assert list(verify(Store(str(tmp_path / "out")))) == []
+    assert list(verify_output(Store(str(tmp_path / "out")))) == []
     keys = ds.dataset(tmp_path / "out" / "data").to_table(columns=["key"])["key"].to_pylist()
     lost = ds.dataset(tmp_path / "out" / "failed").to_table(columns=["key"])["key"].to_pylist()
     assert len(set(keys + lost)) == len(keys + lost) == 80
@@ -111,12 +111,12 @@ def test_a_job_that_changed_is_refused_and_overwrite_starts_anew(draw, make_job,
     draw(make_job())
     changed = make_job(sampling={"guidance_scale": 3.0})
     with pytest.raises(
-        JobError, match=r"sampling.guidance_scale = 3.0: .*begun with 7.5.*--overwrite"
+        JobError, match=r"sampling.guidance_scale = 3.0: must be 7.5, as in.*--overwrite"
     ):
         draw(changed)
     report = draw(changed, overwrite=True)
     assert report.drawn_now == 6
-    assert plan.read(Store(str(tmp_path / "out"))).job.sampling.guidance_scale == 3.0
+    assert read_record(Store(str(tmp_path / "out"))).job.sampling.guidance_scale == 3.0
 
 
 def test_a_shard_that_kills_its_actor_three_times_is_recorded_and_the_job_goes_on(
@@ -126,7 +126,7 @@ def test_a_shard_that_kills_its_actor_three_times_is_recorded_and_the_job_goes_o
     job = make_job(prompts={"path": table}, output={"images_per_shard": 4}, cluster={"actors": 1})
     report = draw(job, make_engine=partial(FakeEngine, delay=0.05))
     assert (report.images, report.failed) == (12, 4)
-    assert report.reasons == {"drawing its shard killed the actor 3 times": 4}
+    assert report.reasons == {"Drawing this shard killed the actor 3 times.": 4}
     again = draw(job, retry_failed=True)  # still deadly: the same end
     assert (again.images, again.failed, again.drawn_now) == (12, 4, 0)
 
@@ -140,14 +140,14 @@ def test_retry_failed_draws_the_shards_with_failed_rows_again(draw, make_job, pr
     report = draw(job, make_engine=Tolerant, retry_failed=True)
     assert (report.images, report.failed, report.drawn_now) == (4, 0, 2)
     assert list((tmp_path / "out" / "failed").glob("*")) == []
-    assert list(verify(Store(str(tmp_path / "out")))) == []
+    assert list(verify_output(Store(str(tmp_path / "out")))) == []
 
 
 class Tolerant(FakeEngine):
     """Draws what FakeEngine fails."""
 
     def submit(self, request):
-        return super().submit(replace(request, prompt="anything"))
+        return super().submit(request.updated(prompt="anything"))
 
 
 def test_max_failed_stops_the_run_and_says_so(draw, make_job, prompts):
@@ -172,7 +172,7 @@ class Stuck(FakeEngine):
 def test_a_run_in_which_nothing_moves_ends(draw, make_job, monkeypatch):
     monkeypatch.setattr(driver, "STALL_SECONDS", 3.0)
     report = draw(make_job(), make_engine=Stuck)
-    assert "nothing moved for" in report.stopped
+    assert "no progress for" in report.stopped
 
 
 def cannot_load():
@@ -206,7 +206,7 @@ def test_a_model_that_cannot_be_loaded_any_more_keeps_what_was_drawn(
     assert report.exit_code == 1
     assert report.images > 0
     store = Store(str(tmp_path / "out"))
-    assert len(receipts.committed(store)) * 2 == report.images
+    assert len(receipts.committed_shards(store)) * 2 == report.images
     assert draw(job, make_engine=Tolerant).exit_code == 0
 
 
@@ -217,7 +217,7 @@ def dies_while_loading():
 
 
 def test_a_model_whose_loading_kills_its_actors_ends_the_run(draw, make_job, tmp_path):
-    with pytest.raises(ModelError, match="loading it killed"):
+    with pytest.raises(ModelError, match="Loading the model killed"):
         draw(make_job(), make_engine=dies_while_loading)
     assert not (tmp_path / "out").exists()
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from benchmarks.kills import compare, kill_and_resume, run
-from sdbatch.output.verify import verify
+from sdbatch.output.verify import verify_output
 from sdbatch.storage import Store
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
@@ -42,6 +42,6 @@ def test_data_is_byte_identical_and_nothing_is_left_over_after_kills(
     moments, drawn_again = kill_and_resume(job, tmp_path / "killed", kills, seed, victim)
     assert drawn_again == [], f"seed {seed}"
     assert compare(alone, tmp_path / "killed") == [], f"seed {seed}"
-    assert list(verify(Store(str(tmp_path / "killed")))) == [], f"seed {seed}"
+    assert list(verify_output(Store(str(tmp_path / "killed")))) == [], f"seed {seed}"
     print(f"shards committed at the kills: {moments}")  # noqa: T201
     assert moments, "no kill came in time"

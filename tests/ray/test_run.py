@@ -78,7 +78,7 @@ def test_bad_rows_are_kept_with_their_reasons_and_the_others_drawn(here):
 
     again = sdbatch("run", "job.yaml", cwd=here)  # nothing to do: the same end, at once
     assert (again.returncode, again.stderr) == (3, "")
-    assert sdbatch("verify", "out", cwd=here).stdout == "out: as promised\n"
+    assert sdbatch("verify", "out", cwd=here).stdout == "out: no faults\n"
     assert "94 of 100" not in sdbatch("status", "out", cwd=here).stderr
     status = json.loads(sdbatch("status", "out", "--json", cwd=here).stdout)
     assert (status["state"], status["images"], status["failed"]) == ("finished", 94, 6)
@@ -93,7 +93,8 @@ def test_what_the_model_can_draw_for_no_row_keeps_the_job_from_starting(here):
     done = sdbatch("run", "job.yaml", *asked, cwd=here)
     assert done.returncode == 2, done.stderr
     assert done.stderr == (
-        "Error: sampling: this model cannot draw it: clip_skip = 9: the text encoder has 2.\n"
+        "Error: sampling: the model cannot draw this: clip_skip = 9: must be below 2, "
+        "the layers of the text encoder.\n"
     )
     assert not (here / "out").exists()
 

@@ -206,7 +206,7 @@ def test_stopping_draws_what_was_taken_in(served):
         served.open_soon(2)
         assert served.stop() == 0, served.said
         assert [one.result().status_code for one in held] == [200, 200]
-    assert "stopping: what was taken in is still drawn" in served.said
+    assert "stopping: accepted requests are still answered" in served.said
     with pytest.raises(httpx.ConnectError):
         served.client.get("/healthz")
 
@@ -252,7 +252,7 @@ def refused(tmp_path, *options, **sections):
 def test_a_model_that_cannot_draw_the_job_is_refused_in_one_line(tmp_path):
     sampling = {**JOB["sampling"], "clip_skip": 90}
     line = refused(tmp_path, "--port", str(free_port()), sampling=sampling)
-    assert "Error: sampling: this model cannot draw it: clip_skip = 90: the text encoder" in line
+    assert "Error: sampling: the model cannot draw this: clip_skip = 90: must be below" in line
 
 
 def test_more_replicas_than_fit_are_refused(tmp_path):
@@ -277,7 +277,8 @@ def test_a_port_that_is_taken_is_refused_before_anything_starts(tmp_path):
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_all_the_world_is_refused_without_keys(tmp_path, host):
     line = refused(tmp_path, "--host", host)
-    assert f"--host = '{host}': without API keys only this machine is answered" in line
+    words = "must be an address of this machine alone, as there are no API keys"
+    assert f"--host = '{host}': {words}" in line
     assert "SDBATCH_API_KEYS" in line
 
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import boto3
 import pytest
 
-from sdbatch.report.status import status
+from sdbatch.report.status import read_status
 from sdbatch.storage import Store
 from tests.s3.conftest import bucket  # noqa: F401  a fixture
 
@@ -187,7 +187,7 @@ def test_a_job_is_left_found_again_and_ended(bucket, dashboard, folder):  # noqa
     first.send_signal(signal.SIGINT)
     text, _ = first.communicate()
     assert first.returncode == 130
-    assert "goes on. The same command again follows it" in text
+    assert "keeps running on the cluster. Run the same command again to follow it" in text
     assert "Traceback" not in text
 
     other = submit(folder, dashboard, *slow, "--max-failed", "1")
@@ -197,14 +197,14 @@ def test_a_job_is_left_found_again_and_ended(bucket, dashboard, folder):  # noqa
 
     again = submit(folder, dashboard, *slow)
     assert "which draws this output already" in again.stdout.readline()
-    while status(Store(path)).shards_committed == 0:
+    while read_status(Store(path)).shards_committed == 0:
         time.sleep(1)
     ended = submit(folder, dashboard, *slow, "--stop")
     assert "Submit it again to go on" in ended.communicate()[0]
     text, _ = again.communicate()
     assert again.returncode == 1
-    assert "Error: job = STOPPED" in text
-    found = status(Store(path))
+    assert "Error: the job ended without an exit code, STOPPED" in text
+    found = read_status(Store(path))
     assert (found.state, found.shards_committed > 0) == ("stopped", True)
 
     nothing = submit(folder, dashboard, *slow, "--stop")
@@ -212,10 +212,10 @@ def test_a_job_is_left_found_again_and_ended(bucket, dashboard, folder):  # noqa
     assert nothing.returncode == 2
 
 
-def test_a_wrong_token_is_told_of(dashboard, folder):
+def test_a_wrong_token_is_an_error(dashboard, folder):
     (folder / "token").write_text("another")
     refused = submit(folder, dashboard, *pass_on(), AWS_ENDPOINT_URL="-", AWS_ACCESS_KEY_ID="-",
                      AWS_SECRET_ACCESS_KEY="-", AWS_DEFAULT_REGION="-")  # fmt: skip
     text, _ = refused.communicate()
     assert refused.returncode == 2
-    assert "wants its token: must be in RAY_AUTH_TOKEN, or in ~/.ray/auth_token" in text
+    assert "the cluster requires its token in RAY_AUTH_TOKEN or in ~/.ray/auth_token" in text

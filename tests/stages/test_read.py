@@ -7,9 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from sdbatch import schema
+from sdbatch.batch.blocks import pack
 from sdbatch.errors import PromptTableError, StorageError
+from sdbatch.job import Output
 from sdbatch.output.formats import parquet
 from sdbatch.prompts.requests import row_seed
+from sdbatch.stages.base import facts_of, shard_of
 from tests.finished import draw_rows, read_stage, small_job
 
 TABLE = pa.table(
@@ -24,7 +27,8 @@ TABLE = pa.table(
 def read(job):
     """Return the shards' requests as (shard number, table, facts)."""
     _, stage, blocks = read_stage(job)
-    return [schema.unpack(stage(block)) for block in blocks]
+    shards = [stage(block) for block in blocks]
+    return [(shard_of(rows), rows.replace_schema_metadata(), facts_of(rows)) for rows in shards]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7])
@@ -48,7 +52,7 @@ def test_read_gives_the_columns_of_requests_and_the_tables_own(make_job, tmp_pat
     (_, table, facts), *_ = read(small_job(make_job, tmp_path, TABLE))
 
     assert table.schema == schema.requests(pa.schema([TABLE.schema.field("breed")]))
-    assert facts == "{}"
+    assert facts == {}
 
 
 def test_read_keys_a_shards_rows_from_zero(make_job, tmp_path):
@@ -181,6 +185,6 @@ def test_read_gives_what_can_be_written_when_json_holds_an_empty_object(value, m
     path = tmp_path / "table.jsonl"
     path.write_text(f'{{"prompt": "a dog", "own": {value}}}\n')
     _, stage, (block,) = read_stage(small_job(make_job, tmp_path, prompts={"path": str(path)}))
-    (rows,) = draw_rows(stage(block))
+    (rows,) = draw_rows(pack(stage(block)))
 
-    assert parquet.write(rows.drop_columns(["error"])).startswith(b"PAR1")
+    assert parquet.write(rows.drop_columns(["error"]), Output(path="unused")).startswith(b"PAR1")

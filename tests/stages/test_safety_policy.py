@@ -1,17 +1,19 @@
-"""Images that are not safe for work: flagged, blank or dropped, and never taken for broken ones."""
+"""Images that are not safe for work: flagged, blank or dropped."""
 
+import hashlib
 import io
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sdbatch import schema
-from sdbatch.stages.draw import DrawImages
+from sdbatch.batch.blocks import BlockStage, unpack
+from sdbatch.batch.metrics import Metrics
+from sdbatch.output.image_file import read_parameters
+from sdbatch.stages.safety import ApplySafety, SafetyPolicy
 from tests.fakes import FakeEngine
-from tests.finished import HereWatch, at_once, block, encoding
+from tests.finished import block, draw, encoding
 
 PROMPTS = ("a red dog", "nude", "fail")
 
@@ -25,9 +27,9 @@ class Checking(FakeEngine):
 
 
 def drawn(policy):
-    stage = DrawImages(Checking, encoding("png"), HereWatch(), policy=policy)
-    (finished,) = at_once(stage, [block(PROMPTS)])
-    return schema.unpack(finished)[1].to_pylist()
+    (block_,) = draw(block(PROMPTS), engine=Checking, image_format="png")
+    stage = BlockStage(ApplySafety(SafetyPolicy(policy), encoding("png")), Metrics())
+    return unpack(stage(block_)).to_pylist()
 
 
 def pixels(row):
@@ -45,6 +47,8 @@ def test_a_flagged_image_is_kept_with_its_scores():
 def test_a_blank_image_is_black_and_says_why():
     safe, flagged, _ = drawn("blank")
     assert not pixels(flagged).any()
+    assert flagged["sha256"] == hashlib.sha256(flagged["image"]["bytes"]).hexdigest()
+    assert read_parameters(flagged["image"]["bytes"])["prompt"] == "nude"
     assert (flagged["nsfw"], flagged["error"]) == (True, None)
     assert pixels(safe).any()
 
@@ -52,15 +56,7 @@ def test_a_blank_image_is_black_and_says_why():
 def test_a_dropped_image_is_a_failed_row_with_its_own_reason():
     safe, flagged, failed = drawn("drop")
     assert flagged["image"] is None
-    assert flagged["error"] == "safety = nsfw by 0.025: dropped, as safety.policy says"
+    assert flagged["error"] == "The safety checker flagged the image with a score of 0.025."
+    assert [flagged[name] for name in ("nsfw", "nsfw_scores", "sha256")] == [None] * 3
     assert failed["error"] == "ValueError: this prompt cannot be drawn"
     assert safe["error"] is None
-
-
-def test_facts_of_a_shard_say_how_many_lanes_drew_it_and_how_its_engine_was_used():
-    stage = DrawImages(FakeEngine, encoding(), HereWatch())
-    (finished,) = at_once(stage, [block(("a", "fail", "b"))])
-    facts = json.loads(schema.unpack(finished)[2])
-    assert facts["lanes"] == {"2": 2}
-    assert facts["engine"]["ticks"] == 3
-    assert {"seconds", "idle_seconds", "rows", "filled", "shrunk"} <= facts["engine"].keys()

@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import io
-import json
 import os
 from dataclasses import asdict
 
@@ -12,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from sdbatch import schema
+from sdbatch.batch.blocks import unpack
 from sdbatch.errors import StorageError
 from sdbatch.job import Output
 from sdbatch.output import formats, receipts
+from sdbatch.stages.base import facts_of
 from sdbatch.stages.write import WriteShard
 from sdbatch.storage import Store
 from tests.finished import block, draw, draw_rows
@@ -26,7 +27,7 @@ SUFFIX = {"parquet": "parquet", "webdataset": "tar"}
 
 
 class Listing(Store):
-    """Notes what is put, in order."""
+    """Keeps the names that are put, in order."""
 
     def __init__(self, url):
         super().__init__(url)
@@ -43,7 +44,7 @@ def settings(output_format="parquet", image_format="jpg"):
 
 def write(store, shard, output=None):
     """Write a drawn block; return its receipt."""
-    (receipt,) = receipts.from_table(WriteShard(output or settings(), store)(shard))
+    (receipt,) = receipts.from_table(WriteShard(output or settings(), store)(unpack(shard)))
     return receipt
 
 
@@ -60,7 +61,7 @@ def test_write_puts_drawn_rows_into_data_and_failed_rows_into_failed(output_form
 
     name = f"data/000003.{SUFFIX[output_format]}"
     good = rows.filter(rows["error"].is_null()).drop_columns(["error"])
-    assert list(formats.read(io.BytesIO(store.read(name)), name)) == good.to_pylist()
+    assert list(formats.read_shard(io.BytesIO(store.read(name)), name)) == good.to_pylist()
     failed = pq.read_table(io.BytesIO(store.read("failed/000003.parquet")))
     assert failed.to_pylist() == rows.filter(rows["error"].is_valid()).to_pylist()
     assert failed.schema.equals(schema.failed(schema.extras_of(rows.schema)))
@@ -78,10 +79,10 @@ def test_write_gives_the_receipt_that_it_put(store):
     (drawn,) = draw(block(PROMPTS, 12))
     receipt = write(store, drawn)
 
-    assert receipt == receipts.read(store, 12)
+    assert receipt == receipts.read_receipt(store, 12)
     assert (receipt.shard, receipt.images, receipt.failed) == (12, 3, 1)
     assert receipt.reasons == {FAULT: 1}
-    assert receipt.facts == json.loads(schema.unpack(drawn)[2])
+    assert receipt.facts == facts_of(unpack(drawn))
     assert receipt.facts["attempt"] == 1
 
 
@@ -96,9 +97,9 @@ def test_write_proves_every_file_in_the_receipt(store):
 
 
 def test_write_gives_back_a_row_of_the_manifest(store):
-    found = WriteShard(settings(), store)(*draw(block(PROMPTS)))
+    found = WriteShard(settings(), store)(*map(unpack, draw(block(PROMPTS))))
 
-    assert found.schema == schema.MANIFEST
+    assert found.schema == receipts.MANIFEST
     assert found.num_rows == 1
 
 
@@ -165,10 +166,28 @@ def test_write_leaves_no_receipt_and_no_half_file_when_a_put_fails(folder, store
         with pytest.raises(StorageError, match=rf"out/{folder}/000000\..* = No space left"):
             write(store, drawn)
 
-    assert receipts.committed(store) == set()
+    assert receipts.committed_shards(store) == set()
     assert store.names(folder) == {}
     receipt = write(store, drawn)  # the same command again
-    assert asdict(receipts.read(store, 0)) == asdict(receipt)
+    assert asdict(receipts.read_receipt(store, 0)) == asdict(receipt)
+
+
+def test_write_puts_scores_between_our_columns_and_the_tables_own(store):
+    fields = pa.schema([("fidelity", pa.float64()), ("fidelity_colour", pa.bool_())])
+    rows = unpack(*draw(block(PROMPTS, 0, breed=pa.array(["pug", None, "lab", "pug"]))))
+    metadata = rows.schema.metadata
+    scores = ([1.0, None, 0.5, 0.0], [True, None, None, False])
+    for field, values in zip(fields, scores, strict=True):
+        rows = rows.append_column(field, pa.array(values, field.type))
+    rows = rows.replace_schema_metadata(metadata)
+    receipts.from_table(WriteShard(settings(), store, fields)(rows))
+
+    extras = pa.schema([("breed", pa.string())])
+    data = pq.read_table(io.BytesIO(store.read("data/000000.parquet")))
+    assert data.schema.equals(schema.images(extras, fields))
+    assert data["fidelity"].to_pylist() == [1.0, 0.5, 0.0]
+    failed = pq.read_table(io.BytesIO(store.read("failed/000000.parquet")))
+    assert failed.schema.equals(schema.failed(extras, fields))
 
 
 def test_write_raises_when_the_output_cannot_be_made(tmp_path):

@@ -3,9 +3,9 @@
 import asyncio
 import hashlib
 import io
-import json
 import re
 from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +13,23 @@ import pytest
 from PIL import Image
 
 from sdbatch import schema
+from sdbatch.batch.blocks import pack, unpack
+from sdbatch.batch.drawing_actor import MOST_ATTEMPTS
 from sdbatch.engine.request import Request
 from sdbatch.errors import ModelError
-from sdbatch.output.image_file import parameters
-from sdbatch.stages.draw import MOST_ATTEMPTS, DrawImages
+from sdbatch.output.image_file import read_parameters
+from sdbatch.stages.base import facts_of, shard_of, with_shard
 from tests.fakes import FakeEngine
-from tests.finished import HereWatch, at_once, block, draw, draw_rows, encoding, requests
+from tests.finished import (
+    LocalLiveness,
+    Result,
+    at_once,
+    block,
+    draw,
+    draw_rows,
+    drawing_actor,
+    requests,
+)
 
 PROMPTS = ("a red dog", "fail", "a blue dog", "fail", "a green dog")
 FAULT = "ValueError: this prompt cannot be drawn"
@@ -68,11 +79,11 @@ class Refusing(FakeEngine):
 
 
 def died(*shards):
-    """Return a watch in which each of `shards` was begun and never ended."""
-    watch = HereWatch()
+    """Return a liveness in which each of `shards` was begun and never ended."""
+    liveness = LocalLiveness()
     for shard in shards:
-        watch.watch.begin(shard)
-    return watch
+        liveness.state.begin(shard)
+    return liveness
 
 
 def request_of(rows, at):
@@ -101,7 +112,7 @@ def test_draw_gives_a_failed_row_no_image_and_a_drawn_row_all_of_it():
             file = row["image"]["bytes"]
             assert learned == [3, False, hashlib.sha256(file).hexdigest()]
             assert row["image"]["path"] == f"{row['key']}.jpg"
-            assert parameters(file)["prompt"] == row["prompt"]
+            assert read_parameters(file)["prompt"] == row["prompt"]
 
 
 def test_draw_encodes_the_image_that_the_engine_drew():
@@ -128,7 +139,7 @@ def test_draw_keeps_a_row_whose_values_are_no_request():
     asked = requests(("a dog", "a cat"), errors={0: "height = 'tall': must be a whole number"})
     at = asked.schema.get_field_index("height")
     asked = asked.set_column(at, asked.schema.field("height"), pa.array([None, 8], pa.int32()))
-    (rows,) = draw_rows(schema.pack(0, asked, "{}"))
+    (rows,) = draw_rows(pack(with_shard(asked, 0)))
 
     assert rows["height"].to_pylist() == [None, 8]
     assert rows["error"].is_null().to_pylist() == [False, True]
@@ -139,48 +150,48 @@ def test_draw_fails_one_row_alone_when_its_image_cannot_be_encoded():
     asked = requests(("a dog", "a cat"))
     at = asked.schema.get_field_index("row_key")
     asked = asked.set_column(at, asked.schema.field("row_key"), pa.array(["k" * 70_000, "1"]))
-    (rows,) = draw_rows(schema.pack(0, asked, "{}"))
+    (rows,) = draw_rows(pack(with_shard(asked, 0)))
 
     assert rows.num_rows == 2
     assert rows["error"][1].as_py() is None
 
 
 def test_draw_ends_the_shard_when_the_engine_cannot_go_on():
-    watch = HereWatch()
+    liveness = LocalLiveness()
 
     with pytest.raises(ModelError, match="engine = out of memory"):
-        draw(block(["a dog", "refuse", "a cat"]), engine=Refusing, watch=watch)
-    assert watch.watch.deaths(0) == 0  # ended, and no death
+        draw(block(["a dog", "refuse", "a cat"]), engine=Refusing, liveness=liveness)
+    assert liveness.state.deaths(0) == 0  # ended, and no death
 
 
 def test_draw_says_why_when_its_engine_cannot_be_loaded():
-    watch = HereWatch()
+    liveness = LocalLiveness()
 
     def refuse():
         raise ModelError("model.path = a dog: must be a model.")
 
     with pytest.raises(ModelError, match="must be a model"):
-        DrawImages(refuse, encoding(), watch)
-    assert watch.watch.snapshot([]).refused == "model.path = a dog: must be a model."
-    assert watch.watch.snapshot([]).loaded_at == 0
+        drawing_actor(refuse, liveness=liveness)
+    assert liveness.state.snapshot([]).rejected == "model.path = a dog: must be a model."
+    assert liveness.state.snapshot([]).loaded_at == 0
 
 
 def test_draw_lets_ray_try_again_when_loading_its_engine_fails_in_another_way():
-    watch = HereWatch()
+    liveness = LocalLiveness()
 
     def fail():
         raise MemoryError("no room")
 
     with pytest.raises(MemoryError, match="no room"):
-        DrawImages(fail, encoding(), watch)
-    assert watch.watch.snapshot([]).refused is None
+        drawing_actor(fail, liveness=liveness)
+    assert liveness.state.snapshot([]).rejected is None
 
 
 def test_draw_says_that_its_engine_is_ready():
-    watch = HereWatch()
-    DrawImages(FakeEngine, encoding(), watch)
+    liveness = LocalLiveness()
+    drawing_actor(liveness=liveness)
 
-    assert watch.watch.snapshot([]).loaded_at > 0
+    assert liveness.state.snapshot([]).loaded_at > 0
 
 
 def test_draw_shares_one_engine_among_all_shards_in_flight():
@@ -213,14 +224,14 @@ def test_draw_gives_the_same_rows_when_a_shard_has_company():
 def test_draw_gives_a_shard_no_company_when_an_actor_died_of_it(dead, together):
     engine = Meeting()
     blocks = [block([f"{shard}, {at}" for at in range(3)], shard) for shard in range(5)]
-    draw(*blocks, engine=lambda: engine, watch=died(*dead))
+    draw(*blocks, engine=lambda: engine, liveness=died(*dead))
     met = {prompt[0]: {other[0] for other in others} for prompt, others in engine.met.items()}
 
     assert met == {shard: set(group) for group in together for shard in group}
 
 
 def test_draw_lets_others_in_again_when_a_shard_alone_has_ended_with_an_error():
-    stage = DrawImages(Refusing, encoding(), died(0))
+    stage = drawing_actor(Refusing, liveness=died(0))
     with pytest.raises(ModelError, match="out of memory"):
         at_once(stage, [block(["refuse"], 0)])
 
@@ -233,9 +244,9 @@ def test_draw_fails_every_row_of_a_shard_when_actors_died_of_it_too_often():
         block(PROMPTS, 0, errors={1: "bad height"}),
         block(PROMPTS, 1),
         engine=lambda: engine,
-        watch=died(*[0] * MOST_ATTEMPTS),
+        liveness=died(*[0] * MOST_ATTEMPTS),
     )
-    reason = f"drawing its shard killed the actor {MOST_ATTEMPTS} times"
+    reason = f"Drawing this shard killed the actor {MOST_ATTEMPTS} times."
 
     assert rows["error"].to_pylist() == [reason, "bad height", reason, reason, reason]
     assert rows["key"].to_pylist() == requests(PROMPTS)["key"].to_pylist()
@@ -244,12 +255,12 @@ def test_draw_fails_every_row_of_a_shard_when_actors_died_of_it_too_often():
 
 
 def test_draw_reports_how_the_images_of_a_shard_ended():
-    watch = HereWatch()
-    draw(block(PROMPTS, 0, errors={0: "bad height"}), block(PROMPTS, 1), watch=watch)
-    snapshot = watch.watch.snapshot([])
+    liveness = LocalLiveness()
+    draw(block(PROMPTS, 0, errors={0: "bad height"}), block(PROMPTS, 1), liveness=liveness)
+    snapshot = liveness.state.snapshot([])
 
     assert (snapshot.drawn, snapshot.failed) == (2 + 3, 3 + 2)
-    assert watch.watch.deaths(0) == watch.watch.deaths(1) == 0
+    assert liveness.state.deaths(0) == liveness.state.deaths(1) == 0
 
 
 def test_draw_reports_what_is_drawn_while_a_shard_is_still_being_drawn():
@@ -260,16 +271,19 @@ def test_draw_reports_what_is_drawn_while_a_shard_is_still_being_drawn():
         def submit(self, request):
             return last if request.prompt == "last" else super().submit(request)
 
-    class Listening(HereWatch):
-        async def beat(self, shard, drawn, failed, usage):
-            beats.append((shard, drawn, failed, usage.ticks))
+    class Listening(LocalLiveness):
+        def _call(self, method, *arguments):
+            if method != "beat":
+                return super()._call(method, *arguments)
+            shard, drawn, failed, ticks = arguments
+            beats.append((shard, drawn, failed, ticks))
             if (drawn, failed) == (2, 1) and not last.done():
                 last.set_result(FakeEngine().submit(request_of(requests(["last"]), 0)).result())
-            return True
+            return Result(True)
 
     beats = []
     (rows,) = draw_rows(
-        block(["a dog", "fail", "a cat", "last"], 7), engine=Waiting, watch=Listening()
+        block(["a dog", "fail", "a cat", "last"], 7), engine=Waiting, liveness=Listening()
     )
 
     assert rows["error"].is_null().to_pylist() == [True, False, True, True]
@@ -277,12 +291,41 @@ def test_draw_reports_what_is_drawn_while_a_shard_is_still_being_drawn():
 
 
 def test_draw_says_where_when_and_on_which_attempt_a_shard_was_drawn():
-    (drawn,) = draw(block(PROMPTS, 5), watch=died(5, 5))
-    facts = json.loads(schema.unpack(drawn)[2])
+    (drawn,) = draw(block(PROMPTS, 5), liveness=died(5, 5))
+    rows = unpack(drawn)
+    facts = facts_of(rows)
 
-    assert (drawn.schema, drawn["shard"].to_pylist()) == (schema.BLOCK, [5])
+    assert (drawn.num_rows, shard_of(rows)) == (1, 5)
     assert facts["attempt"] == 3
     assert facts["host"]
     for name in ("began", "ended"):
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", facts[name])
     assert facts["began"] <= facts["ended"]
+
+
+def test_facts_of_a_shard_say_how_many_lanes_drew_it_and_how_its_engine_was_used():
+    (drawn,) = draw(block(("a", "fail", "b")))
+    facts = facts_of(unpack(drawn))
+    assert facts["lanes"] == {"2": 2}
+    assert facts["engine"]["ticks"] == 3
+    assert {"seconds", "idle_seconds", "rows", "filled", "shrunk"} <= facts["engine"].keys()
+
+
+def test_draw_counts_no_death_when_the_engine_accepts_no_request():
+    class Closed(FakeEngine):
+        def submit(self, request):
+            raise ModelError("The engine is closed and accepts no more requests.")
+
+    liveness = LocalLiveness()
+    with pytest.raises(ModelError, match="The engine is closed"):
+        draw(block(["a dog"]), engine=Closed, liveness=liveness)
+    assert liveness.state.deaths(0) == 0
+
+
+def test_draw_ends_with_the_error_when_its_results_fit_no_column():
+    class Odd(FakeEngine):
+        def _draw(self, request):
+            return replace(super()._draw(request), prompt_tokens=2**40)
+
+    with pytest.raises((pa.ArrowInvalid, OverflowError), match="too large to fit"):
+        draw(block(["a dog"]), engine=Odd)

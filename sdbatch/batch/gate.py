@@ -1,4 +1,4 @@
-"""Who may draw beside whom: a shard that an actor has died on draws alone."""
+"""Which shards may share an actor: a shard that an actor has died on is drawn alone."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,17 +6,17 @@ from contextlib import asynccontextmanager
 
 
 class Gate:
-    """Lets many in at a time, or one alone."""
+    """Admits many at a time, or one alone."""
 
     def __init__(self) -> None:
         self._inside = 0
         self._changed = asyncio.Condition()
-        self._lonely = asyncio.Lock()
+        self._exclusive = asyncio.Lock()
 
     @asynccontextmanager
     async def among_others(self) -> AsyncIterator[None]:
-        """Come in beside others, when nobody is alone inside."""
-        async with self._lonely, self._changed:
+        """Enter together with others, as soon as nobody is inside alone."""
+        async with self._exclusive, self._changed:
             self._inside += 1
         try:
             yield
@@ -27,8 +27,8 @@ class Gate:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Come in when nobody is inside, and keep the others out."""
-        async with self._lonely:
+        """Enter as soon as nobody is inside, and keep others out."""
+        async with self._exclusive:
             async with self._changed:
                 await self._changed.wait_for(lambda: self._inside == 0)
             yield

@@ -1,0 +1,94 @@
+"""The interface of a stage, and the shard number and facts that its tables carry.
+
+Both are in the metadata of the table's schema, so that a stage stays a function of tables.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from sdbatch import registry
+from sdbatch.errors import JobError
+from sdbatch.job import Job
+from sdbatch.schema import NO_COLUMNS, OUTPUT_NAMES
+
+_SHARD, _FACTS = b"shard", b"facts"
+CHEAP_CPUS = 0.5  # of a stage that works for moments; Ray runs neighbours with equal needs as one
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a stage needs to run."""
+
+    cpus: float = CHEAP_CPUS
+    gpus: float = 0
+    labels: Mapping[str, str] = field(default_factory=dict)  # of the machines that it may run on
+    columns: Sequence[str] = ()  # of its table
+
+
+class Stage(ABC):
+    """A step that every shard takes; it may be called in many processes, for one shard a call."""
+
+    name: str  # in metrics and logs
+    # rows: as many rows as it gets. The source takes a row of the plan, the sink returns a receipt.
+    kind: Literal["source", "rows", "sink"] = "rows"
+    needs: Needs = Needs()
+    adds: pa.Schema = NO_COLUMNS
+
+    @abstractmethod
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Process the table of one shard; a row that fails stays, with its `error`."""
+
+
+def with_shard(rows: pa.Table, shard: int, facts: dict[str, Any] | None = None) -> pa.Table:
+    """Return a table that carries its shard's number and facts for its receipt."""
+    metadata = {_SHARD: str(shard), _FACTS: json.dumps(facts or {})}
+    return rows.replace_schema_metadata(metadata)
+
+
+def shard_of(rows: pa.Table) -> int:
+    """Return the shard of a table that `with_shard` made, or of a row of the plan."""
+    if _SHARD in (rows.schema.metadata or {}):
+        return int(rows.schema.metadata[_SHARD])
+    return int(rows["shard"][0].as_py())
+
+
+def facts_of(rows: pa.Table) -> dict[str, Any]:
+    """Return the facts that a table carries."""
+    facts: dict[str, Any] = json.loads((rows.schema.metadata or {}).get(_FACTS, "{}"))
+    return facts
+
+
+def replace_columns(rows: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
+    """Return `rows` with other values in some columns."""
+    for name, column in columns.items():
+        at = rows.schema.get_field_index(name)
+        rows = rows.set_column(at, rows.schema.field(at), column)
+    return rows
+
+
+def job_stages(job: Job) -> list[Stage]:
+    """Return the stages of the job's `stages` section."""
+    entries = [(kind, value) for stage in job.stages for kind, value in stage.items()]
+    return [registry.load(registry.STAGES[kind].module).make(value) for kind, value in entries]
+
+
+def added_columns(job: Job) -> pa.Schema:
+    """Return the columns that the job's `stages` section adds to the output.
+
+    Raises:
+        JobError: two stages add the same column, or one of the output's own.
+    """
+    fields = [field for stage in job_stages(job) for field in stage.adds]
+    names = [*OUTPUT_NAMES, *(field.name for field in fields)]
+    for name in names:
+        if names.count(name) > 1:
+            raise JobError(
+                f"stages = {job.stages!r}: must add each column once, and {name!r} appears twice. "
+                f"Remove a stage."
+            )
+    return pa.schema(fields)

@@ -1,0 +1,106 @@
+"""A shard's table as a block, and the wrapper that holds a stage to its contract."""
+
+import pyarrow as pa
+import pytest
+
+from sdbatch.batch.blocks import BlockStage, pack, unpack
+from sdbatch.batch.metrics import Metrics
+from sdbatch.stages.base import Needs, Stage, facts_of, replace_columns, shard_of, with_shard
+
+ROWS = with_shard(pa.table({"key": ["a", "b", "c"], "image": [b"x" * 1000, None, b""]}), 7)
+
+
+class Double(Stage):
+    """Adds a column; may lose rows, or forget the column."""
+
+    name = "double"
+    adds = pa.schema([("size", pa.int64())])
+
+    def __init__(self, rows=3, added=True, facts=None):
+        self._rows, self._added, self._facts = rows, added, facts
+
+    def __call__(self, rows):
+        rows = rows.slice(0, self._rows)
+        if self._added:
+            rows = rows.append_column("size", pa.array([2] * self._rows, pa.int64()))
+        return with_shard(rows, 99, self._facts) if self._facts else rows
+
+
+def test_a_block_is_one_row_and_gives_its_table_back():
+    block = pack(ROWS)
+    assert block.num_rows == 1
+    assert unpack(block).equals(ROWS)
+    assert shard_of(unpack(block)) == 7
+
+
+def test_unpacking_copies_no_image():
+    block = pack(ROWS)
+    stream = block["rows"].chunk(0).buffers()[2]
+    image = unpack(block)["image"].chunk(0).buffers()[2]
+    assert stream.address <= image.address < stream.address + stream.size
+
+
+def test_a_block_cut_out_of_a_larger_one_is_unpacked_alike():
+    other = with_shard(pa.table({"key": ["d"], "image": [b"y" * 77]}), 8)
+    both = pa.concat_tables([pack(ROWS), pack(other)]).combine_chunks()
+    assert unpack(both.slice(1, 1)).equals(other)
+    assert unpack(both.slice(0, 1)).equals(ROWS)
+
+
+def test_a_block_of_the_plan_is_its_own_table():
+    planned = pa.table({"shard": [3], "url": ["a.txt"]})
+    assert unpack(planned) is planned
+    assert shard_of(planned) == 3
+
+
+def test_a_block_of_several_shards_is_a_bug():
+    with pytest.raises(RuntimeError, match="a block holds exactly one shard"):
+        unpack(pa.concat_tables([pack(ROWS), pack(ROWS)]))
+
+
+def test_a_stage_keeps_the_shards_number_and_all_facts():
+    block = pack(with_shard(ROWS, 7, {"host": "a", "lanes": 2}))
+    rows = unpack(BlockStage(Double(facts={"lanes": 4}), Metrics())(block))
+    assert (shard_of(rows), facts_of(rows)) == (7, {"host": "a", "lanes": 4})
+    assert rows["size"].to_pylist() == [2, 2, 2]
+
+
+def test_a_stage_that_loses_rows_is_a_bug():
+    with pytest.raises(RuntimeError, match="stage double: 2 rows of 3: a stage keeps all rows"):
+        BlockStage(Double(rows=2), Metrics())(pack(ROWS))
+
+
+def test_a_stage_that_does_not_add_its_columns_is_a_bug():
+    with pytest.raises(RuntimeError, match=r"stage double: did not add .*size: int64"):
+        BlockStage(Double(added=False), Metrics())(pack(ROWS))
+
+
+def test_a_stage_that_adds_a_column_of_another_type_is_a_bug():
+    stage = Double()
+    stage.adds = pa.schema([("size", pa.string())])
+    with pytest.raises(RuntimeError, match=r"stage double: did not add .*size: string"):
+        BlockStage(stage, Metrics())(pack(ROWS))
+
+
+def test_a_stage_that_needs_a_column_which_is_missing_is_a_bug():
+    stage = Double()
+    stage.needs = Needs(columns=("key", "sha256"))
+    with pytest.raises(RuntimeError, match="stage double: needs the column sha256"):
+        BlockStage(stage, Metrics())(pack(ROWS))
+
+
+def test_rows_that_a_stage_drops_are_counted():
+    class Counting(Metrics):
+        def images(self, *, drawn=0, failed=0, dropped=0):
+            counts.append((drawn, failed, dropped))
+
+    class Drop(Stage):
+        name = "drop"
+
+        def __call__(self, rows):
+            return replace_columns(rows, {"error": pa.array(["bad", "old", "bad"])})
+
+    counts = []
+    rows = ROWS.append_column("error", pa.array([None, "old", None]))
+    BlockStage(Drop(), Counting())(pack(rows))
+    assert counts == [(0, 0, 2)]
