@@ -1,7 +1,7 @@
-"""What Ray Serve's documentation shows for Stable Diffusion, on the embedded model.
+"""The example of Ray Serve's documentation for Stable Diffusion, on the embedded model.
 
 An ingress that answers GET /imagine with a PNG, and a deployment whose `generate` calls diffusers'
-pipeline for one prompt at a time, on the CPU here. benchmarks/serve.py measures it beside sdbatch:
+pipeline for one prompt at a time, here on the CPU. benchmarks/serve.py compares sdbatch with it:
 
     python benchmarks/serve_example.py PORT REPLICAS
 """
@@ -16,7 +16,9 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 from ray import serve
 
+from sdbatch.job import Model, Safety
 from sdbatch.models import find_model
+from sdbatch.registry import EMBEDDED_MODEL
 
 STEPS, GUIDANCE, SIDE = 25, 2.5, 128
 app = FastAPI()
@@ -39,14 +41,14 @@ class Ingress:
         return Response(file.getvalue(), media_type="image/png")
 
 
-# One call at a time, which the documentation leaves out: Ray Serve runs `generate` in threads, and
-# calls that share a pipeline share its scheduler, and fail.
+# One call at a time, unlike in the documentation: Ray Serve runs `generate` in threads, and calls
+# that share a pipeline share its scheduler and fail.
 @serve.deployment(ray_actor_options={"num_cpus": 1}, max_ongoing_requests=1)
 class Pipeline:
-    """Holds diffusers' pipeline; Ray gives it as many threads as CPUs: one."""
+    """diffusers' pipeline; Ray gives it as many threads as it has CPUs: one."""
 
     def __init__(self) -> None:
-        folder = find_model.find(find_model.SHAPES, None, "").root
+        folder = find_model.find_model(Model(path=EMBEDDED_MODEL), Safety(checker="none")).root
         self.pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
         self.pipe.scheduler = DPMSolverMultistepScheduler.from_config(
             self.pipe.scheduler.config, algorithm_type="dpmsolver++"

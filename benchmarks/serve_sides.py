@@ -1,4 +1,4 @@
-"""The two sides that benchmarks/serve.py measures, each in a process of its own, and the load."""
+"""The two services that benchmarks/serve.py measures, each in its own process, and the load."""
 
 import asyncio
 import collections
@@ -22,12 +22,12 @@ HERE = Path(__file__).parent
 SAMPLING = {"height": 128, "width": 128, "num_inference_steps": 25, "guidance_scale": 2.5}
 REPLICAS, QUEUE = 2, 256
 PROMPT = "a large red circle on a white background"
-Ask = Callable[[httpx.AsyncClient, int], Awaitable[int]]  # -> status
+Send = Callable[[httpx.AsyncClient, int], Awaitable[int]]  # -> status
 
 
 @contextlib.contextmanager
 def served(command: list[str], ready: str) -> Iterator[str]:
-    """Run a command that serves at a port, which it is given for PORT; yield its URL."""
+    """Run a command that serves at the port that replaces PORT in it; yield its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -57,17 +57,17 @@ def served(command: list[str], ready: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def sdbatch(replicas: int = REPLICAS, **settings: Any) -> Iterator[str]:
-    """Serve the embedded model by sdbatch."""
-    own = {"min_replicas": replicas, "max_replicas": replicas, "queue": QUEUE} | settings
+    """Serve the embedded model with sdbatch."""
+    serve = {"min_replicas": replicas, "max_replicas": replicas, "queue": QUEUE} | settings
     job = {
         "prompts": {"rows": [{"prompt": PROMPT}]},
         "model": "builtin:shapes",
         "sampling": SAMPLING,
         "output": {"path": "nowhere"},
-        "serve": own,
+        "serve": serve,
     }
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        json.dump(job, file)  # YAML too
+        json.dump(job, file)  # JSON is YAML
         file.flush()
         command = [str(Path(sys.executable).parent / "sdbatch"), "serve", file.name]
         with served([*command, "--port", "PORT"], "/readyz") as url:
@@ -75,54 +75,54 @@ def sdbatch(replicas: int = REPLICAS, **settings: Any) -> Iterator[str]:
 
 
 def example() -> contextlib.AbstractContextManager[str]:
-    """Serve it as the documentation's example does."""
+    """Serve it with the example of Ray Serve's documentation."""
     command = [sys.executable, str(HERE / "serve_example.py"), "PORT", str(REPLICAS)]
     return served(command, "/imagine?prompt=a")
 
 
-async def ask_sdbatch(client: httpx.AsyncClient, number: int) -> int:
-    """Ask for one image."""
-    asked = {"prompt": PROMPT, "seed": number}
-    return (await client.post("/v1/images/generations", json=asked)).status_code
+async def send_to_sdbatch(client: httpx.AsyncClient, number: int) -> int:
+    """Request one image; return the status."""
+    body = {"prompt": PROMPT, "seed": number}
+    return (await client.post("/v1/images/generations", json=body)).status_code
 
 
-async def ask_example(client: httpx.AsyncClient, number: int) -> int:
-    """Ask for one image."""
+async def send_to_example(client: httpx.AsyncClient, number: int) -> int:
+    """Request one image; return the status."""
     return (await client.get("/imagine", params={"prompt": PROMPT})).status_code
 
 
-async def ask_little(client: httpx.AsyncClient, number: int) -> int:
-    """Ask for an image that is drawn at once."""
-    asked = {"prompt": PROMPT, "num_inference_steps": 1, "size": "32x32", "guidance_scale": 1}
-    return (await client.post("/v1/images/generations", json=asked)).status_code
+async def send_small(client: httpx.AsyncClient, number: int) -> int:
+    """Request an image that is drawn in a moment; return the status."""
+    body = {"prompt": PROMPT, "num_inference_steps": 1, "size": "32x32", "guidance_scale": 1}
+    return (await client.post("/v1/images/generations", json=body)).status_code
 
 
-async def load(url: str, ask: Ask, clients: int, requests: int) -> dict[str, Any]:
-    """Send so many requests by so many clients; return images/s, and what was answered when."""
+async def load(url: str, send: Send, clients: int, requests: int) -> dict[str, Any]:
+    """Send `requests` requests from `clients` clients; return images/s, latencies and statuses."""
     numbers = iter(range(requests))
     seconds: list[float] = []
     statuses: collections.Counter[int] = collections.Counter()
     limits = httpx.Limits(max_connections=clients)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
 
-        async def one() -> None:
+        async def run_client() -> None:
             for number in numbers:
-                began = time.perf_counter()
-                statuses[status := await ask(client, number)] += 1
+                started = time.perf_counter()
+                statuses[status := await send(client, number)] += 1
                 if status == 200:
-                    seconds.append(time.perf_counter() - began)
+                    seconds.append(time.perf_counter() - started)
                 else:
                     await asyncio.sleep(0.5)
 
-        began = time.perf_counter()
-        await asyncio.gather(*(one() for _ in range(clients)))
-        took = time.perf_counter() - began
+        started = time.perf_counter()
+        await asyncio.gather(*(run_client() for _ in range(clients)))
+        elapsed = time.perf_counter() - started
     if not seconds:
-        raise RuntimeError(f"no request was answered as it should be: {statuses}")
+        raise RuntimeError(f"no request was answered with 200: {statuses}")
     seconds.sort()
     return {
         "requests": requests,
-        "images/s": round(len(seconds) / took, 2),
+        "images/s": round(len(seconds) / elapsed, 2),
         "p50 s": round(statistics.median(seconds), 2),
         "p99 s": round(seconds[min(len(seconds) - 1, int(0.99 * len(seconds)))], 2),
         "answered": dict(statuses),

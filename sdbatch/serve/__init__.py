@@ -1,19 +1,18 @@
-"""The online path: the engine behind Ray Serve, for single requests.
+"""The engine behind Ray Serve, for single requests.
 
-    POST /v1/images/generations -> web -> openai | a1111 -> wanted (what is asked, resolved)
-      -> service (a place in the queue, a time limit) -> drawer (one a replica, with its engine)
+    POST /v1/images/generations -> middleware (API key, size of the body, log)
+      -> openai | a1111 | long_jobs -> requests (validated, as images to draw)
+      -> service (queue, time limit, results) -> drawer (one a replica, with its engine)
 
-`application.build` puts both on Ray Serve, `run.serve_job` is the command. Only those two know Ray.
+`application.build` deploys this on Ray Serve; `application.serve_job` is the command. No other
+module of the folder knows Ray.
 """
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ray.serve import Application
+from typing import Any
 
 
-def build(args: dict[str, Any]) -> "Application":
-    """Return the application for `serve run sdbatch.serve:build job=jobs/dataset.yaml`."""
+def build(args: dict[str, Any]) -> Any:
+    """Return the Ray Serve application for `serve run sdbatch.serve:build job=JOB.yaml`."""
     from sdbatch.serve.application import build as build_application
 
     return build_application(args)

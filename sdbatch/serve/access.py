@@ -1,4 +1,4 @@
-"""Who may ask, and for how much: API keys, their limits, and none at all on this machine alone."""
+"""API keys and their limits; without any key, only clients on this machine have access."""
 
 import base64
 import hashlib
@@ -14,105 +14,116 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
 
-from sdbatch.errors import JobError
+from sdbatch.errors import JobError, one_line
 from sdbatch.job import Limits, Section, Serve, strict_yaml
-from sdbatch.serve.errors import Refusal
+from sdbatch.serve.errors import ApiError, invalid_value
 
 VARIABLE = "SDBATCH_API_KEYS"
-SHORTEST = 16  # characters of a key: what is shorter can be guessed
+MIN_CHARACTERS = 16  # of a key: a shorter one can be guessed
+_LENGTH = (
+    f"must have at least {MIN_CHARACTERS}, with commas between keys. Create one with: "
+    f"openssl rand -hex 32"
+)
+_PROXY_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
 
 
-class _Entry(Section):
-    key: str = Field(min_length=SHORTEST)
+class _KeyEntry(Section):
+    """An entry of the key file with limits of its own."""
+
+    key: str = Field(min_length=MIN_CHARACTERS)
     limits: dict[str, Any] = Field({})
 
 
 @dataclass
-class Key:
-    """One who may ask: a name for logs, limits, and how many images are left this minute."""
+class ApiKey:
+    """A key's name for logs, its limits, and how many images it has left this minute."""
 
     name: str
     limits: Limits
-    left: float = 0.0
-    counted_at: float = field(default_factory=time.monotonic)
+    remaining: float = 0.0
+    updated_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.left = float(self.limits.images_per_minute or 0)
+        self.remaining = float(self.limits.images_per_minute or 0)
 
     def spend(self, images: int) -> None:
-        """Count images against images_per_minute; raise a Refusal if they are too many."""
-        most = self.limits.images_per_minute
-        if most is None:
+        """Count images against images_per_minute; raise an ApiError if they are too many."""
+        limit = self.limits.images_per_minute
+        if limit is None:
             return
-        if images > most:
-            raise Refusal(
-                400,
-                f"n = {images}: this key has {most} images a minute.",
-                code="invalid_value",
-                param="n",
+        if images > limit:
+            raise invalid_value(
+                "n", f"{images}: must be {limit} at most, this key's limit a minute"
             )
         now = time.monotonic()
-        self.left = min(most, self.left + (now - self.counted_at) * most / 60)
-        self.counted_at = now
-        if images > self.left:
-            raise Refusal(
+        self.remaining = min(limit, self.remaining + (now - self.updated_at) * limit / 60)
+        self.updated_at = now
+        if images > self.remaining:
+            raise ApiError(
                 429,
-                f"images_per_minute = {most}: this key has no more for now. Wait, then try again.",
+                f"This key's limit of {limit} images a minute is reached. Retry later.",
                 code="rate_limit_exceeded",
-                retry_after=(images - self.left) * 60 / most,
+                retry_after=(images - self.remaining) * 60 / limit,
             )
-        self.left -= images
+        self.remaining -= images
 
 
 Digests = Mapping[bytes, tuple[str, Limits]]  # sha256 of a key -> its name and limits
 
 
-def read(serve: Serve) -> Digests:
-    """Read the keys of the job's key file and of SDBATCH_API_KEYS, of which only hashes are kept.
+def read_keys(serve: Serve) -> Digests:
+    """Read the keys of the job's key file and of SDBATCH_API_KEYS; only their hashes are kept.
 
     Raises:
         JobError: the file cannot be read, or a key in it cannot be used.
     """
-    found: dict[bytes, tuple[str, Limits]] = {}
-    for key in filter(None, os.environ.get(VARIABLE, "").split(",")):
-        if len(key.strip()) < SHORTEST:
-            raise JobError(f"{VARIABLE} = a key of {len(key.strip())} characters: {_LENGTH}")
-        digest = _digest(key.strip())
-        found[digest] = (f"key-{digest.hex()[:6]}", serve.limits)
+    digests: dict[bytes, tuple[str, Limits]] = {}
+    for text in filter(None, os.environ.get(VARIABLE, "").split(",")):
+        key = text.strip()
+        if len(key) < MIN_CHARACTERS:
+            raise JobError(f"{VARIABLE} = a key of {len(key)} characters: {_LENGTH}")
+        digest = _digest(key)
+        digests[digest] = (f"key-{digest.hex()[:6]}", serve.limits)
     if serve.keys is not None:
-        found |= _from_file(serve.keys, serve.limits)
-    return found
+        digests |= _read_key_file(serve.keys, serve.limits)
+    return digests
 
 
-_LENGTH = f"must have {SHORTEST} at least, commas between keys. Make one: openssl rand -hex 32"
+def _read_key_file(path: str, limits: Limits) -> Digests:
+    digests: dict[bytes, tuple[str, Limits]] = {}
+    for name, value in _parse_key_file(path).items():
+        try:
+            entry = _KeyEntry.model_validate({"key": value} if isinstance(value, str) else value)
+            own_limits = Limits.model_validate({**limits.model_dump(), **entry.limits})
+        except ValidationError as error:
+            # never show the error's input: it can be the key
+            first = error.errors()[0]
+            where = ".".join(map(str, (name, *first["loc"])))
+            raise JobError(f"{path}: {where} cannot be used: {first['msg']}.") from None
+        digest = _digest(entry.key)
+        if digest in digests:
+            raise JobError(
+                f"{path}: {name} has the same key as {digests[digest][0]}. Give each name a key "
+                f"of its own."
+            )
+        digests[digest] = (str(name), own_limits)
+    return digests
 
 
-def _from_file(path: str, limits: Limits) -> Digests:
+def _parse_key_file(path: str) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"serve.keys = {path} ({error}): must be a readable file.") from error
+        raise JobError(
+            f"serve.keys = {path} ({one_line(error)}): must be a readable file."
+        ) from error
     try:
         entries = strict_yaml.parse(text, path)
-    except JobError:  # whose text shows the line, and so the key
-        raise JobError(f"serve.keys = {path}: is no YAML in which each name stands once.") from None
+    except JobError:  # its text shows the line, and with it the key
+        raise JobError(f"serve.keys = {path}: must be YAML that has each name once.") from None
     if not isinstance(entries, dict) or not entries:
         raise JobError(f"serve.keys = {path}: must hold a line `name: key` for each key.")
-    found: dict[bytes, tuple[str, Limits]] = {}
-    for name, entry in entries.items():
-        try:
-            one = _Entry.model_validate({"key": entry} if isinstance(entry, str) else entry)
-            own = Limits.model_validate({**limits.model_dump(), **one.limits})
-        except ValidationError as error:
-            # the error's input is never told: it can be the key
-            where = ".".join(str(part) for part in error.errors()[0]["loc"])
-            must = error.errors()[0]["msg"]
-            raise JobError(f"{path}: {name}.{where} cannot be used: {must}.") from None
-        digest = _digest(one.key)
-        if digest in found:
-            raise JobError(f"{path}: {name} has the key of {found[digest][0]}: give it its own.")
-        found[digest] = (str(name), own)
-    return found
+    return entries
 
 
 def _digest(key: str) -> bytes:
@@ -120,47 +131,58 @@ def _digest(key: str) -> bytes:
 
 
 class Access:
-    """Tells who asks.
+    """Identifies clients.
 
     Args:
-        digests: the keys; with none, only this machine is answered, without one.
-        limits: of those without a key.
+        digests: the keys; if there are none, clients on this machine need no key.
+        limits: of clients without a key.
     """
 
     def __init__(self, digests: Digests, limits: Limits) -> None:
-        self._keys = {digest: Key(name, own) for digest, (name, own) in digests.items()}
-        self._here = Key("here", limits)
+        self._keys = {digest: ApiKey(name, own) for digest, (name, own) in digests.items()}
+        self._local = ApiKey("here", limits)
 
-    def who(self, headers: Mapping[str, str], client: str | None) -> Key:
-        """Return whose request this is.
+    def authenticate(self, headers: Mapping[str, str], client: str | None) -> ApiKey:
+        """Return the key of a request.
 
         Args:
             headers: of the request, their names in lower case.
-            client: the address it came from.
+            client: the address that the request came from.
 
         Raises:
-            Refusal: 401 without a key that is known; 403 from elsewhere where there are no keys.
+            ApiError: 401 if its key is missing or unknown; 403 if the service has no keys and the
+                client is not on this machine.
         """
         if not self._keys:
-            _refuse_elsewhere(headers, client)
-            return self._here
-        digest = _digest(_given(headers.get("authorization", "")))
-        found = None
-        for known, key in self._keys.items():  # all of them: time tells nothing
+            _check_local(headers, client)
+            return self._local
+        digest = _digest(_sent_key(headers.get("authorization", "")))
+        match = None
+        for known, key in self._keys.items():  # compare with all of them: time must reveal nothing
             if hmac.compare_digest(known, digest):
-                found = key
-        if found is None:
-            raise Refusal(
+                match = key
+        if match is None:
+            raise ApiError(
                 401,
-                "api_key = none that is known: send `Authorization: Bearer KEY`.",
+                "The API key is missing or unknown. Send `Authorization: Bearer KEY`.",
                 code="invalid_api_key",
                 challenge=True,
             )
-        return found
+        return match
 
 
-def _given(authorization: str) -> str:
-    """Return the key: a bearer's token, or basic authentication's password as A1111 clients do."""
+def is_loopback(host: str | None) -> bool:
+    """Tell whether `host`, a name or an address, can only be this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address((host or "").strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _sent_key(authorization: str) -> str:
+    """Return a bearer token, or the password of basic authentication, as A1111 clients send it."""
     scheme, _, value = authorization.partition(" ")
     if scheme.lower() == "basic":
         try:
@@ -170,33 +192,20 @@ def _given(authorization: str) -> str:
     return value.strip() if scheme.lower() == "bearer" else ""
 
 
-def is_loopback(host: str | None) -> bool:
-    """Tell whether `host`, a name or an address, is this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address((host or "").strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-_PROXIES = ("forwarded", "via", "x-forwarded-for", "x-real-ip")  # headers that they add
-
-
-def _refuse_elsewhere(headers: Mapping[str, str], client: str | None) -> None:
-    """Refuse other machines, and other sites' pages in a browser of this one."""
+def _check_local(headers: Mapping[str, str], client: str | None) -> None:
+    """Reject other machines, and pages of other sites in a browser on this machine."""
     try:
         host = headers.get("host", "")
         origin = headers.get("origin")
-        foreign = origin is not None and urlsplit(origin).netloc != host
-        named = is_loopback(urlsplit(f"//{host}").hostname)  # else a name made to point here
+        same_site = origin is None or urlsplit(origin).netloc == host
+        local_host = is_loopback(urlsplit(f"//{host}").hostname)  # else a name that points here
     except ValueError:
-        foreign, named = True, False
-    passed_on = any(name in headers for name in _PROXIES)
-    if foreign or passed_on or not named or not is_loopback(client):
-        raise Refusal(
+        same_site = local_host = False
+    forwarded = any(name in headers for name in _PROXY_HEADERS)
+    if forwarded or not same_site or not local_host or not is_loopback(client):
+        raise ApiError(
             403,
-            "api_key = none: without keys only programs on this machine are answered. "
-            f"Give the service keys: serve.keys in the job, or {VARIABLE}.",
+            "Without API keys the service answers only programs on this machine. Set serve.keys "
+            f"in the job, or {VARIABLE}.",
             code="no_keys",
         )

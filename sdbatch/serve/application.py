@@ -1,14 +1,16 @@
-"""The service on Ray Serve: one Front before replicas of Drawers, each with its engine.
+"""The service on Ray Serve, and `sdbatch serve`, the command that runs it.
 
-Front     HTTP, queue, keys, jobs and images kept; one, so that all of it stands in one place
-Drawer    an engine; as many as `serve.min_replicas` to `max_replicas` say, by the load
+Front     HTTP, queue, API keys, long jobs and stored images: one replica, which has all of it
+Drawer    an engine; `serve.min_replicas` to `max_replicas` of them, depending on the load
 """
 
 import asyncio
+import signal
+import socket
 import sys
-from collections.abc import AsyncGenerator, Iterator
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,155 +21,219 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import Receive, Scope, Send
 
-from sdbatch import job
-from sdbatch.batch import pipeline, pool, ray_setup
-from sdbatch.errors import JobError, SdbatchError
+from sdbatch import job as jobs
+from sdbatch import resolve
+from sdbatch.batch import pool, ray_setup
+from sdbatch.batch.pool import Machines
+from sdbatch.errors import JobError, ModelError, SdbatchError
 from sdbatch.job import Job
-from sdbatch.models import find_model as models
+from sdbatch.models import find_model
+from sdbatch.models.find_model import ModelFiles
+from sdbatch.output.image_file import encoding_of
+from sdbatch.resolve import Resolved
 from sdbatch.serve import access, requests, web
-from sdbatch.serve.access import Access, Digests
-from sdbatch.serve.drawer import Asked, Drawer, NotDrawn, Picture
-from sdbatch.serve.errors import Refusal, lost
-from sdbatch.serve.requests import Offer
-from sdbatch.serve.service import Event, Service
-from sdbatch.stages.draw import load_engine
+from sdbatch.serve.access import Access, Digests, is_loopback
+from sdbatch.serve.drawer import Drawer, DrawFailure, DrawRequest, EncodedImage, Event
+from sdbatch.serve.errors import ApiError, replica_lost
+from sdbatch.serve.requests import ServedModel
+from sdbatch.serve.service import Service
+from sdbatch.stages.safety import SafetyPolicy
 
 NAME = "sdbatch"  # of the application
-UPSCALE_SECONDS, DOWNSCALE_SECONDS = 10, 300  # of load, before replicas come or go
-CONNECTIONS = 256  # beside those whose images are in the queue: polls, pages, refusals
+UPSCALE_SECONDS, DOWNSCALE_SECONDS = 10, 300  # of load, before replicas are added or removed
+OTHER_CONNECTIONS = 256  # besides those that wait for images: polls, pages, error responses
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """Return the application for `serve run sdbatch.serve:build job=jobs/dataset.yaml`.
+    """Return the application for `serve run sdbatch.serve:build job=JOB.yaml`.
 
     Args:
-        args: `job`, the path of a job file; any other is an override, `section.key: value`.
+        args: `job`, the path of a job file; each other is an override, `section.key: value`.
 
     Raises:
-        JobError: there is no Ray, or the job cannot be served.
+        JobError: Ray is not connected, or the job cannot be served.
     """
-    options = {name: value for name, value in args.items() if name != "job"}
     if "job" not in args:
-        raise JobError("job = nothing: must be given: serve run sdbatch.serve:build job=JOB.yaml")
-    asked = job.load(args["job"], [f"{name}={value}" for name, value in options.items()])
-    if not ray.is_initialized():
-        raise JobError("ray = not connected: run this by `serve run` or `serve deploy`.")
-    return assemble(asked, access.read(asked.serve))
-
-
-def assemble(asked: Job, digests: Digests) -> serve.Application:
-    """Return the application that serves the job `asked`, on the Ray that is connected."""
-    machines = ray_setup.machines(asked.cluster.label_selector)
-    files, asked = pipeline.find_model(asked)
-    resolved = pipeline.resolve_job(asked, machines, models.sha256(files))
-    settings, engine = resolved.serve, resolved.engine
-    fitting = pool.fit(resolved.cluster, engine, machines, sys.maxsize).most
-    most = fitting if settings.max_replicas == "auto" else settings.max_replicas
-    if settings.min_replicas > min(fitting, most):
         raise JobError(
-            f"serve.min_replicas = {settings.min_replicas}: must be {min(fitting, most)} at most, "
-            f"as many as serve.max_replicas or the cluster holds."
+            "job = nothing: must be given. Run `serve run sdbatch.serve:build job=JOB.yaml`."
         )
-    try:
-        requests.check(resolved.sampling, 1, settings.limits)
-    except Refusal as refusal:
-        raise JobError(
-            f"sampling.{refusal} Raise serve.limits, or have the job ask for less."
-        ) from refusal
-    cpus, _ = pool.per_actor(resolved.cluster, engine)
-    pixels = resolved.sampling.height * resolved.sampling.width
-    make_engine = partial(load_engine, files, engine, pixels, pipeline.example(resolved))
-    ongoing = pool.most_lanes(engine)  # twice the guided images that fill its lanes
-    drawer = serve.deployment(
-        Drawer,
-        name="Drawer",
-        ray_actor_options=pool.options(resolved.cluster, engine),
-        max_ongoing_requests=2 * ongoing,
-        autoscaling_config={
-            "min_replicas": settings.min_replicas,
-            "max_replicas": most,
-            "target_ongoing_requests": ongoing,
-            "upscale_delay_s": UPSCALE_SECONDS,
-            "downscale_delay_s": DOWNSCALE_SECONDS,
-        },
-        graceful_shutdown_timeout_s=settings.timeout_s,
-        max_constructor_retry_count=1,
-    ).bind(make_engine, resolved.safety.policy, max(1, int(cpus)))
+    overrides = [f"{name}={value}" for name, value in args.items() if name != "job"]
+    job = jobs.load(args["job"], overrides)
+    if not ray.is_initialized():
+        raise JobError("Ray is not connected. Use `serve run` or `serve deploy`.")
+    return make_application(job, access.read_keys(job.serve))
+
+
+def make_application(job: Job, digests: Digests) -> serve.Application:
+    """Return the application that serves a job on the connected Ray.
+
+    Raises:
+        SdbatchError: the job cannot be served.
+    """
+    machines = ray_setup.machines(job.cluster.label_selector)
+    files, job = resolve.find_model(job)
+    resolved = resolve.resolve(job, files, machines.gpus, find_model.sha256(files))
+    _check_own_limits(resolved.job)
+    drawer = _drawer(resolved, _max_replicas(resolved, machines))
+    settings = resolved.job.serve
     front = serve.deployment(
         serve.ingress(_forward)(Front),
         name="Front",
         num_replicas=1,
-        ray_actor_options={"num_cpus": pool.CHEAP_CPUS},
-        max_ongoing_requests=settings.queue + CONNECTIONS,
+        ray_actor_options={"num_cpus": pool.FREE_CPUS},
+        max_ongoing_requests=settings.queue + OTHER_CONNECTIONS,
         graceful_shutdown_timeout_s=settings.timeout_s,
     )
-    return front.bind(
-        Offer(resolved, model_id(files), pipeline.encoding(resolved)), digests, drawer
-    )
+    model = ServedModel(resolved.job, api_name(files), encoding_of(resolved.job))
+    return front.bind(model, digests, drawer)
 
 
-def model_id(files: models.ModelFiles) -> str:
-    """Return what the API calls a model: of files of this machine their name alone."""
+def api_name(files: ModelFiles) -> str:
+    """Return the API's name of a model: of local files without their folder."""
     return files.path if files.kind in ("builtin", "hub") else Path(files.path).name
+
+
+def serve_job(
+    job: Job, *, host: str, port: int, address: str | None, show: Callable[[str], None]
+) -> int:
+    """Serve a job until SIGINT or SIGTERM; then answer the accepted requests, and stop.
+
+    Args:
+        job: has the model, and the values that a request leaves out.
+        host: the address to listen on.
+        port: the TCP port.
+        address: of a Ray cluster; None: as for a batch run.
+        show: called with each line for the user.
+
+    Returns:
+        The number of images that could not be drawn within serve.timeout_s of the stop.
+
+    Raises:
+        SdbatchError: the job cannot be served.
+    """
+    digests = access.read_keys(job.serve)
+    if not digests and not is_loopback(host):
+        raise JobError(
+            f"--host = {host!r}: must be an address of this machine alone, as there are no API "
+            f"keys. Set serve.keys to a file of keys, or {access.VARIABLE}; or leave --host at "
+            f"127.0.0.1."
+        )
+    _check_port(host, port)
+    show("starting Ray and the engine")
+    with ray_setup.connected(address or job.cluster.address, job):
+        _check_no_other_serve()
+        application = make_application(job, digests)
+        serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"})
+        try:
+            _deploy(application)
+            shown_host = f"[{host}]" if ":" in host else host
+            _wait_for_stop(f"serving {job.model.name} at http://{shown_host}:{port}/", show)
+            show("stopping: accepted requests are still answered")
+            images_left = _drain(job.serve.timeout_s)
+        finally:
+            serve.shutdown()
+    return images_left
 
 
 class Front:
     """Answers HTTP; see service.Service."""
 
-    def __init__(self, offer: Offer, digests: Digests, drawers: DeploymentHandle) -> None:
-        self._service = Service(offer, Replicas(drawers))
-        settings = offer.job.serve
+    def __init__(self, model: ServedModel, digests: Digests, drawers: DeploymentHandle) -> None:
+        self._service = Service(model, Replicas(drawers))
+        settings = model.job.serve
         self.web = web.application(
             self._service, Access(digests, settings.limits), log_prompts=settings.log_prompts
         )
 
     async def drain(self, seconds: float) -> int:
-        """Take nothing in any more, wait for what is open; return how much of it is left."""
+        """Accept no more requests and wait for the pending images; return how many are left."""
         return await self._service.drain(seconds)
 
 
 class Replicas:
-    """The Drawers, through Ray Serve."""
+    """The Drawers, called through Ray Serve."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
-        self._stream = handle.options(stream=True)
+        self._streaming_handle = handle.options(stream=True)
 
-    async def draw(self, asked: Asked) -> Picture | NotDrawn:
-        """Draw an image; cancelled, its lanes are free."""
-        response = self._handle.draw.remote(asked)
+    async def draw(self, draw_request: DrawRequest) -> EncodedImage | DrawFailure:
+        """Draw an image; if this call is cancelled, the image's lanes are released."""
+        response = self._handle.draw.remote(draw_request)
         try:
-            with _losses():
-                drawn: Picture | NotDrawn = await response
+            with _replica_errors():
+                result: EncodedImage | DrawFailure = await response
         except asyncio.CancelledError:
-            response.cancel()  # Ray Serve goes on with a call that nobody waits for
+            response.cancel()  # Ray Serve does not end a call because its caller was cancelled
             raise
-        return drawn
+        return result
 
-    async def follow(self, asked: Asked) -> AsyncGenerator[Event]:
-        """Draw an image and tell of it on its way."""
-        events = self._stream.follow.remote(asked)
+    async def draw_events(self, draw_request: DrawRequest) -> AsyncGenerator[Event]:
+        """Draw an image; yield its progress and previews, then the image or its failure."""
+        events = self._streaming_handle.draw_events.remote(draw_request)
         try:
-            with _losses():
+            with _replica_errors():
                 async for event in events:
                     yield event
         finally:
             events.cancel()
 
     async def check_health(self) -> None:
-        """Wait for a replica that says it is well."""
+        """Wait for a replica that is healthy."""
         await self._handle.check_health.remote()
 
 
 @contextmanager
-def _losses() -> Iterator[None]:
-    """Tell whoever waits for a replica that died, or whose engine broke, that it can ask again."""
+def _replica_errors() -> Iterator[None]:
+    """Turn the death of a replica, or of its engine, into an error that the client can retry."""
     try:
         yield
     except (RayError, RayServeException) as error:
         if isinstance(error, RayTaskError) and not isinstance(error, SdbatchError):
-            raise  # a fault of the Drawer's own code
-        raise lost() from error
+            raise  # a bug in the Drawer's own code
+        raise replica_lost() from error
+
+
+def _check_own_limits(job: Job) -> None:
+    """Raise a JobError if the job's own sampling exceeds its serve.limits."""
+    try:
+        requests.check_limits(job.sampling, 1, job.serve.limits)
+    except ApiError as error:
+        raise JobError(f"sampling.{error} Raise serve.limits, or lower this value.") from error
+
+
+def _max_replicas(resolved: Resolved, machines: Machines) -> int:
+    settings = resolved.job.serve
+    fitting = pool.fit(resolved.job.cluster, resolved.engine, machines, sys.maxsize).most
+    most = fitting if settings.max_replicas == "auto" else settings.max_replicas
+    if settings.min_replicas > min(fitting, most):
+        raise JobError(
+            f"serve.min_replicas = {settings.min_replicas}: must be {min(fitting, most)} at most: "
+            f"serve.max_replicas or the cluster allows no more. Lower it, or use a larger cluster."
+        )
+    return most
+
+
+def _drawer(resolved: Resolved, max_replicas: int) -> serve.Application:
+    """Return the deployment of the Drawers."""
+    job, engine = resolved.job, resolved.engine
+    cpus, _ = pool.per_actor(job.cluster, engine)
+    ongoing = engine.most_lanes  # twice the guided images that fill the lanes
+    return serve.deployment(
+        Drawer,
+        name="Drawer",
+        ray_actor_options=pool.options(job.cluster, engine),
+        max_ongoing_requests=2 * ongoing,
+        autoscaling_config={
+            "min_replicas": job.serve.min_replicas,
+            "max_replicas": max_replicas,
+            "target_ongoing_requests": ongoing,
+            "upscale_delay_s": UPSCALE_SECONDS,
+            "downscale_delay_s": DOWNSCALE_SECONDS,
+        },
+        graceful_shutdown_timeout_s=job.serve.timeout_s,
+        max_constructor_retry_count=1,
+    ).bind(resolved.make_engine(), SafetyPolicy(job.safety.policy), max(1, int(cpus)))
 
 
 def _forward() -> "_Forward":
@@ -175,7 +241,7 @@ def _forward() -> "_Forward":
 
 
 class _Forward:
-    """Ray Serve wants an ASGI application before there is a Front; this passes all on to it."""
+    """The ASGI application that Ray Serve needs before a Front exists; passes all on to it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -185,3 +251,65 @@ class _Forward:
             return
         front: Any = serve.get_replica_context().servable_object
         await front.web(scope, receive, send)
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raise a JobError if nothing can listen at the address and port."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise JobError(
+            f"--host, --port = {host}, {port}: cannot listen there ({error.strerror}). "
+            f"Choose another port."
+        ) from error
+
+
+def _check_no_other_serve() -> None:
+    """Reject a cluster that serves already: it has another address, and the stop would end both."""
+    try:
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    except ValueError:
+        return
+    raise JobError(
+        "Ray Serve already runs on this cluster. Add this application to it with `serve deploy`: "
+        "import_path sdbatch.serve:build, with the job in its args."
+    )
+
+
+def _deploy(application: serve.Application) -> None:
+    try:
+        serve.run(application, name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        status = serve.status().applications[NAME]
+        messages = [each.message for each in status.deployments.values()]
+        raise ModelError(_failure_reason([*messages, status.message])) from error
+
+
+def _failure_reason(messages: list[str]) -> str:
+    """Return the text of the exception behind a failed deployment, which Serve gives as text."""
+    lines = [line.strip() for text in messages for line in text.splitlines() if line.strip()]
+    ours = [line for line in lines if line.startswith("sdbatch.errors.")]
+    if ours:
+        return ours[-1].partition(": ")[2]
+    return lines[-1] if lines else "Ray Serve did not start, and gave no reason. See Ray's log."
+
+
+def _wait_for_stop(text: str, show: Callable[[str], None]) -> None:
+    """Show that the service runs, and wait for SIGINT or SIGTERM."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # these replace Ray's own handlers
+        signal.signal(number, lambda *_: stop.set())
+    show(f"{text} (Ctrl-C stops it)")
+    while not stop.wait(0.5):
+        pass
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _drain(seconds: float) -> int:
+    handle: Any = serve.get_app_handle(NAME)
+    images_left: int = handle.drain.remote(seconds).result()
+    return images_left

@@ -1,169 +1,177 @@
-"""A replica's engine: draws, encodes, and tells those who follow. No Ray and no HTTP in here."""
+"""A replica's engine: draws, encodes, and reports progress. No Ray and no HTTP in here."""
 
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
+from sdbatch.engine.request import Drawn, EngineProtocol, Follow, Request
+from sdbatch.errors import SdbatchError, one_line
+from sdbatch.output.image_file import Encoding, encode_image
+from sdbatch.serve.errors import sentence
+from sdbatch.stages.safety import SafetyPolicy, black
 
-from sdbatch.engine.request import Drawn, Follow, Request
-from sdbatch.errors import SdbatchError
-from sdbatch.output.image_file import Encoding, encode
-
-STUCK_SECONDS = 600.0  # a round of the engine may compile, and on a CPU be of large images
-
-
-class Engine(Protocol):
-    """What a drawer needs of an engine; engine.Engine is one, the tests' fake engine another."""
-
-    @property
-    def stalled_seconds(self) -> float:
-        """Return for how long it has had work and done none; infinite where it has ended."""
-
-    def submit(
-        self, request: Request, *, exact: bool = True, follow: Follow | None = None
-    ) -> Future[Drawn]:
-        """Queue a request."""
+STALLED_SECONDS = 600.0  # a tick may compile, and on a CPU draw large images
 
 
 @dataclass(frozen=True)
-class Asked:
-    """An image to draw, and how it is to be delivered."""
+class DrawRequest:
+    """One image to draw, and how it is delivered."""
 
     request: Request
     encoding: Encoding
     sample_index: int = 0
-    exact: bool = False  # bit for bit as a batch run draws it, if that takes longer
-    previews: int = 0
+    exact: bool = False  # bit for bit as a batch run draws it, even if that takes longer
+    previews: int = 0  # the number of previews
 
 
 @dataclass(frozen=True)
-class Step:
-    """So many UNet calls of an image are done."""
+class Progress:
+    """How many steps of an image are done."""
 
-    done: int
-    of: int
+    step: int
+    steps: int
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An encoded image, or a preview of it, and what was learned of it."""
+class ImageFacts:
+    """How an image was drawn."""
 
-    file: bytes
-    preview: bool
     lanes: int
     exact: bool
     prompt_tokens: int
     prompt_truncated: bool
     nsfw: bool | None
     nsfw_scores: tuple[float, ...] | None
-
-    @property
-    def sha256(self) -> str:
-        """Return this file's hash; a batch run's says its row_key too, and so has another."""
-        return hashlib.sha256(self.file).hexdigest()
+    sha256: str  # of its file; a batch run's file also holds its row_key, so its hash differs
 
 
 @dataclass(frozen=True)
-class NotDrawn:
-    """Why there is no image: by the request's fault, the safety checker's finding, or ours."""
+class EncodedImage:
+    """The file of an image or of a preview."""
 
-    reason: str
-    fault: str  # request, safety, engine
+    file: bytes
+    facts: ImageFacts
+    preview: bool
+
+
+@dataclass(frozen=True)
+class DrawFailure:
+    """Why an image was not drawn."""
+
+    reason: str  # one sentence
+    cause: Literal["request", "safety", "engine"]
+
+
+Event = Progress | EncodedImage | DrawFailure
 
 
 class Drawer:
     """Draws with one engine.
 
     Args:
-        make_engine: loads it.
-        policy: what is done about images that are not safe for work: flag, blank, drop.
-        encoders: threads that encode images.
+        make_engine: loads the model and starts the engine.
+        policy: for images that are not safe for work.
+        encoder_threads: number of threads that encode images.
     """
 
-    def __init__(self, make_engine: Callable[[], Engine], policy: str, encoders: int = 1) -> None:
+    def __init__(
+        self,
+        make_engine: Callable[[], EngineProtocol],
+        policy: SafetyPolicy,
+        encoder_threads: int = 1,
+    ) -> None:
         self._engine = make_engine()
         self._policy = policy
-        self._encoders = ThreadPoolExecutor(encoders)
+        self._encoders = ThreadPoolExecutor(encoder_threads)
 
-    async def draw(self, asked: Asked, follow: Follow | None = None) -> Picture | NotDrawn:
-        """Draw an image; cancelled, it gives up its lanes.
+    async def draw(self, draw_request: DrawRequest) -> EncodedImage | DrawFailure:
+        """Draw an image; if this call is cancelled, the image's lanes are released.
 
         Raises:
             SdbatchError: the engine cannot go on.
         """
-        try:
-            drawn = await asyncio.wrap_future(
-                self._engine.submit(asked.request, exact=asked.exact, follow=follow)
-            )
-        except SdbatchError:
-            raise
-        except ValueError as error:
-            return NotDrawn(_line(error), "request")
-        except Exception as error:  # noqa: BLE001  of this request alone, told to who asked
-            return NotDrawn(f"{type(error).__name__}: {_line(error)}", "engine")
-        if drawn.nsfw and self._policy == "drop":
-            worst = max(drawn.nsfw_scores or ())
-            reason = f"safety = nsfw by {worst:.3f}: dropped, as safety.policy says"
-            return NotDrawn(reason, "safety")
-        return await self._encoded(asked, drawn, preview=False)
+        return await self._draw(draw_request, None)
 
-    async def follow(self, asked: Asked) -> AsyncGenerator[Step | Picture | NotDrawn]:
-        """Draw an image and yield how far it is, its previews, then what came of it."""
+    async def draw_events(self, draw_request: DrawRequest) -> AsyncGenerator[Event]:
+        """Draw an image; yield its progress and previews, then the image or its failure."""
         loop = asyncio.get_running_loop()
-        events: asyncio.Queue[Step | Drawn | None] = asyncio.Queue()
+        events: asyncio.Queue[Progress | Drawn | None] = asyncio.Queue()
 
-        def tell(event: Step | Drawn) -> None:  # from the engine's threads
+        def add(event: Progress | Drawn) -> None:  # called by the engine's threads
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        def step(done: int, of: int) -> None:
-            tell(Step(done, of))
+        def add_step(step: int, steps: int) -> None:
+            add(Progress(step, steps))
 
-        drawing = asyncio.ensure_future(self.draw(asked, Follow(step, tell, asked.previews)))
+        follow = Follow(add_step, add, draw_request.previews)
+        drawing = asyncio.ensure_future(self._draw(draw_request, follow))
         drawing.add_done_callback(lambda _: events.put_nowait(None))
         try:
             while (event := await events.get()) is not None:
                 if isinstance(event, Drawn):
-                    yield await self._encoded(asked, event, preview=True)
-                elif events.empty():  # else there is later news
+                    yield await self._encode(draw_request, event, preview=True)
+                elif events.empty():  # skip progress that is outdated already
                     yield event
             yield drawing.result()
         finally:
             drawing.cancel()
 
     async def check_health(self) -> None:
-        """Raise a RuntimeError if the engine's thread has ended or stands still."""
-        stalled = self._engine.stalled_seconds
-        if stalled > STUCK_SECONDS:
-            raise RuntimeError(f"engine = still for {stalled:.0f} s: this replica must be replaced")
+        """Raise a RuntimeError if the engine has ended or makes no progress."""
+        seconds = self._engine.stalled_seconds
+        if seconds > STALLED_SECONDS:
+            raise RuntimeError(
+                f"The engine has made no progress for {seconds:.0f} s. This replica must be "
+                f"replaced."
+            )
 
-    async def _encoded(self, asked: Asked, drawn: Drawn, *, preview: bool) -> Picture:
-        hidden = drawn.nsfw and self._policy != "flag"
-        image = np.zeros_like(drawn.image) if hidden else drawn.image
-        row: dict[str, Any] = {
-            **asdict(asked.request),
-            "row_key": "",
-            "sample_index": asked.sample_index,
-        }
+    async def _draw(
+        self, draw_request: DrawRequest, follow: Follow | None
+    ) -> EncodedImage | DrawFailure:
+        try:
+            drawn = await asyncio.wrap_future(
+                self._engine.submit(draw_request.request, exact=draw_request.exact, follow=follow)
+            )
+        except SdbatchError:
+            raise
+        except ValueError as error:
+            return DrawFailure(sentence(error), "request")
+        except Exception as error:  # noqa: BLE001  of this image alone; its client gets the text
+            return DrawFailure(sentence(f"{type(error).__name__}: {one_line(error)}"), "engine")
+        reason = self._policy.reason_to_drop(drawn.nsfw, drawn.nsfw_scores)
+        if reason is not None:
+            return DrawFailure(f"{sentence(reason)} Change the prompt or the seed.", "safety")
+        return await self._encode(draw_request, drawn, preview=False)
+
+    async def _encode(
+        self, draw_request: DrawRequest, drawn: Drawn, *, preview: bool
+    ) -> EncodedImage:
         loop = asyncio.get_running_loop()
-        file = await loop.run_in_executor(
-            self._encoders, partial(encode, image, row, asked.encoding)
+        file, sha256 = await loop.run_in_executor(
+            self._encoders, self._encode_file, draw_request, drawn
         )
-        return Picture(
-            file,
-            preview,
-            drawn.lanes,
-            drawn.exact,
-            drawn.prompt_tokens,
-            drawn.prompt_truncated,
-            drawn.nsfw,
-            drawn.nsfw_scores,
+        facts = ImageFacts(
+            lanes=drawn.lanes,
+            exact=drawn.exact,
+            prompt_tokens=drawn.prompt_tokens,
+            prompt_truncated=drawn.prompt_truncated,
+            nsfw=drawn.nsfw,
+            nsfw_scores=drawn.nsfw_scores,
+            sha256=sha256,
         )
+        return EncodedImage(file, facts, preview)
 
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    def _encode_file(self, draw_request: DrawRequest, drawn: Drawn) -> tuple[bytes, str]:
+        """Return the file of an image, and the file's sha256."""
+        height, width, _ = drawn.image.shape
+        image = black(height, width) if self._policy.hides(drawn.nsfw) else drawn.image
+        row = {
+            **draw_request.request.model_dump(exclude={"inputs"}),
+            "row_key": "",
+            "sample_index": draw_request.sample_index,
+        }
+        file = encode_image(image, row, draw_request.encoding)
+        return file, hashlib.sha256(file).hexdigest()

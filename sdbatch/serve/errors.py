@@ -1,20 +1,27 @@
-"""Why a request is not answered as it was asked, as OpenAI's API says such things."""
+"""The error that ends a request, in the shape of OpenAI's API."""
 
+import re
 from typing import Any
 
-_KINDS = {429: "rate_limit_error", 404: "not_found_error"}
+from pydantic import ValidationError
+
+from sdbatch.errors import one_line
+from sdbatch.job import describe_error
+
+_TYPES = {429: "rate_limit_error", 404: "not_found_error"}
+_PARAM = re.compile(r"([\w.]+) = ")  # how the text of an error about a parameter begins
 
 
-class Refusal(Exception):
-    """Ends a request.
+class ApiError(Exception):
+    """Ends a request with an error response.
 
     Args:
-        status: of HTTP; 429 and 5xx may be tried again, the others not as they are.
-        message: one line for whoever asked.
+        status: HTTP's; with 429 and 5xx the client can retry, with others it must change something.
+        message: one line for the client.
         code: a word for programs.
         param: the parameter that is at fault.
-        retry_after: seconds until another try makes sense.
-        challenge: says how to send a key (RFC 9110, sec. 11.6.1).
+        retry_after: seconds until a retry makes sense.
+        challenge: whether the response says how to send a key (RFC 9110, sec. 11.6.1).
     """
 
     def __init__(
@@ -29,12 +36,12 @@ class Refusal(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
+        self.param = param
+        default_type = "server_error" if status >= 500 else "invalid_request_error"
         self.body: dict[str, Any] = {
             "error": {
                 "message": message,
-                "type": _KINDS.get(
-                    status, "server_error" if status >= 500 else "invalid_request_error"
-                ),
+                "type": _TYPES.get(status, default_type),
                 "param": param,
                 "code": code,
             }
@@ -44,16 +51,58 @@ class Refusal(Exception):
             self.headers["Retry-After"] = str(max(1, round(retry_after)))
 
 
-def internal() -> Refusal:
-    """Return what is told of a fault that only the log explains."""
-    return Refusal(500, "service = a fault of its own: see its log.", code="internal")
+def sentence(text: BaseException | str) -> str:
+    """Return the text of an error in one line that ends with one full stop."""
+    return f"{one_line(text).rstrip('.')}."
 
 
-def lost() -> Refusal:
-    """Return what those are told whose replica died: nothing is wrong with what they asked."""
-    return Refusal(
-        503,
-        "replica = lost while it drew: nothing was wrong with the request. Send it again.",
-        code="replica_lost",
-        retry_after=1,
-    )
+def invalid_value(param: str, text: str) -> ApiError:
+    """Return the error of a parameter; `text` says its value and what it must be."""
+    return ApiError(400, sentence(f"{param} = {text}"), code="invalid_value", param=param)
+
+
+def invalid_request(text: BaseException | str) -> ApiError:
+    """Return the error of a request; a text such as `seed = -1: ...` names its parameter."""
+    message = sentence(text)
+    match = _PARAM.match(message)
+    return ApiError(400, message, code="invalid_value", param=match[1] if match else None)
+
+
+def invalid_body(error: ValidationError) -> ApiError:
+    """Return the error of a body that pydantic rejected."""
+    first = error.errors()[0]
+    param = ".".join(str(part) for part in first["loc"] if not str(part).startswith("literal["))
+    if first["type"] == "extra_forbidden":
+        text = f"{param}: unknown parameter. It would have no effect. Leave it out."
+        return ApiError(400, text, code="unknown_parameter", param=param)
+    if first["type"] == "value_error" and not param:
+        return invalid_request(describe_error(error))  # its text begins with a parameter
+    if not param:
+        detail = f" ({first['msg']})" if first["type"] == "json_invalid" else ""
+        text = f"The body must be a JSON object{detail}."
+        return ApiError(400, text, code="invalid_value")
+    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
+    return ApiError(400, describe_error(error), code=code, param=param)
+
+
+def model_not_found(key: str, name: str, served: str) -> ApiError:
+    """Return the error of a request for another model than the served one."""
+    text = f"{key} = {name!r}: only {served} is served here."
+    return ApiError(404, text, code="model_not_found", param=key.partition(".")[0])
+
+
+def internal_error() -> ApiError:
+    """Return an internal error; details stay in the log."""
+    text = "The service failed because of an internal error. Its log has the details."
+    return ApiError(500, text, code="internal")
+
+
+def replica_lost() -> ApiError:
+    """Return the error of a request whose replica died while it drew."""
+    text = "The replica that drew the image died. Send the request again."
+    return ApiError(503, text, code="replica_lost", retry_after=1)
+
+
+def client_disconnected() -> ApiError:
+    """Return the error of a request whose client closed the connection; it goes into the log."""
+    return ApiError(499, "The client disconnected.", code="client_gone")

@@ -1,4 +1,4 @@
-"""What all routes share of HTTP: bodies, answers, documents, clients that hang up."""
+"""What all routes share: bodies, JSON responses, the OpenAPI documents, disconnected clients."""
 
 import asyncio
 import json
@@ -11,20 +11,20 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from sdbatch.serve import responses
-from sdbatch.serve.errors import Refusal
-from sdbatch.serve.requests import Wanted
+from sdbatch.serve.errors import ApiError, client_disconnected
+from sdbatch.serve.requests import ImageRequest
 
-DRAWING = (400, 404, 413, 415, 429, 500, 503, 504)  # what a route that draws may answer
+DRAW_ERRORS = (400, 404, 413, 415, 429, 500, 503, 504)  # the statuses of a route that draws
 Result = TypeVar("Result")
 
 
 def documented_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Document the refusals of a route."""
+    """Return the OpenAPI documentation of a route's error responses."""
     return {status: {"model": responses.Error} for status in (401, 403, *statuses)}
 
 
-def documented(kind: type[BaseModel]) -> dict[str, Any]:
-    """Document a body that the route reads by itself."""
+def documented_body(kind: type[BaseModel]) -> dict[str, Any]:
+    """Return the OpenAPI documentation of a body that the route parses itself."""
     schema = kind.model_json_schema()
     text = json.dumps({**schema, "$defs": None})
     for name, inner in schema.get("$defs", {}).items():
@@ -34,53 +34,52 @@ def documented(kind: type[BaseModel]) -> dict[str, Any]:
 
 
 async def json_body(request: Request) -> bytes:
-    """Return the request's body; raises a Refusal if it says that it is no JSON."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        text = f"content-type = {kind!r}: must be application/json."
-        raise Refusal(415, text, code="unsupported_media_type")
+    """Return the request's body; raises an ApiError if its content type is not JSON."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        text = f"content-type = {content_type!r}: must be application/json."
+        raise ApiError(415, text, code="unsupported_media_type")
     try:
         return await request.body()
     except ClientDisconnect as error:
-        raise _client_gone() from error
+        raise client_disconnected() from error
 
 
-def json_of(answer: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def json_response(
+    content: BaseModel, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
     """Return a pydantic model as the response."""
     return Response(
-        answer.model_dump_json(), status, headers=headers, media_type="application/json"
+        content.model_dump_json(), status, headers=headers, media_type="application/json"
     )
 
 
 def base_url(request: Request) -> str:
-    """Return the URL of the service as the client knows it, with a slash behind."""
+    """Return the URL of the service as the client knows it, with a slash at its end."""
     return str(request.base_url)
 
 
-def note(request: Request, asked: Wanted) -> None:
-    """Leave what the log says of a request."""
-    request.state.noted = {"images": len(asked.asked), "user": asked.user}
-    request.state.prompt = asked.first.prompt
+def set_log_fields(request: Request, image_request: ImageRequest) -> None:
+    """Set what the log line of this request says about its images."""
+    images = len(image_request.draw_requests)
+    request.state.log_fields = {"images": images, "user": image_request.user}
+    request.state.prompt = image_request.first.prompt
 
 
-async def unless_gone(request: Request, drawing: Awaitable[Result]) -> Result:
-    """Wait for `drawing`; cancel it when the client hangs up."""
-    task = asyncio.ensure_future(drawing)
-    gone = asyncio.ensure_future(_gone(request))
+async def cancel_on_disconnect(request: Request, work: Awaitable[Result]) -> Result:
+    """Wait for `work`; cancel it and raise an ApiError when the client disconnects."""
+    task = asyncio.ensure_future(work)
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise _client_gone()
+            raise client_disconnected()
         return task.result()
     finally:
         task.cancel()
-        gone.cancel()
+        disconnect.cancel()
 
 
-def _client_gone() -> Refusal:
-    return Refusal(499, "client = gone: nobody waits for the answer.", code="client_gone")
-
-
-async def _gone(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

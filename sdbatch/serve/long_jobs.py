@@ -1,20 +1,19 @@
-"""Long jobs, images by URL, and the job file of a request."""
-
-import asyncio
+"""Routes of long jobs, of images by URL, and of the job file of a request."""
 
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
 
+from sdbatch.registry import IMAGE_FORMATS
 from sdbatch.serve import requests, responses
-from sdbatch.serve.errors import Refusal
+from sdbatch.serve.errors import ApiError
 from sdbatch.serve.http import (
-    DRAWING,
+    DRAW_ERRORS,
     base_url,
-    documented,
+    documented_body,
     documented_errors,
     json_body,
-    json_of,
-    note,
+    json_response,
+    set_log_fields,
 )
 from sdbatch.serve.requests import Generation
 from sdbatch.serve.service import LongJob, Service
@@ -23,94 +22,97 @@ from sdbatch.serve.service import LongJob, Service
 def routes(service: Service) -> APIRouter:
     """Return the routes over `service`."""
     router = APIRouter(prefix="/v1/images")
-    _of_jobs(router, service)
-    _of_files(router, service)
+    _add_job_routes(router, service)
+    _add_file_routes(router, service)
     return router
 
 
-def _of_jobs(router: APIRouter, service: Service) -> None:
-    offer = service.offer
-    plain = requests.body_of(Generation, offer.job)
+def _add_job_routes(router: APIRouter, service: Service) -> None:
+    model = service.model
+    generation = requests.body_with_defaults(Generation, model.job)
 
     @router.post(
         "/jobs",
         status_code=202,
-        responses={202: {"model": responses.JobState}, **documented_errors(*DRAWING)},
-        openapi_extra=documented(plain),
+        responses={202: {"model": responses.JobState}, **documented_errors(*DRAW_ERRORS)},
+        openapi_extra=documented_body(generation),
     )
     async def begin(request: Request) -> Response:
-        """Take in a long job: its images are drawn later, and asked for at its poll_url."""
-        asked = requests.read(
-            requests.parse(plain, await json_body(request)), offer, request.state.key.limits
-        )
-        note(request, asked)
-        name = service.begin(asked, request.state.key)
-        state = responses.job_state(name, _job(service, name, request), service, base_url(request))
+        """Accept a long job: its images are drawn later, and fetched from its poll_url."""
+        body = requests.parse_body(generation, await json_body(request))
+        image_request = requests.from_generation(body, model, request.state.key.limits)
+        set_log_fields(request, image_request)
+        name = service.start_job(image_request, request.state.key)
+        state = _state(service, name, request)
         headers = {"Location": state.poll_url, "Retry-After": "1"}
-        return json_of(state, 202, headers)
+        return json_response(state, 202, headers)
 
     @router.get(
         "/jobs/{name}",
         responses={200: {"model": responses.JobState}, **documented_errors(404)},
     )
     async def poll(name: str, request: Request) -> Response:
-        """Tell how far a long job is, and when it is done what came of it."""
-        job = _job(service, name, request)
-        return json_of(responses.job_state(name, job, service, base_url(request)))
+        """Return the progress of a long job, and its images once it has completed."""
+        return json_response(_state(service, name, request))
 
     @router.post(
         "/jobs/{name}/cancel",
         responses={200: {"model": responses.JobState}, **documented_errors(404, 409)},
     )
     async def cancel(name: str, request: Request) -> Response:
-        """Give up a long job; its lanes are free at the next tick."""
-        job = _job(service, name, request)
-        if job.task is None or job.task.done():
-            text = f"job = {job.status}: has ended, so it can't be cancelled."
-            raise Refusal(409, text, code="job_ended")
-        job.task.cancel()
-        await asyncio.wait([job.task])
-        return json_of(responses.job_state(name, job, service, base_url(request)))
+        """Cancel a long job; its lanes are released at the next tick."""
+        await service.cancel_job(_find_job(service, name, request))
+        return json_response(_state(service, name, request))
 
 
-def _of_files(router: APIRouter, service: Service) -> None:
-    offer = service.offer
-    plain = requests.body_of(Generation, offer.job)
+def _add_file_routes(router: APIRouter, service: Service) -> None:
+    model = service.model
+    generation = requests.body_with_defaults(Generation, model.job)
 
     @router.get(
         "/files/{name}",
         responses={
-            200: {"content": {media: {} for media in responses.MEDIA.values()}},
+            200: {"content": {each.media_type: {} for each in IMAGE_FORMATS.values()}},
             **documented_errors(404),
         },
         response_class=Response,
     )
     async def fetch(name: str) -> Response:
-        """Return an image that was asked for by URL. Who knows its name needs no key."""
-        kept = service.images.get(name)
-        if kept is None:
-            raise Refusal(404, "image = none of this name, or no longer.", code="not_found")
-        file, media = kept
+        """Return an image that was requested by URL. Its name is secret, so no key is needed."""
+        stored = service.files.get(name)
+        if stored is None:
+            text = "There is no image of this name, or no longer. Draw it again."
+            raise ApiError(404, text, code="not_found")
+        file, media_type = stored
         headers = {"Cache-Control": "private, max-age=3600, immutable"}
-        return Response(file, media_type=media, headers=headers)
+        return Response(file, media_type=media_type, headers=headers)
 
     @router.post(
         "/job_file",
         responses={200: {"content": {"text/yaml": {}}}, **documented_errors(400, 404, 413, 415)},
         response_class=Response,
-        openapi_extra=documented(plain),
+        openapi_extra=documented_body(generation),
     )
     async def job_file(request: Request) -> Response:
         """Return the job file whose batch run draws the images of this request; draws nothing."""
-        asked = requests.read(
-            requests.parse(plain, await json_body(request)), offer, request.state.key.limits
-        )
-        return PlainTextResponse(requests.job_file(asked, offer.job), media_type="text/yaml")
+        body = requests.parse_body(generation, await json_body(request))
+        image_request = requests.from_generation(body, model, request.state.key.limits)
+        text = requests.job_file(image_request, model.job)
+        return PlainTextResponse(text, media_type="text/yaml")
 
 
-def _job(service: Service, name: str, request: Request) -> LongJob:
+def _find_job(service: Service, name: str, request: Request) -> LongJob:
     job = service.jobs.get(name)
     if job is None or job.key != request.state.key.name:
-        text = "job = none of this name, or no longer: jobs are kept in memory, and for a while."
-        raise Refusal(404, text, code="not_found")
+        text = (
+            "There is no job of this name, or no longer: jobs are stored in memory for a limited "
+            "time. Start it again."
+        )
+        raise ApiError(404, text, code="not_found")
     return job
+
+
+def _state(service: Service, name: str, request: Request) -> responses.JobState:
+    job = _find_job(service, name, request)
+    position = service.queue_position(job.reservation)
+    return responses.job_state(name, job, position, service.model.name, base_url(request))

@@ -1,12 +1,13 @@
-"""What Prometheus is told, at /metrics. No prompt, and of a key its name alone."""
+"""What Prometheus reads at /metrics. No prompts; of a key only its name."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+OUTCOMES = ("drawn", "failed", "cancelled", "refused")
 _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 
 
 class Metrics:
-    """Counters of one service."""
+    """The counters of one service."""
 
     def __init__(self) -> None:
         registry = CollectorRegistry()
@@ -15,21 +16,20 @@ class Metrics:
             "sdbatch_requests", "Requests answered.", ["route", "status", "key"], registry=registry
         )
         self.images = Counter(
-            "sdbatch_images", "Images, drawn or not.", ["outcome"], registry=registry
+            "sdbatch_images", "Images by their outcome.", ["outcome"], registry=registry
         )
         self.seconds = Histogram(
             "sdbatch_image_seconds",
-            "From an image's place in the queue to its file.",
+            "Seconds from the start of an image's request to its file.",
             buckets=_SECONDS,
             registry=registry,
         )
-        self.open = Gauge("sdbatch_images_open", "Taken in and not yet drawn.", registry=registry)
+        self.open = Gauge(
+            "sdbatch_images_open", "Images that wait or are being drawn.", registry=registry
+        )
         for outcome in OUTCOMES:
             self.images.labels(outcome)
 
     def text(self) -> bytes:
-        """Return all of them as Prometheus reads them."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
-
-
-OUTCOMES = ("drawn", "failed", "cancelled", "refused")

@@ -1,7 +1,8 @@
-"""The routes that OpenAI's clients know: generations, at once or streamed, and models."""
+"""The routes that OpenAI's clients use: generations, at once or streamed, and models."""
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
@@ -9,123 +10,130 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
 from sdbatch.serve import requests, responses
-from sdbatch.serve.drawer import Step
-from sdbatch.serve.errors import Refusal, internal
+from sdbatch.serve.drawer import DrawRequest, Progress
+from sdbatch.serve.errors import ApiError, internal_error, model_not_found
 from sdbatch.serve.http import (
-    DRAWING,
+    DRAW_ERRORS,
     base_url,
-    documented,
+    cancel_on_disconnect,
+    documented_body,
     documented_errors,
     json_body,
-    json_of,
-    note,
-    unless_gone,
+    json_response,
+    set_log_fields,
 )
-from sdbatch.serve.requests import Streamable, Wanted
-from sdbatch.serve.service import Place, Service, log
+from sdbatch.serve.requests import Streamable
+from sdbatch.serve.service import Reservation, Service, log
 
-_EVENTS: dict[str, Any] = {"text/event-stream": {}}  # with `stream`
-SECONDS_BETWEEN_SIGNS = 10.0  # of life on a stream: proxies cut those that are silent
+KEEP_ALIVE_SECONDS = 10.0  # proxies cut a stream that is silent for longer
+FIRST_COMMENT_SECONDS = 1.0  # until a waiting client gets its queue position
+_EVENTS: dict[str, Any] = {"text/event-stream": {}}  # the response with `stream`
+_NO_CACHE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 def routes(service: Service) -> APIRouter:
     """Return the routes over `service`."""
     router = APIRouter()
-    offer = service.offer
-    generation = requests.body_of(Streamable, offer.job)
+    served = service.model
+    generation = requests.body_with_defaults(Streamable, served.job)
 
     @router.post(
         "/v1/images/generations",
         responses={
             200: {"model": responses.Images, "content": _EVENTS},
-            **documented_errors(*DRAWING),
+            **documented_errors(*DRAW_ERRORS),
         },
-        openapi_extra=documented(generation),
+        openapi_extra=documented_body(generation),
     )
     async def generate(request: Request) -> Response:
-        """Draw images; streamed, with previews on the way as server-sent events."""
-        asked = requests.read(
-            requests.parse(generation, await json_body(request)), offer, request.state.key.limits
-        )
-        note(request, asked)
-        place = service.take(len(asked.asked), request.state.key)
-        if asked.previews is not None:
-            stream = _stream(service, asked, place)
-            return StreamingResponse(stream, media_type="text/event-stream", headers=_UNCACHED)
-        with place:
-            pictures = await unless_gone(request, service.draw(asked))
-        return json_of(responses.images(asked, pictures, service, base_url(request)))
+        """Draw images; streamed, with previews as server-sent events."""
+        body = requests.parse_body(generation, await json_body(request))
+        image_request = requests.from_generation(body, served, request.state.key.limits)
+        set_log_fields(request, image_request)
+        reservation = service.reserve(len(image_request.draw_requests), request.state.key)
+        if image_request.stream:
+            [draw_request] = image_request.draw_requests
+            stream = _stream(service, draw_request, reservation)
+            return StreamingResponse(stream, media_type="text/event-stream", headers=_NO_CACHE)
+        with reservation:
+            images = await cancel_on_disconnect(request, service.draw(image_request))
+        result = service.store(image_request, images)
+        return json_response(responses.images(result, served.name, base_url(request)))
 
     @router.get("/v1/models", responses=documented_errors())
     async def models() -> dict[str, Any]:
-        """Name the model that is served."""
+        """List the model that is served."""
         return {"object": "list", "data": [_model(service)]}
 
     @router.get("/v1/models/{name:path}", responses=documented_errors(404))
     async def model(name: str) -> dict[str, Any]:
         """Describe the model that is served."""
-        if name != offer.model:
-            text = f"model = {name!r}: only {offer.model} is served here."
-            raise Refusal(404, text, code="model_not_found", param="model")
+        if name != served.name:
+            raise model_not_found("model", name, served.name)
         return _model(service)
 
     return router
 
 
-async def _stream(service: Service, asked: Wanted, place: Place) -> AsyncIterator[str]:
-    """Send previews and the image as OpenAI does, and how far it is as comments between."""
-    events = service.follow(asked.asked[0], place)
-    following: asyncio.Future[Any] | None = None
+async def _stream(
+    service: Service, draw_request: DrawRequest, reservation: Reservation
+) -> AsyncIterator[str]:
+    """Yield previews and the image as OpenAI's events; queue position and steps as comments."""
+    events = service.draw_events(draw_request, reservation)
+    next_event: asyncio.Future[Any] | None = None
     previews = 0
     try:
         while True:
-            following = following or asyncio.ensure_future(anext(events))
-            await asyncio.wait({following}, timeout=SECONDS_BETWEEN_SIGNS if previews else 1.0)
-            if not following.done():
-                yield f": {json.dumps({'queue_position': service.ahead(place)})}\n\n"
+            next_event = next_event or asyncio.ensure_future(anext(events))
+            seconds = KEEP_ALIVE_SECONDS if previews else FIRST_COMMENT_SECONDS
+            await asyncio.wait({next_event}, timeout=seconds)
+            if not next_event.done():
+                yield _comment(queue_position=service.queue_position(reservation))
                 continue
-            happened, following = following.result(), None
-            if isinstance(happened, Step):
-                yield f": {json.dumps({'step': happened.done, 'steps': happened.of})}\n\n"
-            elif happened.preview:
-                yield _sent(responses.event("partial_image", asked, happened, previews))
-                previews += 1
-            else:
-                yield _sent(responses.event("completed", asked, happened, None))
+            event, next_event = next_event.result(), None
+            if isinstance(event, Progress):
+                yield _comment(step=event.step, steps=event.steps)
+                continue
+            created_at = int(time.time())
+            if not event.preview:
+                yield _event(responses.completed_event(draw_request, event, created_at))
                 return
-    except Refusal as refusal:
-        yield f"event: error\ndata: {json.dumps(refusal.body)}\n\n"
-    except Exception:  # noqa: BLE001  the answer has begun: its end says that it is none
+            yield _event(responses.partial_image_event(draw_request, event, created_at, previews))
+            previews += 1
+    except ApiError as error:
+        yield _error_event(error)
+    except Exception:  # noqa: BLE001  headers are sent already, so the error goes into the stream
         log.exception("a streamed image failed")
-        yield f"event: error\ndata: {json.dumps(internal().body)}\n\n"
+        yield _error_event(internal_error())
     finally:
-        # beside this task: what is cancelled here may not wait
-        ending = asyncio.ensure_future(_end(events, following))
-        _ENDING.add(ending)
-        ending.add_done_callback(_ENDING.discard)
+        # in another task: when this one is cancelled, it must not await
+        service.run_in_background(_close(events, next_event))
 
 
-_ENDING: set[asyncio.Future[None]] = set()  # or they could be collected while they run
-
-
-async def _end(events: AsyncGenerator[Any], following: asyncio.Future[Any] | None) -> None:
-    if following is not None:
-        following.cancel()
-        await asyncio.wait({following})
+async def _close(events: AsyncGenerator[Any], next_event: asyncio.Future[Any] | None) -> None:
+    """End a stream's drawing, which releases its lanes and its reservation."""
+    if next_event is not None:
+        next_event.cancel()
+        await asyncio.wait({next_event})
     await events.aclose()
 
 
-def _sent(event: dict[str, object]) -> str:
-    return f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
+def _event(content: dict[str, object]) -> str:
+    return f"event: {content['type']}\ndata: {json.dumps(content)}\n\n"
 
 
-_UNCACHED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+def _error_event(error: ApiError) -> str:
+    return f"event: error\ndata: {json.dumps(error.body)}\n\n"
+
+
+def _comment(**values: int) -> str:
+    return f": {json.dumps(values)}\n\n"
 
 
 def _model(service: Service) -> dict[str, Any]:
     return {
-        "id": service.offer.model,
+        "id": service.model.name,
         "object": "model",
-        "created": service.began,
+        "created": service.started,
         "owned_by": "sdbatch",
     }

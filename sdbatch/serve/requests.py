@@ -1,40 +1,54 @@
-"""What a request over HTTP asks for, resolved: the job's values where it says nothing."""
+"""The body of a request over HTTP, validated and resolved into the images to draw.
+
+The job gives the values that a request leaves out.
+"""
 
 import secrets
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
 import yaml
 from pydantic import Field, ValidationError, create_model
 
 from sdbatch.engine.request import Request
-from sdbatch.job import MAX_SEED, Job, Limits, Sampling, explain
+from sdbatch.job import Job, Limits, Sampling
 from sdbatch.output.image_file import Encoding
-from sdbatch.serve.drawer import Asked
-from sdbatch.serve.errors import Refusal
+from sdbatch.registry import IMAGE_FORMATS
+from sdbatch.sampling import MAX_SEED, check_seed
+from sdbatch.serve.drawer import DrawRequest
+from sdbatch.serve.errors import invalid_body, invalid_request, invalid_value, model_not_found
 
-LONGEST = 4000  # characters of a prompt
-SEEDS = 2**32  # a seed that nobody gave is below: torch's generator keeps no more bits
-SIZE = r"^[1-9]\d{0,3}x[1-9]\d{0,3}$"
+MAX_PROMPT_CHARACTERS = 4000
+RANDOM_SEEDS = 2**32  # a random seed is below: torch's generator keeps no more bits
+SIZE_PATTERN = r"^[1-9]\d{0,3}x[1-9]\d{0,3}$"
+FORMATS = {each.api_name: name for name, each in IMAGE_FORMATS.items()}  # the API's name -> ours
+if TYPE_CHECKING:
+    ApiFormat: TypeAlias = str
+else:
+    ApiFormat = Literal[tuple(FORMATS)]
 
 
 class Generation(Sampling):
-    """The body of POST /v1/images/generations. Unknown parameters are refused."""
+    """The body of POST /v1/images/generations. Unknown parameters are rejected."""
 
-    prompt: str = Field(max_length=LONGEST)
-    negative_prompt: str = Field("", max_length=LONGEST)
-    model: str | None = Field(None, description="the one that GET /v1/models names")
-    n: int = Field(1, ge=1, le=100, description="images; with seeds that count up from the first")
+    prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
+    negative_prompt: str = Field("", max_length=MAX_PROMPT_CHARACTERS)
+    model: str | None = Field(None, description="the one that GET /v1/models lists")
+    n: int = Field(1, ge=1, le=100, description="images; their seeds count up from the first")
     size: str = Field(
-        "auto", pattern=rf"^auto$|{SIZE}", description="WIDTHxHEIGHT; auto: height and width"
+        "auto",
+        pattern=rf"^auto$|{SIZE_PATTERN}",
+        description="WIDTHxHEIGHT; auto: height and width",
     )
     response_format: Literal["b64_json", "url"] = "b64_json"
-    output_format: Literal["png", "jpeg", "webp"] = "png"
-    output_compression: int | None = Field(None, ge=0, le=100, description="of jpeg and webp")
+    output_format: ApiFormat = "png"
+    output_compression: int | None = Field(
+        None, ge=0, le=100, description="quality of a format that is not lossless"
+    )
     user: str | None = Field(None, max_length=256, description="goes into the log")
     exact: bool = Field(
-        False, description="bit for bit what a batch run draws, also where that takes longer"
+        False, description="bit for bit what a batch run draws, even if that takes longer"
     )
 
 
@@ -49,170 +63,177 @@ Body = TypeVar("Body", bound=Sampling)
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Images that a request asks for."""
+class ImageRequest:
+    """The images of one request over HTTP."""
 
-    asked: tuple[Asked, ...]  # the same but for seed and sample index
+    draw_requests: tuple[DrawRequest, ...]  # alike but for seed and sample index
     by_url: bool = False
-    previews: int | None = None  # None: not streamed
+    stream: bool = False
     user: str | None = None
 
     @property
     def first(self) -> Request:
-        """Return what the first image is drawn from."""
-        return self.asked[0].request
+        """Return the engine's request of the first image."""
+        return self.draw_requests[0].request
+
+    @property
+    def image_format(self) -> str:
+        """Return the format of all its images, one of registry.IMAGE_FORMATS."""
+        return self.draw_requests[0].encoding.image_format
 
 
 @dataclass(frozen=True)
-class Offer:
-    """What is served."""
+class ServedModel:
+    """The model that is served, and the values that a request leaves out."""
 
-    job: Job  # its engine resolved: what an exact image is drawn with
-    model: str  # what the API calls it
-    encoding: Encoding  # names the model in images' metadata; its quality is the default
+    job: Job  # resolved: its engine settings are those of exact images
+    name: str  # in the API
+    encoding: Encoding  # the job's; names the model in the images' metadata
+
+    def encoding_for(self, image_format: str, quality: int | None = None) -> Encoding:
+        """Return how images of a format are encoded; `quality` None: as the job, or its default."""
+        default = IMAGE_FORMATS[image_format].quality
+        if default is None:
+            return replace(self.encoding, image_format=image_format, quality=None)
+        if quality is None:
+            quality = default if self.encoding.quality is None else self.encoding.quality
+        return replace(self.encoding, image_format=image_format, quality=max(1, quality))
 
 
-def body_of(kind: type[Body], job: Job) -> type[Body]:
+def body_with_defaults(kind: type[Body], job: Job) -> type[Body]:
     """Return the body `kind` with the job's sampling as its defaults."""
     fields: dict[str, Any] = {}
     for name in Sampling.model_fields:
-        field = kind.model_fields[name]
-        own = copy(field)
-        own.default = getattr(job.sampling, name)
-        fields[name] = (field.rebuild_annotation(), own)
-    seed = Field(None, ge=0, le=MAX_SEED, description="default: any; the answer says which")
+        field = copy(kind.model_fields[name])
+        field.default = getattr(job.sampling, name)
+        fields[name] = (field.annotation, field)
+    seed = Field(None, ge=0, le=MAX_SEED, description="default: random; the response has it")
     fields["seed"] = (int | None, seed)
     return cast(type[Body], create_model(kind.__name__, __base__=kind, **fields))
 
 
-def parse(kind: type[Body], text: bytes) -> Body:
-    """Return the body that `text` is; raises a Refusal if it is none."""
+def parse_body(kind: type[Body], text: bytes) -> Body:
+    """Return the body in JSON as `kind`; raises an ApiError if it is not one."""
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        raise unreadable(error) from error
+        raise invalid_body(error) from error
 
 
-def read(body: Generation, offer: Offer, limits: Limits) -> Wanted:
-    """Return the images that `body` asks for.
+def from_generation(body: Generation, model: ServedModel, limits: Limits) -> ImageRequest:
+    """Return the images that `body` requests.
 
     Raises:
-        Refusal: 400 where it asks for what cannot be, or is more than the limits allow.
+        ApiError: 400 if they cannot be drawn or exceed the limits, 404 for another model.
     """
-    if body.model not in (None, offer.model):
-        text = f"model = {body.model!r}: only {offer.model} is served here."
-        raise Refusal(404, text, code="model_not_found", param="model")
-    sampling = _sampling(body)
-    check(sampling, body.n, limits)
-    seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed
-    if seed > MAX_SEED + 1 - body.n:
-        raise bad("seed", f"{seed}: must leave room for {body.n} images below 2**63")
-    if body.output_format == "png" and body.output_compression is not None:
-        raise bad("output_compression", f"{body.output_compression}: png is lossless")
-    streamed = isinstance(body, Streamable) and body.stream
-    if streamed and body.n > 1:
-        raise bad("n", f"{body.n}: a streamed request draws one image")
-    if streamed and body.response_format == "url":
-        raise bad("response_format", "'url': a streamed image comes as b64_json")
-    if isinstance(body, Streamable) and body.partial_images and not streamed:
-        raise bad("partial_images", f"{body.partial_images}: must be 0 without stream")
-    form = {"jpeg": "jpg"}.get(body.output_format, body.output_format)
-    own = encoded_as(offer, form, body.output_compression)
-    first = Request(prompt=body.prompt, **{**sampling.model_dump(), "seed": seed})
-    previews = body.partial_images if isinstance(body, Streamable) and body.stream else None
-    return Wanted(
-        copies(first, body.n, own, exact=body.exact, previews=previews or 0),
-        body.response_format == "url",
-        previews,
-        body.user,
+    if body.model is not None and body.model != model.name:
+        raise model_not_found("model", body.model, model.name)
+    first = _first_request(body)
+    check_limits(first, body.n, limits)
+    image_format = FORMATS[body.output_format]
+    if IMAGE_FORMATS[image_format].quality is None and body.output_compression is not None:
+        raise invalid_value(
+            "output_compression",
+            f"{body.output_compression}: {body.output_format} is lossless. Leave it out, or "
+            f"choose another output_format",
+        )
+    stream, previews = _stream_options(body)
+    template = DrawRequest(
+        first,
+        model.encoding_for(image_format, body.output_compression),
+        exact=body.exact,
+        previews=previews,
     )
+    return ImageRequest(repeat(template, body.n), body.response_format == "url", stream, body.user)
 
 
-def copies(
-    first: Request, n: int, encoding: Encoding, *, exact: bool = False, previews: int = 0
-) -> tuple[Asked, ...]:
-    """Return n images of a request, their seeds counting up as those of a row's copies do."""
+def repeat(template: DrawRequest, images: int) -> tuple[DrawRequest, ...]:
+    """Return `images` requests whose seeds count up, as those of a row's images do.
+
+    Raises:
+        ApiError: 400 if a seed would leave the range.
+    """
+    seed = template.request.seed
+    try:
+        check_seed(seed, images)
+    except ValueError as error:
+        raise invalid_request(error) from error
     return tuple(
-        Asked(replace(first, seed=first.seed + i), encoding, i, exact, previews) for i in range(n)
+        replace(template, request=template.request.updated(seed=seed + i), sample_index=i)
+        for i in range(images)
     )
 
 
-def encoded_as(offer: Offer, form: str, quality: int | None = None) -> Encoding:
-    """Return how images of a format are encoded where a quality may be asked for."""
-    own = offer.encoding.quality if quality is None else max(1, quality)
-    return replace(offer.encoding, image_format=form, quality=own)
-
-
-def check(sampling: Sampling, images: int, limits: Limits) -> None:
-    """Raise a Refusal if so many images ask for more than `limits`."""
-    pixels = sampling.height * sampling.width
-    if pixels > limits.pixels:
+def check_limits(sampling: Sampling, images: int, limits: Limits) -> None:
+    """Raise an ApiError if `images` images exceed `limits`."""
+    if sampling.height * sampling.width > limits.pixels:
         size = f"{sampling.width}x{sampling.height}"
-        raise bad("size", f"{size}: must have {limits.pixels} pixels at most")
+        raise invalid_value("size", f"{size}: must have {limits.pixels} pixels at most")
     for name, value, most in (
         ("n", images, limits.images),
         ("num_inference_steps", sampling.num_inference_steps, limits.num_inference_steps),
     ):
         if value > most:
-            raise bad(name, f"{value}: must be {most} at most")
+            raise invalid_value(name, f"{value}: must be {most} at most")
 
 
-def bad(param: str, text: str) -> Refusal:
-    """Return the refusal of a parameter; `text` says what it is and must be."""
-    return Refusal(400, f"{param} = {text}.", code="invalid_value", param=param)
-
-
-def unreadable(error: ValidationError) -> Refusal:
-    """Return the refusal of a body that pydantic found wrong."""
-    first = error.errors()[0]
-    param = ".".join(str(part) for part in first["loc"] if not str(part).startswith("literal["))
-    if first["type"] == "extra_forbidden":
-        text = f"{param}: unknown parameter. It would change nothing, so it is refused."
-        return Refusal(400, text, code="unknown_parameter", param=param)
-    if first["type"] == "value_error" and not param:
-        param = str(first["msg"]).removeprefix("Value error, ").partition(" = ")[0]
-    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
-    return Refusal(400, explain(error), code=code, param=param or None)
-
-
-def job_file(wanted: Wanted, job: Job) -> str:
-    """Return a job file in YAML whose batch run draws the images of `wanted`."""
-    asked = wanted.asked[0]
-    request, encoding = asked.request, asked.encoding
-    known = job.model_dump(mode="json", exclude_defaults=True)
-    sampling = {name: getattr(request, name) for name in Sampling.model_fields if name != "seed"}
+def job_file(image_request: ImageRequest, job: Job) -> str:
+    """Return a job file in YAML whose batch run draws the images of a request."""
+    first, encoding = image_request.first, image_request.draw_requests[0].encoding
+    images = len(image_request.draw_requests)
+    settings = job.model_dump(mode="json", exclude_defaults=True)
+    sampling = {name: getattr(first, name) for name in Sampling.model_fields if name != "seed"}
     output: dict[str, Any] = {"path": "out/again", "image_format": encoding.image_format}
-    if encoding.image_format != "png":
+    if encoding.quality is not None:
         output["quality"] = encoding.quality
-    prompts: dict[str, Any] = {"rows": [{"prompt": request.prompt, "seed": request.seed}]}
-    if len(wanted.asked) > 1:
-        prompts["images_per_row"] = len(wanted.asked)
-    model = {name: value for name, value in known["model"].items() if name != "sha256"}
+    prompts: dict[str, Any] = {"rows": [{"prompt": first.prompt, "seed": first.seed}]}
+    if images > 1:
+        prompts["images_per_row"] = images
+    model = {name: value for name, value in settings["model"].items() if name != "sha256"}
     values = {
         "prompts": prompts,
         "model": model["path"] if list(model) == ["path"] else model,
         "sampling": sampling,
         "engine": job.engine.model_dump(),
-        **({"safety": known["safety"]} if "safety" in known else {}),
+        **({"safety": settings["safety"]} if "safety" in settings else {}),
         "output": output,
     }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
 
 
-def _sampling(body: Generation) -> Sampling:
+def _first_request(body: Generation) -> Request:
+    """Return the request of the first image."""
     values = {name: getattr(body, name) for name in Sampling.model_fields}
+    if values["seed"] is None:
+        values["seed"] = secrets.randbelow(RANDOM_SEEDS)
     if body.size != "auto":
-        given = {"height", "width"} & body.model_fields_set
-        if given:
-            raise bad("size", f"{body.size!r}: beside {min(given)}. Give one of them")
+        sides = {"height", "width"} & body.model_fields_set
+        if sides:
+            raise invalid_value(
+                "size", f"{body.size!r}: must not be given together with {min(sides)}. Give one"
+            )
         values["width"], values["height"] = (int(side) for side in body.size.split("x"))
-    values["seed"] = body.seed or 0
     try:
-        return Sampling.model_validate(values)
+        return Request.model_validate({**values, "prompt": body.prompt})
     except ValidationError as error:
-        refused = unreadable(error)
-        if body.size != "auto" and refused.body["error"]["param"] in ("height", "width"):
-            raise bad(
-                "size", f"{body.size!r}: both sides must be multiples of 8, to 4096"
-            ) from error
-        raise refused from error
+        invalid = invalid_body(error)
+        if body.size != "auto" and invalid.param in ("height", "width"):
+            raise invalid_value("size", f"{body.size!r}: {invalid}") from error
+        raise invalid from error
+
+
+def _stream_options(body: Generation) -> tuple[bool, int]:
+    """Return whether the image is streamed, and the number of its previews."""
+    if not isinstance(body, Streamable):
+        return False, 0
+    if not body.stream:
+        if body.partial_images:
+            raise invalid_value(
+                "partial_images", f"{body.partial_images}: must be 0 without stream"
+            )
+        return False, 0
+    if body.n > 1:
+        raise invalid_value("n", f"{body.n}: must be 1 in a streamed request")
+    if body.response_format == "url":
+        raise invalid_value("response_format", "'url': must be b64_json in a streamed request")
+    return True, body.partial_images

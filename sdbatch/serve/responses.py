@@ -1,20 +1,24 @@
-"""The answers of the API, as its documents show them and as they are built."""
+"""The responses of the API: their models for the documentation, and how they are built.
+
+All functions are pure: the service stores files and results before a response is built.
+"""
 
 import base64
-import time
+from dataclasses import asdict
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from sdbatch.serve.drawer import Picture
-from sdbatch.serve.requests import Wanted
-from sdbatch.serve.service import LongJob, Service
+from sdbatch.registry import IMAGE_FORMATS
+from sdbatch.serve.drawer import DrawRequest, EncodedImage
+from sdbatch.serve.requests import ApiFormat
+from sdbatch.serve.service import LongJob, Result, ResultImage
 
-MEDIA = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
-NAMES = {"jpg": "jpeg"}  # of formats, where OpenAI's differ
+FILES = "v1/images/files/"  # the path of stored images
+JOBS = "v1/images/jobs/"
 
 
-class Fault(BaseModel):
+class ErrorDetail(BaseModel):
     """What is wrong."""
 
     message: str
@@ -24,22 +28,22 @@ class Fault(BaseModel):
 
 
 class Error(BaseModel):
-    """Any answer that is none."""
+    """An error response."""
 
-    error: Fault
+    error: ErrorDetail
 
 
 class Image(BaseModel):
-    """An image, and how it came to be."""
+    """An image, and how it was drawn."""
 
     b64_json: str | None = None
     url: str | None = None
-    revised_prompt: str | None = Field(None, description="never: a prompt is drawn as it stands")
+    revised_prompt: str | None = Field(None, description="always null: no prompt is changed")
     seed: int
-    lanes: int = Field(description="rows of the UNet batch it was drawn in, the fewest")
+    lanes: int = Field(description="rows of the smallest UNet batch it was drawn in")
     exact: bool = Field(
         description="bit for bit what a batch run with the service's engine settings draws; "
-        "otherwise the same but for rounding: one count of 255 in float32"
+        "otherwise the same except for rounding: one count of 255 in float32"
     )
     prompt_tokens: int
     prompt_truncated: bool
@@ -49,11 +53,11 @@ class Image(BaseModel):
 
 
 class Images(BaseModel):
-    """What was drawn."""
+    """The images of a request."""
 
     created: int
     data: list[Image]
-    output_format: Literal["png", "jpeg", "webp"]
+    output_format: ApiFormat
     size: str
     model: str
 
@@ -66,100 +70,110 @@ class JobState(BaseModel):
     status: Literal["queued", "drawing", "completed", "failed", "cancelled"]
     created: int
     poll_url: str
-    queue_position: int | None = Field(description="images before it; null once it has ended")
+    queue_position: int | None = Field(
+        description="the number of images before it; null once it has ended"
+    )
     progress: float
     result: Images | None
-    error: Fault | None
+    error: ErrorDetail | None
 
 
-def images(wanted: Wanted, pictures: list[Picture], service: Service, base: str) -> Images:
-    """Return the answer for drawn pictures; `base` is the service's own URL."""
-    first = wanted.asked[0]
-    form = first.encoding.image_format
-    data = []
-    for asked, picture in zip(wanted.asked, pictures, strict=True):
-        where: dict[str, str] = {}
-        if wanted.by_url:
-            name = service.images.put((picture.file, MEDIA[form]), len(picture.file), f".{form}")
-            where["url"] = f"{base}v1/images/files/{name}"
-        else:
-            where["b64_json"] = base64.b64encode(picture.file).decode()
-        data.append(
-            Image(
-                **where,
-                seed=asked.request.seed,
-                lanes=picture.lanes,
-                exact=picture.exact,
-                prompt_tokens=picture.prompt_tokens,
-                prompt_truncated=picture.prompt_truncated,
-                nsfw=picture.nsfw,
-                nsfw_scores=None if picture.nsfw_scores is None else list(picture.nsfw_scores),
-                sha256=picture.sha256,
-            )
-        )
+def images(result: Result, model: str, base_url: str) -> Images:
+    """Return the response of a completed request.
+
+    Args:
+        result: the images.
+        model: the name of the model in the API.
+        base_url: of the service as the client knows it, with a slash at its end.
+    """
+    first = result.request.first
+    pairs = zip(result.request.draw_requests, result.images, strict=True)
     return Images(
-        created=int(time.time()),
-        data=data,
-        output_format=NAMES.get(form, form),
-        size=f"{first.request.width}x{first.request.height}",
-        model=service.offer.model,
+        created=result.created,
+        data=[_image(draw_request, image, base_url) for draw_request, image in pairs],
+        output_format=IMAGE_FORMATS[result.request.image_format].api_name,
+        size=f"{first.width}x{first.height}",
+        model=model,
     )
 
 
-def job_state(name: str, job: LongJob, service: Service, base: str) -> JobState:
-    """Return how far a long job is."""
-    ended = job.task is None or job.task.done()
+def job_state(name: str, job: LongJob, queue_position: int, model: str, base_url: str) -> JobState:
+    """Return the state of a long job.
+
+    Args:
+        name: of the job.
+        job: the job.
+        queue_position: the number of images before it.
+        model: the name of the model in the API.
+        base_url: of the service as the client knows it, with a slash at its end.
+    """
     return JobState(
         id=name,
         object="image.job",
         status=job.status,
         created=job.created,
-        poll_url=f"{base}v1/images/jobs/{name}",
-        queue_position=None if ended else service.ahead(job.place),
-        progress=1.0 if job.status == "completed" else job.progress,
-        result=_result(job, service, base),
-        error=None if job.error is None else Fault(**job.error),
+        poll_url=f"{base_url}{JOBS}{name}",
+        queue_position=None if job.has_ended else queue_position,
+        progress=job.progress,
+        result=None if job.result is None else images(job.result, model, base_url),
+        error=None if job.error is None else ErrorDetail(**job.error),
     )
 
 
-def _result(job: LongJob, service: Service, base: str) -> Images | None:
-    if job.status == "completed" and job.result is None:
-        job.result = images(job.wanted, job.pictures, service, base)  # once: it names its images
-        job.pictures = []
-    result: Images | None = job.result
-    return result
+def partial_image_event(
+    draw_request: DrawRequest, image: EncodedImage, created_at: int, index: int
+) -> dict[str, object]:
+    """Return the server-sent event of a preview, as OpenAI sends it."""
+    return {
+        "type": "image_generation.partial_image",
+        **_event_fields(draw_request, image, created_at),
+        "partial_image_index": index,
+    }
 
 
-def event(kind: str, wanted: Wanted, picture: Picture, index: int | None) -> dict[str, object]:
-    """Return a server-sent event as OpenAI sends partial images and the completed one."""
-    asked = wanted.asked[0]
-    form = asked.encoding.image_format
-    told: dict[str, object] = {
-        "type": f"image_generation.{kind}",
-        "b64_json": base64.b64encode(picture.file).decode(),
-        "created_at": int(time.time()),
-        "size": f"{asked.request.width}x{asked.request.height}",
+def completed_event(
+    draw_request: DrawRequest, image: EncodedImage, created_at: int
+) -> dict[str, object]:
+    """Return the server-sent event of a finished image, as OpenAI sends it."""
+    facts = image.facts
+    return {
+        "type": "image_generation.completed",
+        **_event_fields(draw_request, image, created_at),
+        "usage": {
+            "input_tokens": facts.prompt_tokens,
+            "input_tokens_details": {"text_tokens": facts.prompt_tokens, "image_tokens": 0},
+            "output_tokens": 0,
+            "total_tokens": facts.prompt_tokens,
+        },
+        "prompt_tokens": facts.prompt_tokens,
+        "prompt_truncated": facts.prompt_truncated,
+        "sha256": facts.sha256,
+    }
+
+
+def _image(draw_request: DrawRequest, image: ResultImage, base_url: str) -> Image:
+    values = {"seed": draw_request.request.seed, **asdict(image.facts)}
+    if isinstance(image.content, str):
+        values["url"] = f"{base_url}{FILES}{image.content}"
+    else:
+        values["b64_json"] = base64.b64encode(image.content).decode()
+    return Image.model_validate(values)
+
+
+def _event_fields(
+    draw_request: DrawRequest, image: EncodedImage, created_at: int
+) -> dict[str, object]:
+    """Return the fields that both kinds of events have."""
+    request = draw_request.request
+    return {
+        "b64_json": base64.b64encode(image.file).decode(),
+        "created_at": created_at,
+        "size": f"{request.width}x{request.height}",
         "quality": "auto",
         "background": "opaque",
-        "output_format": NAMES.get(form, form),
-        "seed": asked.request.seed,
-        "lanes": picture.lanes,
-        "exact": picture.exact,
-        "nsfw": picture.nsfw,
-    }
-    if index is not None:
-        return {**told, "partial_image_index": index}
-    tokens = picture.prompt_tokens
-    usage = {
-        "input_tokens": tokens,
-        "input_tokens_details": {"text_tokens": tokens, "image_tokens": 0},
-        "output_tokens": 0,
-        "total_tokens": tokens,
-    }
-    return {
-        **told,
-        "usage": usage,
-        "prompt_tokens": tokens,
-        "prompt_truncated": picture.prompt_truncated,
-        "sha256": picture.sha256,
+        "output_format": IMAGE_FORMATS[draw_request.encoding.image_format].api_name,
+        "seed": request.seed,
+        "lanes": image.facts.lanes,
+        "exact": image.facts.exact,
+        "nsfw": image.facts.nsfw,
     }

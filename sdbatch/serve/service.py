@@ -1,298 +1,374 @@
-"""Between HTTP and the engines: a place in the queue, a time limit, and what ends a request early.
+"""Between HTTP and the engines: the queue, the time limit, long jobs, and stored images.
 
-Nothing is taken in that cannot be kept: whoever has a place gets an image or a reason.
+Each accepted request ends with its images or with an error.
 """
 
 import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from sdbatch.serve.access import Key
-from sdbatch.serve.drawer import Asked, NotDrawn, Picture, Step
-from sdbatch.serve.errors import Refusal, internal
+from sdbatch.registry import IMAGE_FORMATS
+from sdbatch.serve.access import ApiKey
+from sdbatch.serve.drawer import (
+    DrawFailure,
+    DrawRequest,
+    EncodedImage,
+    Event,
+    ImageFacts,
+    Progress,
+)
+from sdbatch.serve.errors import ApiError, internal_error, invalid_request, invalid_value
 from sdbatch.serve.metrics import Metrics
-from sdbatch.serve.requests import Offer, Wanted
-from sdbatch.serve.ttl_cache import Kept
+from sdbatch.serve.requests import ImageRequest, ServedModel
+from sdbatch.serve.ttl_cache import TTLCache
 
 log = logging.getLogger("ray.serve.sdbatch")  # Ray Serve writes what is below its own name
-Event = Step | Picture | NotDrawn
-READY_SECONDS, OF_LATE = 2.0, 30.0
-JOB_BYTES = 16 * 1024  # of a long job that has ended, beside its images
-LAST = 64  # images from whose times the wait is foretold
+READY_SECONDS = 2.0  # to wait for the health of a replica
+RECENT_SECONDS = 30.0  # an image drawn within these shows that the service is ready
+JOB_BYTES = 16 * 1024  # of a long job that has ended, besides its images
+WAIT_IMAGES = 64  # the last ones, whose times give an estimate of the wait
+MAX_WAIT_SECONDS, DEFAULT_WAIT_SECONDS = 60.0, 5.0
 
 
 class Drawers(Protocol):
     """The replicas with engines: application.Replicas; in tests a drawer.Drawer."""
 
-    async def draw(self, asked: Asked) -> Picture | NotDrawn:
-        """Draw an image; raises a Refusal if its replica is lost."""
+    async def draw(self, draw_request: DrawRequest) -> EncodedImage | DrawFailure:
+        """Draw an image; raises an ApiError if its replica dies."""
 
-    def follow(self, asked: Asked) -> AsyncGenerator[Event]:
-        """Draw an image and tell of it on its way; the last event is what came of it."""
+    def draw_events(self, draw_request: DrawRequest) -> AsyncGenerator[Event]:
+        """Draw an image; yield its progress and previews, then the image or its failure."""
 
     async def check_health(self) -> None:
         """Raise an exception, or wait, while no replica can draw."""
 
 
-class Place:
-    """Room for the images of one request. It ends with its object at the latest."""
+class Reservation:
+    """Room in the queue for the images of one request; released with its object at the latest."""
 
-    def __init__(self, number: int, images: int, free: Callable[["Place"], None]) -> None:
+    def __init__(self, number: int, images: int, release: Callable[["Reservation"], None]) -> None:
         self.number = number
         self.images = images
-        self._free: Callable[[Place], None] | None = free
+        self._release: Callable[[Reservation], None] | None = release
 
     def close(self) -> None:
-        """Give it back."""
-        free, self._free = self._free, None
-        if free is not None:
-            free(self)
+        """Release it; once is enough."""
+        release, self._release = self._release, None
+        if release is not None:
+            release(self)
 
-    def __enter__(self) -> "Place":
-        """Return the place."""
+    def __enter__(self) -> "Reservation":
+        """Return the reservation."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give it back."""
+        """Release it."""
         self.close()
 
     def __del__(self) -> None:
-        """Give back the place of an answer that was never begun, as its client had gone."""
+        """Release it if its response was never started because the client disconnected."""
         self.close()
+
+
+@dataclass(frozen=True)
+class ResultImage:
+    """An image of a completed request."""
+
+    facts: ImageFacts
+    content: bytes | str  # the file; or the name under which the service stores the file
+
+
+@dataclass(frozen=True)
+class Result:
+    """A completed request."""
+
+    request: ImageRequest
+    images: tuple[ResultImage, ...]
+    created: int  # seconds since 1970
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of its files; stored files count where they are stored."""
+        return sum(len(each.content) for each in self.images if isinstance(each.content, bytes))
 
 
 @dataclass(eq=False)
 class LongJob:
-    """A request that is answered at once and drawn later."""
+    """A request that is accepted at once, drawn later, and polled."""
 
-    wanted: Wanted
-    key: str
-    place: Place
+    request: ImageRequest
+    key: str  # the name of its API key
+    reservation: Reservation
     created: int = field(default_factory=lambda: int(time.time()))
-    status: str = "queued"  # drawing, completed, failed, cancelled
-    steps: dict[int, float] = field(default_factory=dict)  # image -> its part that is done
-    pictures: list[Picture] = field(default_factory=list)
-    result: Any = None  # told.Images, when it has been asked for
+    status: Literal["queued", "drawing", "completed", "failed", "cancelled"] = "queued"
+    parts_done: dict[int, float] = field(default_factory=dict)  # by sample index, in [0, 1]
+    result: Result | None = None
     error: dict[str, Any] | None = None
     task: "asyncio.Task[None] | None" = None
 
     @property
+    def has_ended(self) -> bool:
+        """Tell whether nothing more happens to it."""
+        return self.task is None or self.task.done()
+
+    @property
     def progress(self) -> float:
         """Return the part of it that is done, in [0, 1]."""
-        return sum(self.steps.values()) / len(self.wanted.asked)
+        if self.status == "completed":
+            return 1.0
+        return sum(self.parts_done.values()) / len(self.request.draw_requests)
 
-    def tell(self, image: int, step: Step) -> None:
-        """Take in how far an image is."""
+    def update(self, sample_index: int, progress: Progress) -> None:
+        """Record the progress of one of its images."""
         self.status = "drawing"
-        self.steps[image] = step.done / step.of
+        self.parts_done[sample_index] = progress.step / progress.steps
 
 
 class Service:
-    """The queue before all replicas. Belongs to one event loop."""
+    """The queue in front of all replicas. Belongs to one event loop."""
 
-    def __init__(self, offer: Offer, drawers: Drawers) -> None:
-        self.offer = offer
-        self.began = int(time.time())
+    def __init__(self, model: ServedModel, drawers: Drawers) -> None:
+        self.model = model
+        self.started = int(time.time())
         self.metrics = Metrics()
-        self._settings = offer.job.serve
-        seconds, most = self._settings.keep_s, self._settings.keep_mib * 2**20
-        self.images: Kept[tuple[bytes, str]] = Kept(seconds, most)  # file, media type
-        self.jobs: Kept[LongJob] = Kept(seconds, most)
+        self._settings = model.job.serve
+        seconds, max_bytes = self._settings.keep_s, self._settings.keep_mib * 2**20
+        self.files: TTLCache[tuple[bytes, str]] = TTLCache(seconds, max_bytes)  # with media type
+        self.jobs: TTLCache[LongJob] = TTLCache(seconds, max_bytes)
         self._drawers = drawers
-        self._places: dict[int, int] = {}  # number of a place -> its images
-        self._given = 0
-        self._ends: deque[float] = deque(maxlen=LAST)  # when the last images were drawn
+        self._queue: dict[int, int] = {}  # number of a reservation -> its images
+        self._last_number = 0
+        self._drawn_at: deque[float] = deque(maxlen=WAIT_IMAGES)
         self._stopping = False
+        self._background: set[asyncio.Future[None]] = set()
 
     @property
-    def open(self) -> int:
-        """Return how many images are taken in and not yet drawn."""
-        return sum(self._places.values())
+    def pending(self) -> int:
+        """Return how many images wait or are being drawn."""
+        return sum(self._queue.values())
 
-    def ahead(self, place: Place) -> int:
-        """Return how many open images were taken in before those of `place`."""
-        return sum(images for number, images in self._places.items() if number < place.number)
+    def queue_position(self, reservation: Reservation) -> int:
+        """Return how many pending images are before those of `reservation`."""
+        return sum(images for number, images in self._queue.items() if number < reservation.number)
 
-    def take(self, images: int, key: Key) -> Place:
-        """Take in so many images.
+    def reserve(self, images: int, key: ApiKey) -> Reservation:
+        """Reserve room for `images` images in the queue.
 
         Raises:
-            Refusal: the queue is full, the key has spent its images, or the service stops.
+            ApiError: the queue is full, the key's limit is reached, or the service shuts down.
         """
         if self._stopping:
-            raise _stopping()
+            raise _shutting_down()
         queue = self._settings.queue
         if images > queue:
-            text = f"n = {images}: the queue holds {queue}."
-            raise Refusal(400, text, code="invalid_value", param="n")
-        if self.open + images > queue:
+            raise invalid_value("n", f"{images}: must be {queue} at most, the length of the queue")
+        if self.pending + images > queue:
             self.metrics.images.labels("refused").inc(images)
-            raise Refusal(
+            raise ApiError(
                 503,
-                f"queue = full: {self.open} images wait of {queue} that may. Try again later.",
+                f"The queue is full: {self.pending} images wait. Retry later.",
                 code="overloaded",
-                retry_after=self._wait(images),
+                retry_after=self._estimate_wait(images),
             )
         key.spend(images)
-        self._given += 1
-        self._places[self._given] = images
-        self.metrics.open.set(self.open)
-        return Place(self._given, images, self._free)
+        self._last_number += 1
+        self._queue[self._last_number] = images
+        self.metrics.open.set(self.pending)
+        return Reservation(self._last_number, images, self._release)
 
-    async def draw(self, wanted: Wanted) -> list[Picture]:
-        """Draw all images of a request that has a place.
+    async def draw(self, image_request: ImageRequest) -> list[EncodedImage]:
+        """Draw all images of a request that has a reservation.
 
         Raises:
-            Refusal: there was no time, or one of them could not be drawn.
+            ApiError: there was not enough time, or one of them could not be drawn.
         """
 
-        async def one(asked: Asked) -> Picture:
-            with self._counted() as ended:
-                return ended(await self._drawers.draw(asked))
+        async def draw_one(draw_request: DrawRequest) -> EncodedImage:
+            with self._measured():
+                return _require_image(await self._drawers.draw(draw_request))
 
-        return await self._all([one(asked) for asked in wanted.asked])
+        return await self._gather([draw_one(each) for each in image_request.draw_requests])
 
-    async def follow(self, asked: Asked, place: Place) -> AsyncGenerator[Step | Picture]:
-        """Draw the one image of `place` and yield what happens to it; raises as draw does."""
-        until = self._until()
-        with place, _in_time(), self._counted() as ended:
-            async with aclosing(self._drawers.follow(asked)) as events:
-                while True:
-                    async with asyncio.timeout_at(until):
-                        event = await anext(events)
-                    if isinstance(event, Step) or (isinstance(event, Picture) and event.preview):
+    async def draw_events(
+        self, draw_request: DrawRequest, reservation: Reservation
+    ) -> AsyncGenerator[Progress | EncodedImage]:
+        """Draw one image; yield its progress, its previews and itself; raises as `draw` does."""
+        deadline = self._deadline()
+        with reservation:
+            with self._time_limit(), self._measured():
+                async with aclosing(self._drawers.draw_events(draw_request)) as events:
+                    while True:
+                        async with asyncio.timeout_at(deadline):
+                            event = await anext(events)
+                        if isinstance(event, DrawFailure):
+                            break
+                        if isinstance(event, EncodedImage) and not event.preview:
+                            break
                         yield event
-                    else:
-                        yield ended(event)
-                        return
+                image = _require_image(event)
+            yield image
 
-    def begin(self, wanted: Wanted, key: Key) -> str:
-        """Take in a request that is asked after later; return its job's name."""
-        job = LongJob(wanted, key.name, self.take(len(wanted.asked), key))
+    def store(self, image_request: ImageRequest, images: Sequence[EncodedImage]) -> Result:
+        """Return the result of a drawn request; store the files that are fetched by URL."""
+        contents: list[bytes | str] = [image.file for image in images]
+        if image_request.by_url:
+            image_format = image_request.image_format
+            media_type = IMAGE_FORMATS[image_format].media_type
+            contents = [
+                self.files.put((image.file, media_type), len(image.file), f".{image_format}")
+                for image in images
+            ]
+        pairs = zip(images, contents, strict=True)
+        return Result(
+            image_request,
+            tuple(ResultImage(image.facts, content) for image, content in pairs),
+            created=int(time.time()),
+        )
+
+    def start_job(self, image_request: ImageRequest, key: ApiKey) -> str:
+        """Accept a long job; return its name."""
+        reservation = self.reserve(len(image_request.draw_requests), key)
+        job = LongJob(image_request, key.name, reservation)
         name = self.jobs.put(job, 0)
-        job.task = asyncio.ensure_future(self._run(job, name))
+        job.task = asyncio.ensure_future(self._run_job(job, name))
         return name
 
+    async def cancel_job(self, job: LongJob) -> None:
+        """Cancel a long job; its lanes are released at the next tick.
+
+        Raises:
+            ApiError: it has ended.
+        """
+        if job.task is None or job.has_ended:
+            text = f"The job has ended ({job.status}), so it cannot be cancelled."
+            raise ApiError(409, text, code="job_ended")
+        job.task.cancel()
+        await asyncio.wait([job.task])
+
+    def run_in_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine in a task of its own, which nobody waits for."""
+        task = asyncio.ensure_future(coroutine)
+        self._background.add(task)  # without a reference it could be garbage collected
+        task.add_done_callback(self._background.discard)
+
     async def check_ready(self) -> None:
-        """Raise a Refusal unless a replica drew of late, or says that it can draw."""
+        """Raise an ApiError unless a replica drew recently, or is healthy."""
         if self._stopping:
-            raise _stopping()
-        if self._ends and time.monotonic() - self._ends[-1] < OF_LATE:
-            return  # under load the question would wait behind the images
+            raise _shutting_down()
+        if self._drawn_at and time.monotonic() - self._drawn_at[-1] < RECENT_SECONDS:
+            return  # under load a health check would wait behind the images
         try:
             async with asyncio.timeout(READY_SECONDS):
                 await self._drawers.check_health()
         except Exception as error:
-            text = "service = not ready: no replica can draw now. Try again later."
-            raise Refusal(503, text, code="not_ready", retry_after=5) from error
+            text = "The service is not ready: no replica can draw now. Retry later."
+            raise ApiError(503, text, code="not_ready", retry_after=5) from error
 
     async def drain(self, seconds: float) -> int:
-        """Take nothing in any more and wait for what is open; return how much of it is left."""
+        """Accept no more requests and wait for the pending images; return how many are left."""
         self._stopping = True
-        until = time.monotonic() + seconds
-        while self.open and time.monotonic() < until:
+        deadline = time.monotonic() + seconds
+        while self.pending and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        return self.open
+        return self.pending
 
-    async def _run(self, job: LongJob, name: str) -> None:
-        async def one(image: int, asked: Asked) -> Picture:
+    async def _run_job(self, job: LongJob, name: str) -> None:
+        async def draw_one(draw_request: DrawRequest) -> EncodedImage:
             last: Event | None = None
-            with self._counted() as ended:
-                async with aclosing(self._drawers.follow(asked)) as events:
+            with self._measured():
+                async with aclosing(self._drawers.draw_events(draw_request)) as events:
                     async for last in events:
-                        if isinstance(last, Step):
-                            job.tell(image, last)
-                return ended(last)
+                        if isinstance(last, Progress):
+                            job.update(draw_request.sample_index, last)
+                return _require_image(last)
 
-        with job.place:
+        with job.reservation:
             try:
-                asked = enumerate(job.wanted.asked)
-                job.pictures = await self._all([one(i, each) for i, each in asked])
+                images = await self._gather([draw_one(each) for each in job.request.draw_requests])
+                job.result = self.store(job.request, images)
                 job.status = "completed"
-            except Refusal as refusal:
-                job.status, job.error = "failed", refusal.body["error"]
+            except ApiError as error:
+                job.status, job.error = "failed", error.body["error"]
             except asyncio.CancelledError:
                 job.status = "cancelled"
             except Exception:
                 log.exception("a long job failed")
-                job.status, job.error = "failed", internal().body["error"]
-        size = sum(len(picture.file) for picture in job.pictures) * 4 // 3  # as base64
-        self.jobs.put_again(name, job, JOB_BYTES + size)
+                job.status, job.error = "failed", internal_error().body["error"]
+        self.jobs.replace(name, job, JOB_BYTES + (job.result.size if job.result else 0))
 
-    async def _all(self, drawing: list[Any]) -> list[Picture]:
-        """Wait for all images of a request; when one fails, or time is up, cancel the others."""
-        tasks = [asyncio.ensure_future(one) for one in drawing]
+    async def _gather(
+        self, coroutines: Sequence[Coroutine[Any, Any, EncodedImage]]
+    ) -> list[EncodedImage]:
+        """Wait for all images of a request; if one fails, or time is up, cancel the others."""
+        tasks = [asyncio.ensure_future(each) for each in coroutines]
         try:
-            with _in_time():
-                async with asyncio.timeout_at(self._until()):
-                    pictures: list[Picture] = await asyncio.gather(*tasks)
-                    return pictures
+            with self._time_limit():
+                async with asyncio.timeout_at(self._deadline()):
+                    return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
 
-    def _until(self) -> float:
+    def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._settings.timeout_s
 
-    def _free(self, place: Place) -> None:
-        del self._places[place.number]
-        self.metrics.open.set(self.open)
+    def _release(self, reservation: Reservation) -> None:
+        del self._queue[reservation.number]
+        self.metrics.open.set(self.pending)
 
-    def _wait(self, images: int) -> float:
-        """Foretell the seconds until so many are drawn, by how fast the last ones were."""
-        if len(self._ends) < 2:
-            return 5.0
-        each = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
-        return min(60.0, max(1.0, each * images))
+    def _estimate_wait(self, images: int) -> float:
+        """Estimate the seconds until `images` images are drawn, from the times of the last ones."""
+        if len(self._drawn_at) < 2:
+            return DEFAULT_WAIT_SECONDS
+        each = (self._drawn_at[-1] - self._drawn_at[0]) / (len(self._drawn_at) - 1)
+        return min(MAX_WAIT_SECONDS, max(1.0, each * images))
 
     @contextmanager
-    def _counted(self) -> Iterator[Callable[[Any], Picture]]:
-        """Yield what takes in the outcome of one image: counts it, and raises if it is none."""
-        began, outcome = time.monotonic(), "cancelled"
-
-        def ended(event: Picture | NotDrawn) -> Picture:
-            nonlocal outcome
-            outcome = "failed" if isinstance(event, NotDrawn) else "drawn"
-            if isinstance(event, NotDrawn):
-                raise _not_drawn(event)
-            if not isinstance(event, Picture):
-                raise RuntimeError(f"{event}: a drawing that ended without an image")
-            self._ends.append(time.monotonic())
-            self.metrics.seconds.observe(time.monotonic() - began)
-            return event
-
+    def _measured(self) -> Iterator[None]:
+        """Count one image by its outcome; of a drawn one, record the seconds."""
+        started, outcome = time.monotonic(), "cancelled"
         try:
-            yield ended
+            yield
+            outcome = "drawn"
+            self._drawn_at.append(time.monotonic())
+            self.metrics.seconds.observe(time.monotonic() - started)
         except Exception:
             outcome = "failed"
             raise
         finally:
             self.metrics.images.labels(outcome).inc()
 
+    @contextmanager
+    def _time_limit(self) -> Iterator[None]:
+        """Turn a TimeoutError into the error response."""
+        try:
+            yield
+        except TimeoutError as error:
+            text = (
+                f"The request took longer than {self._settings.timeout_s:g} s. Retry later, or "
+                f"request fewer images or steps."
+            )
+            raise ApiError(504, text, code="timeout", retry_after=10) from error
 
-@contextmanager
-def _in_time() -> Iterator[None]:
-    try:
-        yield
-    except TimeoutError as error:
-        text = "serve.timeout_s = over: the service is too busy, or this is too much at a time."
-        raise Refusal(504, text, code="timeout", retry_after=10) from error
+
+def _shutting_down() -> ApiError:
+    text = "The service is shutting down. Retry later."
+    return ApiError(503, text, code="stopping", retry_after=5)
 
 
-def _stopping() -> Refusal:
-    return Refusal(503, "service = stopping: ask again.", code="stopping", retry_after=5)
-
-
-def _not_drawn(event: NotDrawn) -> Refusal:
-    if event.fault == "safety":
-        return Refusal(400, f"{event.reason}.", code="content_policy_violation", param="prompt")
-    if event.fault == "request":
-        param, equals, _ = event.reason.partition(" = ")
-        text = f"{event.reason}."
-        return Refusal(400, text, code="invalid_value", param=param if equals else None)
-    return Refusal(500, f"{event.reason}.", code="not_drawn")
+def _require_image(event: Event | None) -> EncodedImage:
+    """Return the image that a drawing ended with; raise an ApiError if it failed."""
+    if isinstance(event, EncodedImage):
+        return event
+    if not isinstance(event, DrawFailure):
+        raise RuntimeError(f"a drawing ended without an image: {event!r}")
+    if event.cause == "safety":
+        raise ApiError(400, event.reason, code="content_policy_violation", param="prompt")
+    if event.cause == "request":
+        raise invalid_request(event.reason)
+    raise ApiError(500, event.reason, code="not_drawn")

@@ -1,4 +1,4 @@
-"""What is kept for a while: images that are fetched by URL, and jobs that are asked after."""
+"""Values that are stored for a limited time: images that are fetched by URL, and long jobs."""
 
 import secrets
 import time
@@ -10,53 +10,56 @@ Value = TypeVar("Value")
 
 
 @dataclass
-class _Held(Generic[Value]):
+class _Entry(Generic[Value]):
     value: Value
     bytes: int
-    until: float
+    expires_at: float
 
 
-class Kept(Generic[Value]):
-    """Values by unguessable names, for some seconds and up to some bytes; the oldest go first.
+class TTLCache(Generic[Value]):
+    """Values under unguessable names, for some seconds and up to some bytes.
 
-    What has no bytes yet stays its time.
+    Above the limit of bytes the oldest are evicted first; entries of 0 bytes, which are not
+    complete yet, only expire.
     """
 
-    def __init__(self, seconds: float, most_bytes: int) -> None:
+    def __init__(self, seconds: float, max_bytes: int) -> None:
         self._seconds = seconds
-        self._most_bytes = most_bytes
-        self._held: OrderedDict[str, _Held[Value]] = OrderedDict()
+        self._max_bytes = max_bytes
+        self._entries: OrderedDict[str, _Entry[Value]] = OrderedDict()  # the oldest first
         self._bytes = 0
 
     def put(self, value: Value, size: int, suffix: str = "") -> str:
-        """Keep `value`, of `size` bytes; return its name."""
+        """Store `value`, of `size` bytes; return its name."""
         name = secrets.token_urlsafe(18) + suffix
-        self._held[name] = _Held(value, size, time.monotonic() + self._seconds)
-        self._bytes += size
-        self._forget()
+        self._store(name, value, size)
         return name
 
-    def put_again(self, name: str, value: Value, size: int) -> None:
-        """Keep `value`, which has `size` bytes by now, under its old name as if it had come now."""
-        held = self._held.pop(name, None)
-        self._held[name] = _Held(value, size, time.monotonic() + self._seconds)
-        self._bytes += size - (held.bytes if held else 0)
-        self._forget()
+    def replace(self, name: str, value: Value, size: int) -> None:
+        """Store `value`, of `size` bytes, under an existing name; its time starts again."""
+        previous = self._entries.pop(name, None)
+        self._bytes -= previous.bytes if previous else 0
+        self._store(name, value, size)
 
     def get(self, name: str) -> Value | None:
-        """Return the value, None where there is none or no longer."""
-        self._forget()
-        held = self._held.get(name)
-        return None if held is None else held.value
+        """Return a value; None if there is none of this name, or no longer."""
+        self._evict()
+        entry = self._entries.get(name)
+        return None if entry is None else entry.value
 
-    def _forget(self) -> None:
+    def _store(self, name: str, value: Value, size: int) -> None:
+        self._entries[name] = _Entry(value, size, time.monotonic() + self._seconds)
+        self._bytes += size
+        self._evict()
+
+    def _evict(self) -> None:
+        """Remove expired entries, then the oldest above the limit, but never the only one."""
         now = time.monotonic()
-        for name, held in list(self._held.items()):
-            last = len(self._held) == 1  # what has just come is kept, whatever its size
-            over = self._bytes > self._most_bytes and held.bytes and not last
-            if held.until > now and not over:
-                if self._bytes <= self._most_bytes:
-                    return
-                continue
-            del self._held[name]
-            self._bytes -= held.bytes
+        for name, entry in list(self._entries.items()):
+            over_limit = self._bytes > self._max_bytes
+            evictable = entry.bytes > 0 and len(self._entries) > 1
+            if entry.expires_at <= now or (over_limit and evictable):
+                del self._entries[name]
+                self._bytes -= entry.bytes
+            elif not over_limit:
+                return

@@ -12,16 +12,17 @@ import uvicorn
 
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.request import Drawn
-from sdbatch.job import parse
-from sdbatch.models import find_model
-from sdbatch.models.sd1 import loading
-from sdbatch.models.sd1.loading import Build
+from sdbatch.job import Model, Safety, parse
+from sdbatch.models import sd1
+from sdbatch.models.build import Build
+from sdbatch.models.find_model import find_model
 from sdbatch.output.image_file import Encoding
 from sdbatch.serve import access, web
 from sdbatch.serve.access import Access
 from sdbatch.serve.drawer import Drawer
-from sdbatch.serve.requests import Offer
+from sdbatch.serve.requests import ServedModel
 from sdbatch.serve.service import Service
+from sdbatch.stages.safety import SafetyPolicy
 from tests.fakes import FakeEngine
 
 ENGINE = {
@@ -31,7 +32,7 @@ ENGINE = {
     "channels_last": False,
     "compile": False,
 }
-ENCODING = Encoding("png", 95, "tiny", "0123456789abcdef", "sdbatch test")
+ENCODING = Encoding("png", None, "tiny", "0123456789abcdef", "sdbatch test")
 
 
 def job_of(**sections):
@@ -48,8 +49,8 @@ def job_of(**sections):
     return parse(values)
 
 
-class Held(FakeEngine):
-    """Draws when it is let go; remembers which of its images were cancelled."""
+class PausedEngine(FakeEngine):
+    """Draws when `draw_all` is called; counts which of its images were cancelled."""
 
     def __init__(self):
         super().__init__()
@@ -60,7 +61,7 @@ class Held(FakeEngine):
         self.waiting.append((future, request, follow))
         return future
 
-    def go(self):
+    def draw_all(self):
         waiting, self.waiting = self.waiting, []
         for future, request, _ in waiting:
             if not future.cancelled():
@@ -71,12 +72,12 @@ class Held(FakeEngine):
         return sum(future.cancelled() for future, _, _ in self.waiting)
 
 
-def eventually(holds):
-    """Wait until it holds, which the service's own thread brings about."""
+def eventually(condition):
+    """Wait until the service's own thread has made `condition()` true."""
     deadline = time.monotonic() + 20
-    while not holds() and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert holds()
+    assert condition()
 
 
 def metric(server, name):
@@ -90,8 +91,8 @@ class Server:
     def __init__(self, drawer, **sections):
         job = job_of(**sections)
         self.job = job
-        self.service = Service(Offer(job, "tiny", ENCODING), drawer)
-        keys = Access(access.read(job.serve), job.serve.limits)
+        self.service = Service(ServedModel(job, "tiny", ENCODING), drawer)
+        keys = Access(access.read_keys(job.serve), job.serve.limits)
         application = web.application(self.service, keys, log_prompts=job.serve.log_prompts)
         self._listener = socket.socket()
         self._listener.bind(("127.0.0.1", 0))
@@ -110,12 +111,12 @@ class Server:
     def post(self, path="/v1/images/generations", **body):
         return self.client.post(path, json=body)
 
-    def open_soon(self, images):
-        """Wait until so many images are open."""
+    def wait_for_pending(self, images):
+        """Wait until `images` images wait or are being drawn."""
         deadline = time.monotonic() + 20
-        while self.service.open != images and time.monotonic() < deadline:
+        while self.service.pending != images and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert self.service.open == images
+        assert self.service.pending == images
 
     def close(self):
         self.client.close()
@@ -126,8 +127,9 @@ class Server:
 
 @pytest.fixture(scope="module")
 def tiny_engine(tiny_model):
-    model = loading.load(find_model.find(str(tiny_model), None, ""), Build("cpu", "float32"))
-    engine = Engine(model, lanes=8, threads=1, pixels=64 * 64)
+    files = find_model(Model(path=str(tiny_model)), Safety(checker="none"))
+    family = sd1.load(files, Build("cpu", "float32"))
+    engine = Engine(family, lanes=8, threads=1, pixels=64 * 64)
     yield engine
     engine.close(cancel=True)
 
@@ -135,18 +137,19 @@ def tiny_engine(tiny_model):
 @pytest.fixture(scope="module")
 def server(tiny_engine):
     """A service with the tiny model and no keys."""
-    server = Server(Drawer(lambda: tiny_engine, "flag"))
+    server = Server(Drawer(lambda: tiny_engine, SafetyPolicy("flag")))
     yield server
     server.close()
 
 
 @pytest.fixture
 def serving():
-    """Start services with other engines or settings; stop them in the end."""
+    """Start services with other engines or settings; stop them at the end."""
     with contextlib.ExitStack() as stack:
 
         def start(engine=None, policy="flag", **sections):
-            server = Server(Drawer(lambda: engine or FakeEngine(), policy), **sections)
+            drawer = Drawer(lambda: engine or FakeEngine(), SafetyPolicy(policy))
+            server = Server(drawer, **sections)
             stack.callback(server.close)
             return server
 

@@ -1,4 +1,4 @@
-"""txt2img as AUTOMATIC1111's clients send it, and what they ask for before."""
+"""txt2img as AUTOMATIC1111's clients send it, and the routes that they call first."""
 
 import base64
 import io
@@ -7,8 +7,8 @@ import json
 import pytest
 from PIL import Image
 
-# What the webuiapi client sends when one gives it a prompt: everything else at its default.
-USUAL = {
+# What the webuiapi client sends for a prompt, with its defaults for everything else.
+USUAL_BODY = {
     "enable_hr": False,
     "prompt": "a (red:1.2) dog",
     "styles": [],
@@ -38,10 +38,10 @@ USUAL = {
 
 
 def txt2img(server, **changes):
-    return server.post("/sdapi/v1/txt2img", **{**USUAL, **changes})
+    return server.post("/sdapi/v1/txt2img", **{**USUAL_BODY, **changes})
 
 
-def test_clients_usual_request_is_drawn_as_the_other_api_draws_it(server):
+def test_usual_request_of_a_client_draws_the_same_image_as_openais_api(server):
     answer = txt2img(server).json()
     [file] = [base64.b64decode(image) for image in answer["images"]]
     picture = Image.open(io.BytesIO(file))
@@ -63,18 +63,18 @@ def test_clients_usual_request_is_drawn_as_the_other_api_draws_it(server):
     assert answer["parameters"]["cfg_scale"] == 5.0
 
 
-def test_batches_and_rounds_are_images_whose_seeds_count_up(server):
+def test_seeds_count_up_over_batches_and_rounds(server):
     info = json.loads(txt2img(server, batch_size=2, n_iter=2).json()["info"])
     assert info["all_seeds"] == [7, 8, 9, 10]
 
 
-def test_seed_minus_one_is_any(server):
+def test_seed_minus_one_is_random(server):
     seeds = {json.loads(txt2img(server, seed=-1).json()["info"])["seed"] for _ in range(2)}
     assert len(seeds) == 2
 
 
 @pytest.mark.parametrize(
-    ("asked", "title"),
+    ("fields", "title"),
     [
         ({"sampler_name": "DPM++ 2M Karras"}, "DPM++ 2M Karras"),
         ({"sampler_name": "DPM++ 2M", "scheduler": "Karras"}, "DPM++ 2M Karras"),
@@ -85,18 +85,18 @@ def test_seed_minus_one_is_any(server):
         ({"sampler_name": None}, "DPM++ 2M"),
     ],
 )
-def test_sampler_is_understood_in_one_field_or_two(server, asked, title):
-    assert json.loads(txt2img(server, **asked).json()["info"])["sampler_name"] == title
+def test_sampler_and_schedule_are_read_from_one_field_or_two(server, fields, title):
+    assert json.loads(txt2img(server, **fields).json()["info"])["sampler_name"] == title
 
 
 def test_format_and_clip_skip_are_override_settings(server):
-    own = {"CLIP_stop_at_last_layers": 2, "samples_format": "webp"}
-    answer = txt2img(server, override_settings=own).json()
+    settings = {"CLIP_stop_at_last_layers": 2, "samples_format": "webp"}
+    answer = txt2img(server, override_settings=settings).json()
     assert Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).format == "WEBP"
     assert json.loads(answer["info"])["clip_skip"] == 2
 
 
-REFUSED = {
+REJECTED = {
     "high resolution": ({"enable_hr": True}, "enable_hr"),
     "faces": ({"restore_faces": True}, "restore_faces"),
     "tiling": ({"tiling": True}, "tiling"),
@@ -106,19 +106,19 @@ REFUSED = {
     "subseed": ({"subseed_strength": 0.5}, "subseed_strength"),
     "setting": ({"override_settings": {"eta_noise_seed_delta": 31337}}, "eta_noise_seed_delta"),
     "init image": ({"init_images": ["..."]}, "init_images: unknown parameter"),
-    "sampler": ({"sampler_name": "Magic"}, "none of GET /sdapi/v1/samplers"),
+    "sampler": ({"sampler_name": "Magic"}, "must be a name from GET /sdapi/v1/samplers"),
     "schedule": ({"sampler_name": "UniPC", "scheduler": "Align Your Steps"}, "no such schedule"),
-    "scheduler": ({"scheduler": "Magic"}, "none of GET /sdapi/v1/schedulers"),
+    "scheduler": ({"scheduler": "Magic"}, "must be a label from GET /sdapi/v1/schedulers"),
     "guidance": ({"cfg_scale": 0.5}, "cfg_scale = 0.5"),
     "width": ({"width": 65}, "width = 65"),
     "many": ({"batch_size": 6, "n_iter": 2}, "n = 12: must be 10 at most"),
 }
 
 
-@pytest.mark.parametrize("fault", REFUSED)
-def test_what_this_service_has_not_is_refused_and_not_ignored(server, fault):
-    asked, words = REFUSED[fault]
-    answer = txt2img(server, **asked)
+@pytest.mark.parametrize("fault", REJECTED)
+def test_unsupported_fields_and_values_are_rejected(server, fault):
+    fields, words = REJECTED[fault]
+    answer = txt2img(server, **fields)
     assert answer.status_code == 400
     assert words in answer.json()["error"]["message"]
 
@@ -128,8 +128,8 @@ def test_another_checkpoint_is_not_found(server):
     assert answer.status_code == 404
 
 
-def test_clients_find_what_they_look_for_first(server):
-    ask = {
+def test_routes_that_clients_call_first_describe_the_service(server):
+    lists = {
         path: server.client.get(f"/sdapi/v1/{path}").json()
         for path in (
             "samplers",
@@ -147,8 +147,8 @@ def test_clients_find_what_they_look_for_first(server):
             "cmd-flags",
         )
     }
-    assert "DPM++ 2M Karras" in [sampler["name"] for sampler in ask["samplers"]]
-    assert {"name": "karras", "label": "Karras"}.items() <= ask["schedulers"][1].items()
-    assert ask["sd-models"][0]["title"] == ask["options"]["sd_model_checkpoint"] == "tiny"
-    assert ask["embeddings"] == {"loaded": {}, "skipped": {}}
-    assert ask["upscalers"] == ask["loras"] == []
+    assert "DPM++ 2M Karras" in [sampler["name"] for sampler in lists["samplers"]]
+    assert {"name": "karras", "label": "Karras"}.items() <= lists["schedulers"][1].items()
+    assert lists["sd-models"][0]["title"] == lists["options"]["sd_model_checkpoint"] == "tiny"
+    assert lists["embeddings"] == {"loaded": {}, "skipped": {}}
+    assert lists["upscalers"] == lists["loras"] == []

@@ -1,4 +1,4 @@
-"""Keys, their limits, and who is answered without any."""
+"""API keys, their limits, and access without a key."""
 
 import base64
 import itertools
@@ -11,7 +11,7 @@ from sdbatch.errors import JobError
 from sdbatch.job import Limits, Serve
 from sdbatch.serve import access
 from sdbatch.serve.access import Access, is_loopback
-from sdbatch.serve.errors import Refusal
+from sdbatch.serve.errors import ApiError
 
 ALICE, BOB = "alice-" + "0" * 16, "bob-" + "1" * 16
 
@@ -35,12 +35,12 @@ def ask(server, key, **body):
     )
 
 
-def test_who_has_a_key_is_answered(server):
+def test_client_with_a_key_is_answered(server):
     assert ask(server, ALICE).status_code == 200
 
 
 @pytest.mark.parametrize("key", [None, "x", ALICE[:-1], ALICE + "0", "ä" * 20])
-def test_who_has_none_is_told_to_send_one(server, key):
+def test_client_without_a_valid_key_is_rejected_with_how_to_send_one(server, key):
     headers = {} if key is None else {"Authorization": f"Bearer {key}".encode()}
     answer = server.client.post("/v1/images/generations", json={"prompt": "a"}, headers=headers)
     assert answer.status_code == 401
@@ -66,7 +66,7 @@ def test_pages_without_secrets_need_no_key(server, path):
 @pytest.mark.parametrize(
     "path", ["/metrics", "/v1/models", "/sdapi/v1/options", "/v1/images/jobs/x", "/nowhere"]
 )
-def test_all_else_needs_a_key(server, path):
+def test_all_other_routes_need_a_key(server, path):
     assert server.client.get(path).status_code == 401
 
 
@@ -77,41 +77,41 @@ def test_a_key_has_limits_of_its_own(server):
     assert ask(server, ALICE, n=3).status_code == 200
 
 
-def test_too_many_images_a_minute_are_refused_with_when_to_come_again(serving, keys):
+def test_too_many_images_a_minute_are_rejected_with_the_seconds_to_wait(serving, keys):
     server = serving(serve={"keys": keys, "limits": {"images_per_minute": 4}})
     assert [ask(server, ALICE, n=2).status_code for _ in range(2)] == [200, 200]
-    refused = ask(server, ALICE, n=2)
-    assert refused.status_code == 429
-    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
-    assert 20 <= int(refused.headers["retry-after"]) <= 30  # two of four a minute
-    assert ask(server, BOB, n=2).status_code == 200  # another's are another's
-    assert ask(server, ALICE, n=5).status_code == 400  # will never be possible
+    rejected = ask(server, ALICE, n=2)
+    assert rejected.status_code == 429
+    assert rejected.json()["error"]["code"] == "rate_limit_exceeded"
+    assert 20 <= int(rejected.headers["retry-after"]) <= 30  # two of four a minute
+    assert ask(server, BOB, n=2).status_code == 200  # each key has its own limit
+    assert ask(server, ALICE, n=5).status_code == 400  # no retry can succeed
 
 
-def test_images_of_a_minute_come_back_with_time(monkeypatch):
+def test_spent_images_become_available_again_with_time(monkeypatch):
     clock = itertools.count(0.0, 15.0)
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    key = access.Key("k", Limits(images_per_minute=4), counted_at=-15.0)
+    key = access.ApiKey("k", Limits(images_per_minute=4), updated_at=-15.0)
     key.spend(4)
     key.spend(1)
-    with pytest.raises(Refusal):
+    with pytest.raises(ApiError):
         key.spend(2)
 
 
-def test_a_job_is_its_own_keys_alone(server):
-    begun = server.client.post(
+def test_a_job_is_visible_to_its_own_key_only(server):
+    job = server.client.post(
         "/v1/images/jobs", json={"prompt": "a"}, headers={"Authorization": f"Bearer {ALICE}"}
     ).json()
     for key, status in ((ALICE, 200), (BOB, 404)):
         headers = {"Authorization": f"Bearer {key}"}
-        assert server.client.get(begun["poll_url"], headers=headers).status_code == status
-    stop = server.client.post(
-        f"/v1/images/jobs/{begun['id']}/cancel", headers={"Authorization": f"Bearer {BOB}"}
+        assert server.client.get(job["poll_url"], headers=headers).status_code == status
+    cancelled = server.client.post(
+        f"/v1/images/jobs/{job['id']}/cancel", headers={"Authorization": f"Bearer {BOB}"}
     )
-    assert stop.status_code == 404
+    assert cancelled.status_code == 404
 
 
-def test_keys_of_the_environment_count_too(serving, monkeypatch):
+def test_keys_of_the_environment_are_accepted(serving, monkeypatch):
     monkeypatch.setenv("SDBATCH_API_KEYS", f" {ALICE} ,{BOB}")
     server = serving()
     assert [ask(server, key).status_code for key in (ALICE, BOB, None)] == [200, 200, 401]
@@ -121,38 +121,40 @@ BROKEN = {
     "short": ("alice: short", "alice.key cannot be used: String should have at least 16"),
     "unknown": (f"a: {{key: {ALICE}, limit: 3}}", "a.limit cannot be used"),
     "limit": (f"a: {{key: {ALICE}, limits: {{images: 0}}}}", "a.images cannot be used"),
-    "number": ("alice: 1234567890123456", "alice. cannot be used"),
+    "number": ("alice: 1234567890123456", "alice cannot be used"),
     "empty": ("", "must hold a line `name: key`"),
     "list": ("[x]", "must hold a line `name: key`"),
-    "twice": (f"a: {ALICE}\na: {BOB}", "is no YAML in which each name stands once"),
-    "same": (f"a: {ALICE}\nb: {ALICE}", "b has the key of a: give it its own"),
-    "no YAML": (f"alice: {ALICE}: x", "is no YAML"),
+    "twice": (f"a: {ALICE}\na: {BOB}", "must be YAML that has each name once"),
+    "same": (f"a: {ALICE}\nb: {ALICE}", "b has the same key as a. Give each name a key of its own"),
+    "no YAML": (f"alice: {ALICE}: x", "must be YAML"),
 }
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_key_file_that_cannot_be_used_is_named_without_its_keys(write, fault):
+def test_an_invalid_key_file_is_named_without_showing_its_keys(write, fault):
     text, words = BROKEN[fault]
     with pytest.raises(JobError, match=r"keys\.yaml") as caught:
-        access.read(Serve(keys=write("keys.yaml", text)))
+        access.read_keys(Serve(keys=write("keys.yaml", text)))
     assert words in str(caught.value)
     assert ALICE not in str(caught.value)
     assert "1234567890123456" not in str(caught.value)
 
 
-def test_a_key_file_that_is_not_there_is_named(tmp_path):
+def test_a_missing_key_file_is_named(tmp_path):
     with pytest.raises(JobError, match=r"serve.keys = .*none.yaml .*must be a readable file"):
-        access.read(Serve(keys=str(tmp_path / "none.yaml")))
+        access.read_keys(Serve(keys=str(tmp_path / "none.yaml")))
 
 
-def test_a_short_key_of_the_environment_is_refused(monkeypatch):
+def test_a_short_key_of_the_environment_is_rejected(monkeypatch):
     monkeypatch.setenv("SDBATCH_API_KEYS", "short")
-    with pytest.raises(JobError, match="SDBATCH_API_KEYS = a key of 5 characters: must have 16"):
-        access.read(Serve())
+    with pytest.raises(
+        JobError, match="SDBATCH_API_KEYS = a key of 5 characters: must have at least 16"
+    ):
+        access.read_keys(Serve())
 
 
 @pytest.mark.parametrize(
-    ("host", "here"),
+    ("host", "loopback"),
     [
         ("localhost", True),
         ("127.0.0.1", True),
@@ -166,8 +168,8 @@ def test_a_short_key_of_the_environment_is_refused(monkeypatch):
         (None, False),
     ],
 )
-def test_loopback_is_this_machine_alone(host, here):
-    assert is_loopback(host) is here
+def test_only_addresses_of_this_machine_are_loopback(host, loopback):
+    assert is_loopback(host) is loopback
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_loopback_is_this_machine_alone(host, here):
     [
         ({"host": "localhost:8000"}, "10.0.0.7"),
         ({"host": "localhost:8000"}, None),
-        ({"host": "evil.example:8000"}, "127.0.0.1"),  # a name that was made to point here
+        ({"host": "evil.example:8000"}, "127.0.0.1"),  # a name that points to this machine
         ({"host": "localhost:8000", "origin": "http://evil.example"}, "127.0.0.1"),
         ({"host": "localhost:8000", "origin": "null"}, "127.0.0.1"),
         ({}, "127.0.0.1"),
@@ -185,28 +187,32 @@ def test_loopback_is_this_machine_alone(host, here):
         ({"host": "localhost", "via": "1.1 proxy"}, "127.0.0.1"),
     ],
 )
-def test_without_keys_nobody_else_is_answered(headers, client):
-    with pytest.raises(Refusal, match=r"without keys only programs on this machine") as caught:
-        Access({}, Limits()).who(headers, client)
+def test_without_keys_other_machines_and_sites_are_rejected(headers, client):
+    with pytest.raises(
+        ApiError, match=r"Without API keys the service answers only programs"
+    ) as caught:
+        Access({}, Limits()).authenticate(headers, client)
     assert caught.value.status == 403
 
 
-def test_without_keys_this_machine_is_answered():
-    here = Access({}, Limits())
-    assert here.who({"host": "127.0.0.1:8000"}, "127.0.0.1").name == "here"
-    own = {"host": "[::1]:8000", "origin": "http://[::1]:8000"}
-    assert here.who(own, "::1").name == "here"
+def test_without_keys_clients_on_this_machine_are_answered():
+    local = Access({}, Limits())
+    assert local.authenticate({"host": "127.0.0.1:8000"}, "127.0.0.1").name == "here"
+    headers = {"host": "[::1]:8000", "origin": "http://[::1]:8000"}
+    assert local.authenticate(headers, "::1").name == "here"
 
 
-@pytest.mark.parametrize("told", [False, True])
-def test_the_log_has_prompts_only_where_asked_for_and_keys_never(serving, keys, caplog, told):
-    server = serving(serve={"keys": keys, "log_prompts": told})
+@pytest.mark.parametrize("log_prompts", [False, True])
+def test_the_log_has_prompts_only_if_the_job_says_so_and_never_keys(
+    serving, keys, caplog, log_prompts
+):
+    server = serving(serve={"keys": keys, "log_prompts": log_prompts})
     log = logging.getLogger("ray.serve.sdbatch")
-    log.addHandler(caplog.handler)  # where Ray is imported, its loggers hand nothing on
+    log.addHandler(caplog.handler)  # Ray's loggers, once it is imported, do not propagate
     with caplog.at_level(logging.INFO, log.name):
         ask(server, ALICE, prompt="a secret dog", user="u-1")
     log.removeHandler(caplog.handler)
-    assert ("a secret dog" in caplog.text) is told
+    assert ("a secret dog" in caplog.text) is log_prompts
     assert '"key": "alice"' in caplog.text
     assert '"user": "u-1"' in caplog.text
     assert ALICE not in caplog.text

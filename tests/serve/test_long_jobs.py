@@ -1,12 +1,12 @@
-"""Long jobs: told where they stand, cancelled, failed, forgotten."""
+"""Long jobs: their progress, result, cancellation and failure."""
 
 import time
 
-from tests.serve.conftest import Held, eventually
+from tests.serve.conftest import PausedEngine, eventually
 
 
-def test_a_long_job_is_told_its_place_and_then_what_came_of_it(serving):
-    engine = Held()
+def test_a_long_job_reports_its_queue_position_its_progress_and_its_result(serving):
+    engine = PausedEngine()
     server = serving(engine)
     first = server.post("/v1/images/jobs", prompt="a", n=2, seed=5)
     assert first.status_code == 202
@@ -19,40 +19,44 @@ def test_a_long_job_is_told_its_place_and_then_what_came_of_it(serving):
     while (state := server.client.get(first.headers["location"]).json())["status"] == "queued":
         time.sleep(0.01)
     assert (state["status"], state["progress"], state["queue_position"]) == ("drawing", 0.125, 0)
-    engine.go()
-    server.open_soon(0)
+    engine.draw_all()
+    server.wait_for_pending(0)
     state = server.client.get(first.headers["location"]).json()
     assert (state["status"], state["queue_position"], state["progress"]) == ("completed", None, 1.0)
     assert [image["seed"] for image in state["result"]["data"]] == [5, 6]
-    urls = {server.client.get(second["poll_url"]).json()["result"]["data"][0]["url"] for _ in "12"}
-    assert len(urls) == 1  # asked twice, kept once
-    assert server.client.get(urls.pop()).status_code == 200
+    stored = server.service.jobs.get(second["id"]).result.images[0].content
+    assert server.client.get(f"/v1/images/files/{stored}").status_code == 200  # before any poll
+    polls = [server.client.get(second["poll_url"]).json() for _ in range(2)]
+    assert polls[0] == polls[1]
+    url = polls[0]["result"]["data"][0]["url"]
+    assert url == f"{server.url}/v1/images/files/{stored}"
+    assert server.client.get(url).status_code == 200
 
 
 def test_a_long_job_can_be_cancelled_once(serving):
-    engine = Held()
+    engine = PausedEngine()
     server = serving(engine)
     job = server.post("/v1/images/jobs", prompt="a", n=2).json()
     eventually(lambda: len(engine.waiting) == 2)
     state = server.post(f"/v1/images/jobs/{job['id']}/cancel").json()
     assert (state["status"], state["result"]) == ("cancelled", None)
     assert engine.cancelled == 2
-    assert server.service.open == 0
+    assert server.service.pending == 0
     again = server.post(f"/v1/images/jobs/{job['id']}/cancel")
     assert (again.status_code, again.json()["error"]["code"]) == (409, "job_ended")
 
 
-def test_a_long_job_that_fails_says_why(serving):
+def test_a_long_job_that_fails_has_the_reason(serving):
     server = serving()
     job = server.post("/v1/images/jobs", prompt="fail").json()
-    server.open_soon(0)
+    server.wait_for_pending(0)
     state = server.client.get(job["poll_url"]).json()
     assert state["status"] == "failed"
     assert state["error"]["message"] == "this prompt cannot be drawn."
     assert state["error"]["param"] is None
 
 
-def test_a_job_or_image_that_is_not_there_is_not_found(server):
+def test_an_unknown_job_or_image_is_not_found(server):
     for path in ("/v1/images/jobs/x", "/v1/images/files/x.png"):
         answer = server.client.get(path)
         assert answer.status_code == 404

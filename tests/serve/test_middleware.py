@@ -1,4 +1,4 @@
-"""What every request passes: sizes, headers, paths that are none, faults of our own."""
+"""What every request passes: body sizes, headers, unknown paths, internal errors."""
 
 import logging
 import time
@@ -8,10 +8,10 @@ import pytest
 from sdbatch.serve.service import Service
 
 
-@pytest.mark.parametrize("said", [True, False], ids=["content-length", "chunked"])
-def test_a_body_that_is_too_large_is_refused(server, said):
+@pytest.mark.parametrize("declared", [True, False], ids=["content-length", "chunked"])
+def test_a_body_that_is_too_large_is_rejected(server, declared):
     text = b'{"prompt": "' + b"x" * 300_000 + b'"}'
-    content = text if said else iter([text[:200_000], text[200_000:]])
+    content = text if declared else iter([text[:200_000], text[200_000:]])
     answer = server.client.post(
         "/v1/images/generations", content=content, headers={"Content-Type": "application/json"}
     )
@@ -30,30 +30,32 @@ def test_a_body_that_is_too_large_is_refused(server, said):
         ("GET", "/static/%2e%2e/%2e%2e/core.py", 404),
     ],
 )
-def test_a_path_that_is_none_is_refused_in_openais_shape(server, method, path, status):
+def test_an_unknown_path_is_an_error_in_openais_shape(server, method, path, status):
     answer = server.client.request(method, path)
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_every_answer_forbids_guesses_and_frames(server):
+def test_every_response_forbids_content_sniffing_and_frames(server):
     for path in ("/", "/v1/models", "/nowhere"):
         headers = server.client.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
 
 
-def test_a_fault_of_our_own_is_logged_and_not_shown(server, monkeypatch, caplog):
+def test_an_internal_error_is_logged_and_not_shown(server, monkeypatch, caplog):
     def fail(self, images, key):
         raise ZeroDivisionError("a secret of the service")
 
-    monkeypatch.setattr(Service, "take", fail)
+    monkeypatch.setattr(Service, "reserve", fail)
     with caplog.at_level(logging.ERROR, "ray.serve.sdbatch"):
         answer = server.post(prompt="a dog")
     assert answer.status_code == 500
     assert "secret" not in answer.text
-    assert answer.json()["error"]["message"] == "service = a fault of its own: see its log."
-    deadline = time.monotonic() + 10  # it is logged behind the answer
+    assert answer.json()["error"]["message"] == (
+        "The service failed because of an internal error. Its log has the details."
+    )
+    deadline = time.monotonic() + 10  # it is logged after the response
     while "a secret of the service" not in caplog.text and time.monotonic() < deadline:
         time.sleep(0.01)
     assert "a secret of the service" in caplog.text
@@ -69,7 +71,7 @@ def test_metrics_count_requests_by_route_and_never_by_name(server):
     assert "sdbatch_image_seconds_bucket" in text
 
 
-def test_the_documents_name_every_route_and_how_to_send_a_key(server):
+def test_the_openapi_document_has_every_route_and_how_to_send_a_key(server):
     api = server.client.get("/openapi.json").json()
     assert {
         "/v1/images/generations",
@@ -86,7 +88,7 @@ def test_the_documents_name_every_route_and_how_to_send_a_key(server):
     assert "dpmpp_2m_karras" in values["sampler"]["enum"]
 
 
-def test_the_documents_page_needs_no_other_machine(server):
+def test_the_page_of_the_documents_loads_nothing_from_other_machines(server):
     page = server.client.get("/docs").text
     assert "http://" not in page.replace(server.url, "")
     assert "https://" not in page

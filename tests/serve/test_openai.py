@@ -1,4 +1,4 @@
-"""OpenAI's own client, and the errors that it is to understand."""
+"""OpenAI's own client, and the errors in the shape that it expects."""
 
 import asyncio
 import base64
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sdbatch.engine.request import Request
-from sdbatch.output.image_file import parameters
+from sdbatch.output.image_file import read_parameters
 from tests.fakes import FakeEngine
 
 
@@ -26,7 +26,7 @@ def pixels(b64):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64))))
 
 
-def test_client_draws_images_whose_seeds_count_up(client):
+def test_seeds_of_the_images_of_a_request_count_up(client):
     answer = client.images.generate(
         model="tiny", prompt="a red dog", n=3, size="64x72", extra_body={"seed": 11}
     )
@@ -36,52 +36,52 @@ def test_client_draws_images_whose_seeds_count_up(client):
     assert abs(answer.created - 1_700_000_000) < 1e9
 
 
-def test_images_without_a_seed_differ_and_say_their_seed(client, server):
+def test_images_without_a_seed_differ_and_have_their_seed_in_the_response(client, server):
     first, second = (client.images.generate(prompt="a dog").data[0] for _ in range(2))
     assert first.seed != second.seed
     again = server.post(prompt="a dog", seed=first.seed).json()["data"][0]
     assert again["sha256"] == first.sha256
 
 
-@pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
-def test_image_comes_in_the_format_asked_for_with_its_parameters_inside(client, form):
-    compression = {} if form == "png" else {"output_compression": 80}
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
+def test_image_has_the_requested_format_and_its_parameters_inside(client, image_format):
+    compression = {} if image_format == "png" else {"output_compression": 80}
     answer = client.images.generate(
         prompt="a dog",
-        output_format=form,
+        output_format=image_format,
         extra_body={"seed": 5, "sampler": "euler"},
         **compression,
     )
     file = base64.b64decode(answer.data[0].b64_json)
-    assert Image.open(io.BytesIO(file)).format == form.upper()
-    assert answer.output_format == form
-    said = parameters(file)
-    assert (said["prompt"], said["seed"], said["sampler"]) == ("a dog", 5, "euler")
+    assert Image.open(io.BytesIO(file)).format == image_format.upper()
+    assert answer.output_format == image_format
+    values = read_parameters(file)
+    assert (values["prompt"], values["seed"], values["sampler"]) == ("a dog", 5, "euler")
 
 
 def test_image_by_url_is_fetched_without_a_key_and_is_the_same(client, server):
-    asked = {"prompt": "a dog", "extra_body": {"seed": 4}}
-    url = client.images.generate(response_format="url", **asked).data[0].url
+    body = {"prompt": "a dog", "extra_body": {"seed": 4}}
+    url = client.images.generate(response_format="url", **body).data[0].url
     fetched = server.client.get(url)
-    inline = client.images.generate(**asked).data[0].b64_json
+    inline = client.images.generate(**body).data[0].b64_json
     assert fetched.content == base64.b64decode(inline)
     assert fetched.headers["content-type"] == "image/png"
 
 
 def test_client_streams_partial_images_then_the_same_image(client):
-    asked = {"prompt": "a dog", "extra_body": {"seed": 9, "num_inference_steps": 12}}
-    events = list(client.images.generate(stream=True, partial_images=2, **asked))
+    body = {"prompt": "a dog", "extra_body": {"seed": 9, "num_inference_steps": 12}}
+    events = list(client.images.generate(stream=True, partial_images=2, **body))
     assert [event.type for event in events] == [
         "image_generation.partial_image",
         "image_generation.partial_image",
         "image_generation.completed",
     ]
     assert [event.partial_image_index for event in events[:2]] == [0, 1]
-    assert events[2].b64_json == client.images.generate(**asked).data[0].b64_json
+    assert events[2].b64_json == client.images.generate(**body).data[0].b64_json
     assert events[2].usage.total_tokens == events[2].usage.input_tokens == 4  # letters of "a dog"
 
 
-def test_streamed_request_that_fails_raises_the_clients_error(serving):
+def test_streamed_request_that_fails_raises_an_error_of_the_client(serving):
     server = serving(FakeEngine())
     with (
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
@@ -105,39 +105,47 @@ def test_async_clients_share_the_running_batch(server, tiny_engine):
 
     ticks = tiny_engine.usage.ticks
     asyncio.run(ten())
-    assert tiny_engine.usage.ticks - ticks < 400  # UNet calls: of ten one after the other
+    assert tiny_engine.usage.ticks - ticks < 400  # UNet calls; one image after the other takes 400
 
 
-REFUSED = {
+REJECTED = {
     "unknown": ({"quality": "high"}, "unknown_parameter", "quality: unknown parameter"),
     "no prompt": ({"prompt": None}, "invalid_value", "prompt = None: must be text"),
     "long prompt": ({"prompt": "x" * 4001}, "invalid_value", "at most 4000 characters"),
     "long negative": ({"negative_prompt": "x" * 4001}, "invalid_value", "at most 4000 characters"),
-    "odd size": ({"size": "65x64"}, "invalid_value", "both sides must be multiples of 8"),
+    "odd size": ({"size": "65x64"}, "invalid_value", "width = 65: must be a multiple of 8"),
     "no size": ({"size": "big"}, "invalid_value", "size = 'big'"),
     "huge": ({"size": "4096x4096"}, "invalid_value", "4096x4096: must have 1048576 pixels at most"),
-    "two sizes": ({"size": "64x64", "width": 64}, "invalid_value", "beside width. Give one"),
+    "two sizes": ({"size": "64x64", "width": 64}, "invalid_value", "together with width. Give one"),
     "steps": ({"num_inference_steps": 500}, "invalid_value", "500: must be 150 at most"),
     "many": ({"n": 11}, "invalid_value", "n = 11: must be 10 at most"),
     "sampler": ({"sampler": "dpm_2m"}, "invalid_value", "sampler = 'dpm_2m': must be a sampler"),
-    "eta": ({"eta": 0.5}, "invalid_value", "eta = 0.5: must be 0, as dpmpp_2m has none"),
+    "eta": ({"eta": 0.5}, "invalid_value", "eta = 0.5: must be 0, dpmpp_2m has no eta"),
     "text seed": ({"seed": "x"}, "invalid_value", "seed = 'x': must be a whole number"),
     "last seed": ({"seed": 2**63 - 1, "n": 2}, "invalid_value", "must leave room for 2 images"),
     "lossless": ({"output_compression": 5}, "invalid_value", "png is lossless"),
-    "stream n": ({"stream": True, "n": 2}, "invalid_value", "a streamed request draws one"),
-    "stream url": ({"stream": True, "response_format": "url"}, "invalid_value", "as b64_json"),
+    "stream n": (
+        {"stream": True, "n": 2},
+        "invalid_value",
+        "n = 2: must be 1 in a streamed request",
+    ),
+    "stream url": (
+        {"stream": True, "response_format": "url"},
+        "invalid_value",
+        "must be b64_json in a streamed request",
+    ),
     "partial": ({"partial_images": 2}, "invalid_value", "must be 0 without stream"),
-    "clip_skip": ({"clip_skip": 50}, "invalid_value", "the text encoder has 2"),
+    "clip_skip": ({"clip_skip": 50}, "invalid_value", "clip_skip = 50: must be below 2"),
     "infinite": ({"guidance_scale": 1e999}, "invalid_value", "guidance_scale"),
 }
 
 
-@pytest.mark.parametrize("fault", REFUSED)
-def test_what_cannot_be_drawn_as_asked_is_refused_and_named(server, fault):
-    asked, code, words = REFUSED[fault]
+@pytest.mark.parametrize("fault", REJECTED)
+def test_invalid_parameters_are_rejected_by_name(server, fault):
+    fields, code, words = REJECTED[fault]
     answer = server.client.post(
         "/v1/images/generations",
-        content=json.dumps({"prompt": "a dog", **asked}),
+        content=json.dumps({"prompt": "a dog", **fields}),
         headers={"Content-Type": "application/json"},
     )
     assert answer.status_code == 400
@@ -148,7 +156,7 @@ def test_what_cannot_be_drawn_as_asked_is_refused_and_named(server, fault):
     assert error["type"] == "invalid_request_error"
 
 
-def test_clients_error_names_the_parameter(client):
+def test_error_of_the_client_names_the_parameter(client):
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.generate(prompt="a dog", size="65x64")
     assert (caught.value.code, caught.value.param) == ("invalid_value", "size")
@@ -170,20 +178,22 @@ def test_models_are_listed_and_described(client):
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff", b'{"prompt": "a", "prompt":'])
-def test_body_that_is_no_request_is_refused(server, body):
+def test_body_that_is_not_a_json_object_is_rejected(server, body):
     headers = {"Content-Type": "application/json"}
     answer = server.client.post("/v1/images/generations", content=body, headers=headers)
     assert answer.status_code == 400
-    assert answer.json()["error"]["type"] == "invalid_request_error"
+    error = answer.json()["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", None)
+    assert error["message"].startswith("The body must be a JSON object")
 
 
-def test_body_of_another_kind_is_refused(server):
+def test_body_of_another_content_type_is_rejected(server):
     answer = server.client.post("/v1/images/generations", data={"prompt": "a dog"})
     assert answer.status_code == 415
     assert "must be application/json" in answer.json()["error"]["message"]
 
 
-def test_exact_image_is_the_engines_own_and_others_differ_by_rounding(server, tiny_engine):
+def test_exact_image_equals_the_engines_and_others_differ_by_rounding(server, tiny_engine):
     values = {"prompt": "a dog", "seed": 21, "num_inference_steps": 6, "guidance_scale": 3.0}
     drawn = tiny_engine.submit(Request(**values, sampler="dpmpp_2m", height=64, width=64)).result()
     exact = server.post(**values, exact=True).json()["data"][0]
@@ -194,15 +204,15 @@ def test_exact_image_is_the_engines_own_and_others_differ_by_rounding(server, ti
     assert np.abs(pixels(quick["b64_json"]).astype(int) - drawn.image).max() <= 1
 
 
-def test_client_that_hangs_up_frees_its_lanes(server, tiny_engine):
-    asked = json.dumps({"prompt": "a dog", "num_inference_steps": 150, "size": "512x512"})
+def test_lanes_are_released_when_the_client_disconnects(server, tiny_engine):
+    body = json.dumps({"prompt": "a dog", "num_inference_steps": 150, "size": "512x512"})
     host, port = server.url.removeprefix("http://").split(":")
     client = HTTPConnection(host, int(port))
     headers = {"Content-Type": "application/json"}
-    client.request("POST", "/v1/images/generations", asked, headers)
-    server.open_soon(1)
+    client.request("POST", "/v1/images/generations", body, headers)
+    server.wait_for_pending(1)
     client.close()
-    server.open_soon(0)
+    server.wait_for_pending(0)
     ticks = tiny_engine.usage.ticks
     server.post(prompt="a dog", num_inference_steps=2)
-    assert tiny_engine.usage.ticks - ticks < 20  # nobody draws the 150 on
+    assert tiny_engine.usage.ticks - ticks < 20  # the 150 steps are not continued

@@ -13,6 +13,7 @@ from playwright.sync_api import expect
 
 from sdbatch.job import parse
 from sdbatch.serve.drawer import Drawer
+from sdbatch.stages.safety import SafetyPolicy
 from tests.serve.conftest import Server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -37,13 +38,13 @@ def browser():
 
 @pytest.fixture
 def page(browser, server):
-    """The page of the service, with what it asked of the network and complained of."""
+    """The page of the service, with its network requests and its errors."""
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     page = context.new_page()
-    page.asked, page.faults = [], []
-    page.on("request", lambda request: page.asked.append(request.url))
-    page.on("pageerror", lambda error: page.faults.append(str(error)))
-    page.on("console", lambda said: page.faults.append(said.text) if said.type == "error" else None)
+    page.urls, page.errors = [], []
+    page.on("request", lambda request: page.urls.append(request.url))
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on("console", lambda line: page.errors.append(line.text) if line.type == "error" else None)
     page.goto(server.url)
     expect(page.locator("#draw")).to_be_enabled()
     yield page
@@ -55,9 +56,9 @@ def draw(page, prompt, **values):
     for name, value in values.items():
         page.fill(f"#{name}", str(value))
     page.keyboard.press("Control+Enter")
-    told = page.locator("#told")
-    expect(told).to_have_text(re.compile("^Seed .* s, "), timeout=20_000)
-    return told.text_content()
+    status = page.locator("#told")
+    expect(status).to_have_text(re.compile("^Seed .* s, "), timeout=20_000)
+    return status.text_content()
 
 
 def pixels(page):
@@ -71,10 +72,10 @@ def pixels(page):
     return np.array(values, np.uint8).reshape(64, 64, 4)[:, :, :3]
 
 
-def test_page_asks_nothing_of_any_other_machine(page, server):
+def test_page_loads_nothing_from_other_machines(page, server):
     draw(page, "a red dog")
-    assert [url for url in page.asked if not url.startswith((server.url, "data:", "blob:"))] == []
-    assert page.faults == []
+    assert [url for url in page.urls if not url.startswith((server.url, "data:", "blob:"))] == []
+    assert page.errors == []
 
 
 def test_page_shows_the_jobs_own_values(page):
@@ -85,15 +86,15 @@ def test_page_shows_the_jobs_own_values(page):
     assert page.evaluate("document.activeElement.id") == "prompt"
 
 
-def test_page_draws_what_the_api_draws(page, server):
-    told = draw(page, "a red dog", seed=2**62 + 1)  # more than JavaScript's numbers hold
-    assert f"Seed {2**62 + 1}," in told
+def test_page_and_api_draw_the_same_image(page, server):
+    status = draw(page, "a red dog", seed=2**62 + 1)  # more than JavaScript's numbers hold
+    assert f"Seed {2**62 + 1}," in status
     answer = server.post(prompt="a red dog", seed=2**62 + 1).json()["data"][0]
     ours = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["b64_json"]))))
     assert np.array_equal(pixels(page), ours)
 
 
-def test_page_shows_previews_and_progress_on_the_way(page):
+def test_page_shows_previews_and_progress_while_it_draws(page):
     page.evaluate(
         "() => { window.seen = []; new MutationObserver(() => window.seen.push("
         "document.getElementById('told').textContent)).observe("
@@ -128,15 +129,15 @@ def test_history_shows_an_image_again_and_its_values_can_be_used(page):
     assert page.is_checked("#lock")
 
 
-def test_copied_job_file_asks_for_the_same_image(page):
-    told = draw(page, "a 'red' dog: \"big\"\nline two")
+def test_copied_job_file_describes_the_same_image(page):
+    status = draw(page, "a 'red' dog: \"big\"\nline two")
     page.click("#copy")
     page.wait_for_selector("#job:not([hidden])")
     text = page.evaluate("navigator.clipboard.readText()")
     job = parse(yaml.safe_load(text))
     [row] = job.prompts.rows
     assert row["prompt"] == "a 'red' dog: \"big\"\nline two"
-    assert f"Seed {row['seed']}," in told
+    assert f"Seed {row['seed']}," in status
 
 
 def test_image_is_downloaded_under_its_seed(page):
@@ -146,7 +147,7 @@ def test_image_is_downloaded_under_its_seed(page):
     assert download.value.suggested_filename == "sdbatch-77.png"
 
 
-def test_escape_cancels_and_frees_the_lanes(page, server):
+def test_escape_cancels_and_releases_the_lanes(page, server):
     page.fill("#prompt", "a dog")
     page.fill("#num_inference_steps", "150")
     page.fill("#width", "512")
@@ -155,10 +156,10 @@ def test_escape_cancels_and_frees_the_lanes(page, server):
     expect(page.locator("#told")).to_have_text(re.compile("^Step"))
     page.keyboard.press("Escape")
     expect(page.locator("#told")).to_have_text("Cancelled.")
-    server.open_soon(0)
+    server.wait_for_pending(0)
 
 
-def test_what_is_refused_is_shown_in_its_words(page):
+def test_page_shows_the_text_of_an_error(page):
     page.fill("#prompt", "a dog")
     page.fill("#num_inference_steps", "151")
     page.keyboard.press("Control+Enter")
@@ -166,9 +167,9 @@ def test_what_is_refused_is_shown_in_its_words(page):
     assert page.text_content("#told") == "num_inference_steps = 151: must be 150 at most."
 
 
-def test_page_asks_for_the_key_where_there_are_keys(browser, tiny_engine, monkeypatch):
+def test_page_asks_for_a_key_if_the_service_has_keys(browser, tiny_engine, monkeypatch):
     monkeypatch.setenv("SDBATCH_API_KEYS", "a-key-of-the-test-0")
-    server = Server(Drawer(lambda: tiny_engine, "flag"))
+    server = Server(Drawer(lambda: tiny_engine, SafetyPolicy("flag")))
     try:
         page = browser.new_page()
         page.goto(server.url)
@@ -191,8 +192,8 @@ def test_page_fits_its_window_and_is_used_by_keyboard_alone(browser, server, siz
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
     small = page.evaluate(
         "[...document.querySelectorAll('button, input:not([type=checkbox]), select, textarea')]"
-        ".filter((one) => one.offsetParent && one.getBoundingClientRect().height < 44)"
-        ".map((one) => one.id)"
+        ".filter((element) => element.offsetParent && element.getBoundingClientRect().height < 44)"
+        ".map((element) => element.id)"
     )
     assert small == []  # WCAG 2.2's enhanced target size
     reached = set()

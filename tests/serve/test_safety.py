@@ -12,7 +12,7 @@ from sdbatch.engine.request import Drawn
 from tests.fakes import FakeEngine
 
 
-class Nude(FakeEngine):
+class FlaggedEngine(FakeEngine):
     """Draws what the safety checker flags."""
 
     def _draw(self, request):
@@ -28,15 +28,15 @@ class Nude(FakeEngine):
 
 
 def test_safety_policy_flags(serving):
-    image = serving(Nude(), "flag").post(prompt="a").json()["data"][0]
+    image = serving(FlaggedEngine(), "flag").post(prompt="a").json()["data"][0]
     assert (image["nsfw"], image["nsfw_scores"]) == (True, [-0.1, 0.05])
 
 
 @pytest.mark.parametrize("previews", [0, 2])
 def test_safety_policy_blanks_the_image_and_its_previews(serving, previews):
-    server = serving(Nude(), "blank")
-    asked = {"prompt": "a", "stream": True, "partial_images": previews, "num_inference_steps": 6}
-    with server.client.stream("POST", "/v1/images/generations", json=asked) as stream:
+    server = serving(FlaggedEngine(), "blank")
+    body = {"prompt": "a", "stream": True, "partial_images": previews, "num_inference_steps": 6}
+    with server.client.stream("POST", "/v1/images/generations", json=body) as stream:
         sent = [line[6:] for line in stream.iter_lines() if line.startswith("data: ")]
     files = [base64.b64decode(json.loads(line)["b64_json"]) for line in sent]
     assert len(files) == previews + 1
@@ -44,8 +44,8 @@ def test_safety_policy_blanks_the_image_and_its_previews(serving, previews):
 
 
 def test_safety_policy_drops_with_openais_code(serving):
-    answer = serving(Nude(), "drop").post(prompt="a")
+    answer = serving(FlaggedEngine(), "drop").post(prompt="a")
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert error["code"] == "content_policy_violation"
-    assert "nsfw by 0.050: dropped, as safety.policy says" in error["message"]
+    assert "safety checker flagged the image with a score of 0.050" in error["message"]
