@@ -1,10 +1,10 @@
-"""The cores of this machine that this process may use."""
+"""The CPU cores that this process may use."""
 
 import os
 
 
 def cores() -> int:
-    """Return how many: a cluster's job or a container may have fewer than the machine."""
+    """Return their number: a cluster's job or a container may have fewer than the machine."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What a command's terminal shows: the progress of a run, and nothing that Ray prints."""
+"""The terminal of a command: it shows the progress of a run, and nothing that Ray prints."""
 
 import contextlib
 import os
@@ -12,34 +12,34 @@ if TYPE_CHECKING:
 
 
 def display(out: IO[str], as_json: bool) -> "Display":
-    """Return how progress is shown on `out`: as JSON, live on a terminal, or as plain lines."""
-    from sdbatch.report.progress import Bar, JsonLines, Lines
+    """Return the display of progress on `out`: JSON, a live bar on a terminal, or plain lines."""
+    from sdbatch.report.progress import BarDisplay, JsonDisplay, LineDisplay
 
     if as_json:
-        return JsonLines(out)
-    return Bar(out) if out.isatty() else Lines(out)
+        return JsonDisplay(out)
+    return BarDisplay(out) if out.isatty() else LineDisplay(out)
 
 
 @contextlib.contextmanager
 def quiet_terminal() -> Iterator[tuple[IO[str], str]]:
-    """Send what Ray and its processes print to a log file; yield the true stdout and the log.
+    """Redirect what Ray and its processes print to a log file; yield the real stdout and the log.
 
-    By file descriptor: Ray's C++ parts print past Python, and past every setting of Ray's.
+    By file descriptor: Ray's C++ code bypasses sys.stdout and ignores Ray's own settings.
     """
-    number, log = tempfile.mkstemp(prefix="sdbatch-", suffix=".log")
+    log_descriptor, log = tempfile.mkstemp(prefix="sdbatch-", suffix=".log")
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = [os.dup(1), os.dup(2)]
-    out = os.fdopen(os.dup(kept[0]), "w", encoding="utf-8")
+    saved = [os.dup(1), os.dup(2)]
+    out = os.fdopen(os.dup(saved[0]), "w", encoding="utf-8")
     try:
-        os.dup2(number, 1)
-        os.dup2(number, 2)
+        os.dup2(log_descriptor, 1)
+        os.dup2(log_descriptor, 2)
         yield out, log
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        for fd, true in zip(kept, (1, 2), strict=True):
-            os.dup2(fd, true)
-            os.close(fd)
-        os.close(number)
+        for copy, original in zip(saved, (1, 2), strict=True):
+            os.dup2(copy, original)
+            os.close(copy)
+        os.close(log_descriptor)
         out.close()

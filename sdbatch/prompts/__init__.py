@@ -1,1 +1,9 @@
-"""Any prompt table: its files (table), their rows (readers), what they ask for (requests)."""
+"""The prompt table: its files, its columns, and the requests of its rows.
+
+table      open a table, read rows of a file
+files      find the files; inspect and read one, whatever its format
+parquet    a Parquet file
+text       a CSV, TSV, JSON, JSONL or TXT file
+file_info  rows, columns and checksum of a file; shared by the formats
+requests   rows -> requests, with every value resolved
+"""

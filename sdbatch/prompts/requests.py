@@ -1,51 +1,52 @@
-"""From rows of the prompt table to what is asked of the engine: one row an image, all resolved.
+"""From rows of the prompt table to requests for the engine: one request an image, all resolved.
 
-A row that cannot be drawn stays, with what was asked and why it cannot be. The images of row r
+A row that cannot be drawn stays, with its values and the reason in `error`. The images of row r
 are r's copies 0 .. images_per_row - 1; image i of a file belongs to its row i // images_per_row.
 """
 
 import hashlib
-from typing import Any, get_args
+from typing import Any
 
 import pyarrow as pa
 from pydantic import ValidationError
 
 from sdbatch import schema
-from sdbatch.job import MAX_SEED, Column, Job, Sampling, explain
+from sdbatch.job import COLUMNS, Job, Sampling, describe_error
+from sdbatch.sampling import MAX_SEED, check_seed
 
 _NOT_SAMPLING = ("id", "prompt")
 
 
 def row_seed(seed: int, row_key: str) -> int:
-    """Return the seed in [0, 2**32) of a row whose table gives none.
+    """Return the seed in [0, 2**32) of a row without a seed of its own.
 
-    Not more bits: torch's CPU generator (mt19937) drops all but 32, and seeds that differ would
-    draw the same noise unseen. The row's copies count up from it, so that theirs all differ.
+    Not more bits: torch's CPU generator (mt19937) ignores all but 32, so two different seeds could
+    draw the same noise. The row's copies count up from this seed, so that each has another one.
     """
     text = f"{seed}\n{row_key}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "little")
 
 
-def resolve(
+def resolve_requests(
     rows: pa.Table, shard: schema.Shard, job: Job, columns: dict[str, str], extras: pa.Schema
 ) -> pa.Table:
     """Return the requests of a shard, one row an image, with the columns of schema.requests.
 
     Args:
         rows: the rows `shard.rows(images_per_row)` of the shard's file.
-        shard: which images of the file.
-        job: gives what the table does not.
+        shard: the file and its range of images.
+        job: its values apply where the table has none.
         columns: our name -> the table's name.
-        extras: the columns that travel into the output.
+        extras: the table's own columns that go into the output.
     """
     copies = job.prompts.images_per_row
     start, _ = shard.rows(copies)
-    used = [name for name in get_args(Column) if name in columns]
+    used = [name for name in COLUMNS if name in columns]
     values = {name: rows[columns[name]].to_pylist() for name in used}
     resolved = []
-    for at in range(rows.num_rows):
-        row = {name: column[at] for name, column in values.items()}
-        resolved.append(_resolve_row(row, shard.first_row + start + at, job))
+    for index in range(rows.num_rows):
+        row = {name: column[index] for name, column in values.items()}
+        resolved.append(_resolve_row(row, shard.first_row + start + index, job))
     images = range(shard.first_image, shard.first_image + shard.images)
     requests = [
         {
@@ -55,43 +56,43 @@ def resolve(
         for index, image in enumerate(images)
     ]
     table = pa.Table.from_pylist(requests, schema=schema.requests(pa.schema([])))
-    taken = pa.array([image // copies - start for image in images], pa.int64())
+    row_of_image = pa.array([image // copies - start for image in images], pa.int64())
     for field in extras:
-        table = table.append_column(field, rows[field.name].take(taken))
+        table = table.append_column(field, rows[field.name].take(row_of_image))
     return table
 
 
 def _resolve_row(row: dict[str, Any], number: int, job: Job) -> dict[str, Any]:
-    """Return the row's request with the seed of its first copy; `error` says why it is none."""
+    """Return the request of the row's first copy; `error` is None if it can be drawn."""
     errors = []
     key: str | None = str(number)
     if "id" in row:
         key = None if row["id"] in (None, "") else str(row["id"])
     if key is None:
-        errors.append("id = null: must be given")
+        errors.append("id = null: must be set")
     if row["prompt"] is None:
-        errors.append("prompt = null: must be text; an empty prompt is legal")
-    given = {
+        errors.append("prompt = null: must be text; an empty prompt is allowed")
+    cells = {
         name: value
         for name, value in row.items()
         if name not in _NOT_SAMPLING and value is not None and not _is_empty(name, value)
     }
-    asked = {**job.sampling.model_dump(), **given}
-    if "seed" not in given:
-        asked["seed"] = row_seed(job.sampling.seed, key or "")
+    values = {**job.sampling.model_dump(), **cells}
+    if "seed" not in cells:
+        values["seed"] = row_seed(job.sampling.seed, key or "")
     try:
-        asked = Sampling.model_validate(asked, strict=False).model_dump()
-        if asked["seed"] > MAX_SEED + 1 - job.prompts.images_per_row:
-            errors.append(
-                f"seed = {asked['seed']}: must leave room for the row's copies below 2**63"
-            )
+        values = Sampling.model_validate(values, strict=False).model_dump()
+        check_seed(values["seed"], job.prompts.images_per_row)
     except ValidationError as error:
-        errors.append(explain(error).rstrip("."))
-        asked = {
-            field.name: _fitting(asked[field.name], field.type) for field in schema.SAMPLING[1:]
+        errors.append(describe_error(error).rstrip("."))
+        values = {
+            field.name: _cast_or_none(values[field.name], field.type)
+            for field in schema.SAMPLING[1:]
         }
+    except ValueError as error:
+        errors.append(str(error))
     return {
-        **asked,
+        **values,
         "prompt": row["prompt"],
         "row_key": key,
         "error": "; ".join(errors) or None,
@@ -99,7 +100,7 @@ def _resolve_row(row: dict[str, Any], number: int, job: Job) -> dict[str, Any]:
 
 
 def _is_empty(name: str, value: Any) -> bool:
-    """Tell an empty cell of a text table, which asks for nothing, from an empty negative prompt."""
+    """Return whether a text table's cell sets nothing; an empty negative prompt is a value."""
     return value == "" and name != "negative_prompt"
 
 
@@ -110,9 +111,9 @@ def _copy(row: dict[str, Any], sample_index: int) -> dict[str, Any]:
     return {**row, "seed": seed, "sample_index": sample_index}
 
 
-def _fitting(value: Any, kind: pa.DataType) -> Any:
-    """Return what was asked if the output's column can hold it; the error text names it anyway."""
+def _cast_or_none(value: Any, arrow_type: pa.DataType) -> Any:
+    """Return the value if the output's column can hold it, else None; `error` names it anyway."""
     try:
-        return pa.scalar(value).cast(kind).as_py()
+        return pa.scalar(value).cast(arrow_type).as_py()
     except (pa.ArrowException, OverflowError):
         return None

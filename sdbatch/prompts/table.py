@@ -1,33 +1,30 @@
-"""A prompt table as a whole: its files in a lasting order, its columns, what they are used for."""
+"""A prompt table as a whole: its files in a fixed order, its columns and what each is used for."""
 
-import posixpath
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import get_args
 
 import pyarrow as pa
 
-from sdbatch import schema, storage
-from sdbatch.errors import PromptTableError
-from sdbatch.job import Column, Prompts, Sampling
-from sdbatch.prompts import readers
-from sdbatch.prompts.contents import MIXED, Contents, unite
+from sdbatch import schema
+from sdbatch.errors import PromptTableError, one_line
+from sdbatch.job import COLUMNS, Prompts, Sampling
+from sdbatch.prompts import files
+from sdbatch.prompts.file_info import JSON_TEXT, FileInfo, unite_schemas
 
-_KINDS = {name: field.annotation for name, field in Sampling.model_fields.items()}
-_NUMBERS = [name for name, kind in _KINDS.items() if kind in (int, float)]
-_FLAGS = [name for name, kind in _KINDS.items() if kind is bool]
-_HIVE = {b"sdbatch": b"hive folder"}  # metadata of a column that only the folders' names give
-_ROWS = "rows.jsonl"  # what the table is called whose rows the job itself holds
-_AT_ONCE = 32  # files looked at in parallel: the wait is the store's, not the processor's
+_TYPES = {name: field.annotation for name, field in Sampling.model_fields.items()}
+_NUMBERS = [name for name, kind in _TYPES.items() if kind in (int, float)]
+_FLAGS = [name for name, kind in _TYPES.items() if kind is bool]
+_HIVE = {b"sdbatch": b"hive folder"}  # metadata of a column that only the folders' names contain
+_INLINE_NAME = "rows.jsonl"  # source name of a table whose rows are in the job file
+_CONCURRENT_FILES = 32  # inspected in parallel: the time is the store's latency, not CPU
 
 
 @dataclass(frozen=True)
 class Source:
     """A file of the table."""
 
-    name: str  # relative to where prompts.path points, so that a moved table keeps its names
+    name: str  # relative to prompts.path, so that a moved table keeps its names
     url: str
     rows: int
     checksum: str
@@ -35,12 +32,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Table:
-    """A prompt table whose files and columns are known; its prompts are still unread."""
+    """A prompt table whose files and columns are known; its prompts are not read yet."""
 
     sources: tuple[Source, ...]
     columns: dict[str, str]  # our name -> the table's name, for those the table has
-    schema: pa.Schema  # all that is read of a file: the columns above, then the extras
-    extras: pa.Schema  # what travels into the output
+    schema: pa.Schema  # the columns to read of a file: those above, then the extras
+    extras: pa.Schema  # the table's own columns, copied into the output
 
     @property
     def rows(self) -> int:
@@ -48,169 +45,146 @@ class Table:
         return sum(source.rows for source in self.sources)
 
 
-def open_table(prompts: Prompts) -> Table:
+def open_table(prompts: Prompts, reserved: Sequence[str] = ()) -> Table:
     """Find the files of the table and their columns, reading no prompt of a Parquet file.
+
+    Args:
+        prompts: the job's section.
+        reserved: names of columns that the job's stages add to the output.
 
     Raises:
         PromptTableError: no file, no row, no prompt column, or columns that cannot be used.
     """
-    files = find(prompts.paths) if prompts.rows is None else {_ROWS: readers.inline(prompts.rows)}
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        looks = list(pool.map(readers.look, files.values()))
+    if prompts.rows is None:
+        urls = files.find_files(prompts.paths)
+    else:
+        urls = {_INLINE_NAME: files.inline_url(prompts.rows)}
+    with ThreadPoolExecutor(_CONCURRENT_FILES) as pool:
+        infos = list(pool.map(files.inspect_file, urls.values()))
     sources = tuple(
-        Source(name, url, look.rows, look.checksum)
-        for (name, url), look in zip(files.items(), looks, strict=True)
+        Source(name, url, info.rows, info.checksum)
+        for (name, url), info in zip(urls.items(), infos, strict=True)
     )
     if not sum(source.rows for source in sources):
         where = ", ".join(prompts.paths)
-        raise PromptTableError(f"prompts.path = {where}: holds no row. It must hold one at least.")
-    found = _unite(looks, list(files.values()))
-    for field in _partitions(files):
-        if field.name not in found.names:
-            found = found.append(field)
-    columns = _columns(prompts, found)
-    extras = _extras(prompts, found, columns)
-    needed = [found.field(name) for name in dict.fromkeys(columns.values())]
-    rest = [found.field(name) for name in extras.names if name not in columns.values()]
+        raise PromptTableError(f"prompts.path = {where}: holds no row. It must have at least one.")
+    present = _unite_files(infos, list(urls.values()))
+    for field in _hive_fields(urls):
+        if field.name not in present.names:
+            present = present.append(field)
+    columns = _map_columns(prompts, present)
+    extras = _select_extras(prompts, present, columns, {*schema.OUTPUT_NAMES, *reserved})
+    needed = [present.field(name) for name in dict.fromkeys(columns.values())]
+    rest = [present.field(name) for name in extras.names if name not in columns.values()]
     return Table(sources, columns, pa.schema([*needed, *rest]), extras)
 
 
-def read(source: Source, start: int, stop: int, table: pa.Schema) -> pa.Table:
-    """Return rows [start, stop) of `source` with the columns of `table`, hive folders' too."""
-    rows = readers.read(source.url, start, stop, table)
-    for name, value in _hive(source.name).items():
+def read_rows(source: Source, start: int, stop: int, table: pa.Schema) -> pa.Table:
+    """Return rows [start, stop) of `source` with the columns of `table`, hive folders' included."""
+    rows = files.read_rows(source.url, start, stop, table)
+    for name, value in _hive_values(source.name).items():
         if name in table.names and table.field(name).metadata == _HIVE:
-            at, values = table.get_field_index(name), [value] * rows.num_rows
-            rows = rows.set_column(at, table.field(name), pa.array(values, pa.string()))
+            index, values = table.get_field_index(name), [value] * rows.num_rows
+            rows = rows.set_column(index, table.field(name), pa.array(values, pa.string()))
     return rows
 
 
-def find(paths: list[str]) -> dict[str, str]:
-    """Return the table's files, name -> URL, sorted by name within each path given."""
-    files: dict[str, str] = {}
-    seen: set[str] = set()
-    if not paths:
-        raise PromptTableError("prompts.path = []: must name a file at least.")
-    for one in paths:
-        for name, url in sorted(_find(one).items()):
-            if url in seen:
-                raise PromptTableError(f"prompts.path = {url} stands twice: name each file once.")
-            seen.add(url)
-            files[name if name not in files else url] = url
-    return files
-
-
-def _find(path: str) -> dict[str, str]:
-    fs, root = storage.connect(path)
-    with storage.errors(path):
-        if fs.isdir(root):
-            base, found = root, [name for name in fs.find(root) if _is_table(name[len(root) :])]
-        elif fs.exists(root):
-            base, found = posixpath.dirname(root), [root]
-        else:
-            base = posixpath.dirname(re.split(r"[*?\[]", root)[0] + "x")
-            found = [name for name in fs.glob(root) if not fs.isdir(name)]
-    if not found:
-        raise PromptTableError(f"prompts.path = {path}: no such file, or no table in the folder.")
-    for name in found:
-        if readers.kind(name) is None:
-            kinds = ", ".join(readers.KINDS)
-            raise PromptTableError(f"prompts.path = {name}: must be one of {kinds}, by its suffix.")
-    local = storage.is_local(path)
-    return {
-        name[len(base) :].lstrip("/"): name if local else fs.unstrip_protocol(name)
-        for name in found
-    }
-
-
-def _is_table(path: str) -> bool:
-    hidden = any(part.startswith((".", "_")) for part in path.split("/") if "=" not in part)
-    return not hidden and readers.kind(path) is not None
-
-
-def _unite(looks: Iterable[Contents], urls: list[str]) -> pa.Schema:
-    known: pa.Schema | None = None
-    for look, url in zip(looks, urls, strict=True):
-        if known is None or look.schema.equals(known, check_metadata=True):
-            known = look.schema
+def _unite_files(infos: Iterable[FileInfo], urls: list[str]) -> pa.Schema:
+    united: pa.Schema | None = None
+    for info, url in zip(infos, urls, strict=True):
+        if united is None or info.schema.equals(united, check_metadata=True):
+            united = info.schema
             continue
         try:
-            known = unite(known, look.schema)
+            united = unite_schemas(united, info.schema)
         except pa.ArrowException as error:
-            text = " ".join(str(error).split())
             raise PromptTableError(
-                f"{url} = {text} The columns of a table's files must agree."
+                f"{url} = {one_line(error)} The columns of a table's files must agree."
             ) from error
-    return known if known is not None else pa.schema([])
+    return united if united is not None else pa.schema([])
 
 
-def _hive(name: str) -> dict[str, str]:
+def _hive_values(name: str) -> dict[str, str]:
+    """Return the values that the folders of a file set, as Hive names them: `lang=de/`."""
     parts = [part.partition("=") for part in name.split("/")[:-1] if "=" in part]
     return {key: value for key, _, value in parts}
 
 
-def _partitions(files: Iterable[str]) -> list[pa.Field]:
-    names = dict.fromkeys(key for name in files for key in _hive(name))
-    return [pa.field(name, pa.string(), metadata=_HIVE) for name in names]
+def _hive_fields(names: Iterable[str]) -> list[pa.Field]:
+    keys = dict.fromkeys(key for name in names for key in _hive_values(name))
+    return [pa.field(key, pa.string(), metadata=_HIVE) for key in keys]
 
 
-def _columns(prompts: Prompts, found: pa.Schema) -> dict[str, str]:
-    have = ", ".join(found.names)
-    if len(set(found.names)) != len(found.names):
-        twice = next(name for name in found.names if found.names.count(name) > 1)
-        raise PromptTableError(f"column {twice!r} stands twice in the table: rename one of them.")
+def _map_columns(prompts: Prompts, present: pa.Schema) -> dict[str, str]:
+    """Return our name -> the table's name; a column of our name is used unless the job maps it."""
+    known = ", ".join(present.names)
+    if len(set(present.names)) != len(present.names):
+        repeated = next(name for name in present.names if present.names.count(name) > 1)
+        raise PromptTableError(
+            f"column {repeated!r} appears twice in the table: rename one of them."
+        )
     for ours, theirs in prompts.columns.items():
-        if theirs not in found.names:
+        if theirs not in present.names:
             raise PromptTableError(
-                f"prompts.columns.{ours} = {theirs!r}: not in the table. It has: {have}."
+                f"prompts.columns.{ours} = {theirs!r}: not in the table. It has: {known}."
             )
-    same = [name for name in get_args(Column) if name != "id" and name in found.names]
+    same = [name for name in COLUMNS if name != "id" and name in present.names]
     columns: dict[str, str] = {name: name for name in same} | dict(prompts.columns)
     if "prompt" not in columns:
+        example = next(iter(present.names), "NAME")
         raise PromptTableError(
-            f"the table has no column 'prompt'. It has: {have}. "
-            f"Name the right one: --set prompts.columns.prompt={next(iter(found.names), 'NAME')}"
+            f"the table has no column 'prompt'. It has: {known}. "
+            f"Name the right one: --set prompts.columns.prompt={example}"
         )
     for name, theirs in columns.items():
-        _check_type(name, found.field(theirs))
+        _check_type(name, present.field(theirs))
     return columns
 
 
 def _check_type(ours: str, field: pa.Field) -> None:
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    value_type = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
     text = (
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        pa.types.is_string(value_type)
+        or pa.types.is_large_string(value_type)
+        or pa.types.is_string_view(value_type)
     )
-    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-    fits = text or pa.types.is_null(kind) or (number and ours in (*_NUMBERS, "id"))
-    fits = fits or (pa.types.is_boolean(kind) and ours in _FLAGS)
-    if not fits or field.metadata == MIXED:
-        must = "numbers" if ours in _NUMBERS else "true or false" if ours in _FLAGS else "text"
-        held = "mixed types" if field.metadata == MIXED else str(field.type)
+    number = (
+        pa.types.is_integer(value_type)
+        or pa.types.is_floating(value_type)
+        or pa.types.is_decimal(value_type)
+    )
+    fits = text or pa.types.is_null(value_type) or (number and ours in (*_NUMBERS, "id"))
+    fits = fits or (pa.types.is_boolean(value_type) and ours in _FLAGS)
+    if not fits or field.metadata == JSON_TEXT:
+        expected = "numbers" if ours in _NUMBERS else "true or false" if ours in _FLAGS else "text"
+        actual = "mixed types" if field.metadata == JSON_TEXT else str(field.type)
         raise PromptTableError(
-            f"column {field.name!r} = {held}: must hold {must} to be used as {ours}."
+            f"column {field.name!r} = {actual}: must hold {expected} to be used as {ours}."
         )
 
 
-def _extras(prompts: Prompts, found: pa.Schema, columns: dict[str, str]) -> pa.Schema:
+def _select_extras(
+    prompts: Prompts, present: pa.Schema, columns: dict[str, str], reserved: set[str]
+) -> pa.Schema:
+    """Return the table's own columns that go into the output: those in `keep`, else all unused."""
     if prompts.keep is not None:
         for name in prompts.keep:
-            if name not in found.names or prompts.keep.count(name) > 1:
-                have = ", ".join(found.names)
+            if name not in present.names or prompts.keep.count(name) > 1:
                 raise PromptTableError(
-                    f"prompts.keep = {name!r}: must be in the table, once. It has: {have}."
+                    f"prompts.keep = {name!r}: must be in the table, once. "
+                    f"It has: {', '.join(present.names)}."
                 )
-        kept = [found.field(name) for name in prompts.keep]
+        extras = [present.field(name) for name in prompts.keep]
     else:
         used = set(columns.values())
-        if columns.get("id") not in schema.OUTPUT_NAMES:
-            used.discard(columns.get("id", ""))  # stays, under its own name and type
-        kept = [field for field in found if field.name not in used]
-    for field in kept:
-        if field.name in schema.OUTPUT_NAMES:
-            rest = ", ".join(f.name for f in kept if f.name not in schema.OUTPUT_NAMES)
+        if columns.get("id") not in reserved:
+            used.discard(columns.get("id", ""))  # stays an extra, under its own name and type
+        extras = [field for field in present if field.name not in used]
+    for field in extras:
+        if field.name in reserved:
+            rest = ", ".join(f.name for f in extras if f.name not in reserved)
             raise PromptTableError(
-                f"column {field.name!r} of the table = a name of the output's own: rename it, "
-                f"or leave it out with --set 'prompts.keep=[{rest}]'"
+                f"column {field.name!r} of the table = the name of an output column: rename it, "
+                f"or exclude it with --set 'prompts.keep=[{rest}]'"
             )
-    return pa.schema([field.remove_metadata() for field in kept])
+    return pa.schema([field.remove_metadata() for field in extras])

@@ -1,8 +1,8 @@
-"""A text file of a prompt table: CSV, TSV, JSON, JSONL or TXT, packed or not.
+"""A text file of a prompt table: CSV, TSV, JSON, JSONL or TXT, compressed or not.
 
-Read from its start each time: fast enough up to some ten million rows, beyond which a table belongs
-in Parquet. In CSV and TSV every column is text; in JSON a column that mixes types is kept as its
-JSON text.
+Each read starts at the file's first byte: fast enough up to some ten million rows; a larger table
+belongs in Parquet. In CSV and TSV every column is text; in JSON a column of mixed types is stored
+as JSON text.
 """
 
 import csv
@@ -17,21 +17,28 @@ import pyarrow as pa
 
 from sdbatch import storage
 from sdbatch.errors import PromptTableError
-from sdbatch.prompts.contents import MIXED, Contents, check_end, faults, mixed, unite
+from sdbatch.prompts.file_info import (
+    JSON_TEXT,
+    FileInfo,
+    check_row_count,
+    decoding_errors,
+    json_text_field,
+    unite_schemas,
+)
 
-BATCH = 10_000  # rows held at once while a file is looked through
+BATCH_ROWS = 10_000  # rows held at once while a file is inspected
 Row = dict[str, Any]
 
 
-def look(url: str, kind: str) -> Contents:
+def inspect_file(url: str, file_format: str) -> FileInfo:
     """Count the rows of the file at `url` and find its columns, by reading all of it."""
     count, schema = 0, pa.schema([])
-    rows = _rows(url, kind)
-    while batch := list(itertools.islice(rows, BATCH)):
-        schema = _merge(schema, _infer(batch, url))
+    rows = _iter_rows(url, file_format)
+    while batch := list(itertools.islice(rows, BATCH_ROWS)):
+        schema = _merge(schema, _infer_schema(batch, url))
         count += len(batch)
-    schema = pa.schema([mixed(f.name) if _has_empty_struct(f.type) else f for f in schema])
-    return Contents(count, schema, checksum(url))
+    fields = [json_text_field(f.name) if _has_empty_struct(f.type) else f for f in schema]
+    return FileInfo(count, pa.schema(fields), checksum(url))
 
 
 def checksum(url: str) -> str:
@@ -43,28 +50,35 @@ def checksum(url: str) -> str:
     return digest.hexdigest()
 
 
-def read(url: str, kind: str, start: int, stop: int, schema: pa.Schema) -> pa.Table:
-    """Return rows [start, stop) with the columns of `schema`; those it lacks are null."""
-    rows = list(itertools.islice(_rows(url, kind), start, stop))
-    check_end(url, start + len(rows), stop)
+def read_rows(url: str, file_format: str, start: int, stop: int, schema: pa.Schema) -> pa.Table:
+    """Return rows [start, stop) with the columns of `schema`; missing ones are null."""
+    rows = list(itertools.islice(_iter_rows(url, file_format), start, stop))
+    check_row_count(url, start + len(rows), stop)
     return pa.table([_column(rows, field) for field in schema], schema=schema)
 
 
-def _rows(url: str, kind: str) -> Iterator[Row]:
+def _iter_rows(url: str, file_format: str) -> Iterator[Row]:
     """Yield the rows of a text file, one mapping each."""
-    read = {"csv": _csv, "tsv": _tsv, "json": _json, "jsonl": _jsonl, "txt": _txt}[kind]
-    must = "a whole file of the kind its name says"
-    with storage.open_file(url, "infer") as file, faults(url, must):
+    parsers = {
+        "csv": _parse_csv,
+        "tsv": _parse_tsv,
+        "json": _parse_json,
+        "jsonl": _parse_jsonl,
+        "txt": _parse_txt,
+    }
+    expected = "a complete file of the format that its suffix names"
+    with storage.open_file(url, "infer") as file, decoding_errors(url, expected):
         try:
             with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-                yield from read(text, url)
+                yield from parsers[file_format](text, url)
         except UnicodeDecodeError as error:
             raise PromptTableError(
-                f"{url} line {_bad_line(url)} = bytes that are no UTF-8: save the file as UTF-8."
+                f"{url} line {_undecodable_line(url)} = bytes that are not UTF-8: "
+                f"save the file as UTF-8."
             ) from error
 
 
-def _bad_line(url: str) -> int:
+def _undecodable_line(url: str) -> int:
     with storage.open_file(url, "infer") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -74,20 +88,22 @@ def _bad_line(url: str) -> int:
     raise RuntimeError(f"{url} is UTF-8 after all")
 
 
-def _tsv(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
+def _parse_tsv(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
     # TSV has no quoting (IANA text/tab-separated-values): its quotes are part of the prompt.
-    return _csv(text, url, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return _parse_csv(text, url, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
-def _csv(text: io.TextIOWrapper, url: str, **dialect: Any) -> Iterator[Row]:
+def _parse_csv(text: io.TextIOWrapper, url: str, **dialect: Any) -> Iterator[Row]:
     reader = csv.reader(text, strict=True, **dialect)
     try:
         header = next(reader, None)
         if header is None:
             return
         if len(set(header)) != len(header):
-            twice = next(name for name in header if header.count(name) > 1)
-            raise PromptTableError(f"{url} = column {twice!r} stands twice: rename one of them.")
+            repeated = next(name for name in header if header.count(name) > 1)
+            raise PromptTableError(
+                f"{url} = column {repeated!r} appears twice: rename one of them."
+            )
         for values in reader:
             if not values:
                 continue  # a blank line
@@ -103,7 +119,7 @@ def _csv(text: io.TextIOWrapper, url: str, **dialect: Any) -> Iterator[Row]:
         ) from error
 
 
-def _json(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
+def _parse_json(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
     try:
         values = json.load(text)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -113,20 +129,20 @@ def _json(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
             f"{url} = a JSON {type(values).__name__}: must be a list of objects or of strings."
         )
     for number, value in enumerate(values):
-        yield _row(value, f"{url} element {number}")
+        yield _to_row(value, f"{url} element {number}")
 
 
-def _jsonl(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
+def _parse_jsonl(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
     for number, line in enumerate(text, start=1):
         if line.strip():
             try:
                 value = json.loads(line)
             except (json.JSONDecodeError, RecursionError) as error:
                 raise PromptTableError(f"{url} line {number} = {error}: must be JSON.") from error
-            yield _row(value, f"{url} line {number}")
+            yield _to_row(value, f"{url} line {number}")
 
 
-def _row(value: Any, where: str) -> Row:
+def _to_row(value: Any, where: str) -> Row:
     if isinstance(value, str):
         return {"prompt": value}
     if isinstance(value, dict):
@@ -134,13 +150,13 @@ def _row(value: Any, where: str) -> Row:
     raise PromptTableError(f"{where} = {value!r}: must be an object or a string.")
 
 
-def _txt(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
+def _parse_txt(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
     for line in text:
         if prompt := line.rstrip("\r\n"):
             yield {"prompt": prompt}
 
 
-def _infer(rows: list[Row], url: str) -> pa.Schema:
+def _infer_schema(rows: list[Row], url: str) -> pa.Schema:
     names = dict.fromkeys(name for row in rows for name in row)
     fields = []
     for name in names:
@@ -151,36 +167,38 @@ def _infer(rows: list[Row], url: str) -> pa.Schema:
                 f"{url} column {name!r} = half a surrogate pair: must be text that UTF-8 can hold."
             ) from error
         except (pa.ArrowException, OverflowError):
-            fields.append(mixed(name))
+            fields.append(json_text_field(name))
     return pa.schema(fields)
 
 
 def _merge(one: pa.Schema, two: pa.Schema) -> pa.Schema:
-    """Unite the columns of two parts of a file; where their types cannot be, take JSON text."""
+    """Unite the columns of two parts of a file; a column whose types differ becomes JSON text."""
     try:
-        return unite(one, two)
+        return unite_schemas(one, two)
     except pa.ArrowException:
-        clash = [f.name for f in two if f.name in one.names and not _united(one.field(f.name), f)]
-        as_text = pa.schema([mixed(name) for name in clash])
-        return unite(unite(one, as_text), two)
+        conflicts = [
+            f.name for f in two if f.name in one.names and not _can_unite(one.field(f.name), f)
+        ]
+        as_text = pa.schema([json_text_field(name) for name in conflicts])
+        return unite_schemas(unite_schemas(one, as_text), two)
 
 
-def _united(one: pa.Field, two: pa.Field) -> bool:
+def _can_unite(one: pa.Field, two: pa.Field) -> bool:
     try:
-        unite(pa.schema([one]), pa.schema([two]))
+        unite_schemas(pa.schema([one]), pa.schema([two]))
     except pa.ArrowException:
         return False
     return True
 
 
-def _has_empty_struct(kind: pa.DataType) -> bool:
-    """Tell a type that Parquet cannot hold: that of `{}` alone."""
-    inner = [kind.field(i).type for i in range(kind.num_fields)]
-    return (pa.types.is_struct(kind) and not inner) or any(map(_has_empty_struct, inner))
+def _has_empty_struct(arrow_type: pa.DataType) -> bool:
+    """Return whether the type contains a struct without fields, which Parquet cannot store."""
+    inner = [arrow_type.field(i).type for i in range(arrow_type.num_fields)]
+    return (pa.types.is_struct(arrow_type) and not inner) or any(map(_has_empty_struct, inner))
 
 
 def _column(rows: list[Row], field: pa.Field) -> pa.Array:
     values = [row.get(field.name) for row in rows]
-    if field.metadata == MIXED:
+    if field.metadata == JSON_TEXT:
         values = [None if v is None else json.dumps(v, ensure_ascii=False) for v in values]
     return pa.array(values, field.type)

@@ -1,9 +1,9 @@
-"""`sdbatch submit`: a job file to a Ray cluster elsewhere, followed from here.
+"""`sdbatch submit`: send a job file to a Ray cluster elsewhere, and follow the job from here.
 
-    pack.contents (what goes along) -> jobs.Jobs (Ray's job API) -> follow.follow (log, progress)
+    pack.files_to_send -> jobs.Jobs (Ray's job API) -> follow.follow_job (log, progress)
 
-On the cluster runs `sdbatch run`, as `ray job submit` would start it. Jobs are known by the output
-that they draw: the same command again finds the one that runs, and follows it.
+The cluster runs `sdbatch run`, as `ray job submit` would start it. A job is identified by its
+output: the same command again finds the running job and follows it.
 """
 
 import os
@@ -18,15 +18,15 @@ from sdbatch.job import load
 from sdbatch.report.progress import Display
 from sdbatch.storage import Store
 from sdbatch.submit import pack
-from sdbatch.submit.follow import DETACHED, follow
+from sdbatch.submit.follow import DETACHED, follow_job
 from sdbatch.submit.jobs import Jobs, Submission
 
-VARIABLE = "SDBATCH_JOB"  # where an image, which takes no files along, finds the job file
+VARIABLE = "SDBATCH_JOB"  # holds the job file for a container image, which receives no files
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a user wants submitted, and how it is to run."""
+class SubmitOptions:
+    """The job to submit, and how it runs on the cluster."""
 
     path: str  # of the job file
     overrides: tuple[str, ...] = ()
@@ -37,104 +37,109 @@ class Asked:
     driver_cpus: float = 0.0  # reserved for the driver; 0: it runs on the head
 
 
-def submit(asked: Asked, address: str, display: Display | None, say: Callable[[str], None]) -> int:
-    """Submit the job, or find it where it runs already, and follow it to its end.
+def submit(
+    options: SubmitOptions, address: str, display: Display | None, echo: Callable[[str], None]
+) -> int:
+    """Submit the job, or find it if it already runs, and follow it to its end.
 
     Args:
-        asked: what to submit.
+        options: the job and its options.
         address: of the cluster's dashboard.
-        display: where progress is shown; None: it is in the job's log, as JSON.
-        say: is told, line by line, the job's log and what a user wants to know.
+        display: shows progress; None: progress stays in the job's log, as JSON.
+        echo: prints a line, of the job's log or about the submission.
 
     Returns:
-        The exit code of `sdbatch run` there; DETACHED if Ctrl-C ended the following.
+        The exit code of `sdbatch run` on the cluster; DETACHED if Ctrl-C ended the following.
 
     Raises:
-        SdbatchError: it cannot be submitted, or the cluster is lost from sight.
+        SdbatchError: the job cannot be submitted, or the cluster no longer answers.
     """
-    job = load(asked.path, asked.overrides)
-    pack.refuse_lost_output(job)
-    files = pack.contents(job)
+    job = load(options.path, options.overrides)
+    pack.check_output_path(job)
+    files = pack.files_to_send(job)
     jobs = Jobs(address)
-    submission = assemble(asked, files, job.output.path)
-    running = jobs.drawing(job.output.path)
-    if running is None:
+    submission = make_submission(options, files, job.output.path)
+    name = jobs.find_active(job.output.path)
+    if name is None:
         with tempfile.TemporaryDirectory(prefix="sdbatch-") as folder:
-            pack.copy(files, Path(asked.path), Path(folder))
-            running = jobs.submit(submission, None if asked.image else folder)
-        say(f"submitted as {running}")
-    elif jobs.digest(running) != submission.digest:
+            pack.copy_files(files, Path(options.path), Path(folder))
+            name = jobs.submit(submission, None if options.image else folder)
+        echo(f"submitted as {name}")
+    elif jobs.digest(name) != submission.digest:
         raise JobError(
-            f"output.path = {job.output.path}: {running} draws it already, from another job file "
-            f"or with other options. Wait for it, or end it by --stop."
+            f"output.path = {job.output.path}: {name} draws it already, from another job file "
+            f"or with other options. Wait for its end, or stop it with --stop."
         )
     else:
-        say(f"following {running}, which draws this output already")
+        echo(f"following {name}, which draws this output already")
     try:
-        return follow(jobs, running, Store(job.output.path), display, say)
+        return follow_job(jobs, name, Store(job.output.path), display, echo)
     except KeyboardInterrupt:
-        say(f"{running} goes on. The same command again follows it; with --stop it ends it.")
+        echo(
+            f"{name} keeps running on the cluster. Run the same command again to follow it, or "
+            f"with --stop to stop it."
+        )
         return DETACHED
 
 
-def stop(asked: Asked, address: str, say: Callable[[str], None]) -> None:
-    """End the job that draws the output; what it has committed stays.
+def stop(options: SubmitOptions, address: str, echo: Callable[[str], None]) -> None:
+    """Stop the job that draws the output; committed shards stay.
 
     Raises:
-        SdbatchError: there is none.
+        SdbatchError: no job draws it.
     """
-    job = load(asked.path, asked.overrides)
+    job = load(options.path, options.overrides)
     jobs = Jobs(address)
-    running = jobs.drawing(job.output.path)
-    if running is None:
+    name = jobs.find_active(job.output.path)
+    if name is None:
         raise JobError(f"output.path = {job.output.path}: no job of this cluster draws it.")
-    jobs.stop(running)
-    say(f"stopped {running}. Submit it again to go on.")
+    jobs.stop(name)
+    echo(f"stopped {name}. Submit it again to go on.")
 
 
-def variables(given: Sequence[str]) -> dict[str, str]:
-    """Return the environment variables that are given as NAME=VALUE, or NAME as it is here.
+def parse_env(variables: Sequence[str]) -> dict[str, str]:
+    """Return environment variables from NAME=VALUE, or from NAME with its value here.
 
     Raises:
-        JobError: one has no value here.
+        JobError: a variable has no value here.
     """
-    found = {}
-    for one in given:
-        name, equals, value = one.partition("=")
+    env = {}
+    for variable in variables:
+        name, equals, value = variable.partition("=")
         if not equals and name not in os.environ:
-            raise JobError(f"--env = {name!r}: has no value here. Set it, or give {name}=VALUE.")
-        found[name] = value if equals else os.environ[name]
-    return found
+            raise JobError(f"--env = {name!r}: has no value here. Set it, or use {name}=VALUE.")
+        env[name] = value if equals else os.environ[name]
+    return env
 
 
-def assemble(asked: Asked, files: Mapping[str, Path], output: str) -> Submission:
-    """Return what is handed to Ray, but for the files.
+def make_submission(options: SubmitOptions, files: Mapping[str, Path], output: str) -> Submission:
+    """Return the submission for Ray, without the files themselves.
 
     Raises:
-        JobError: files are to go along into an image.
+        JobError: the job needs files, and a container image receives none.
     """
-    sets = [part for override in asked.overrides for part in ("--set", override)]
-    arguments = shlex.join([*sets, *asked.options])
+    sets = [part for override in options.overrides for part in ("--set", override)]
+    arguments = shlex.join([*sets, *options.options])
     environment: dict[str, object] = {}
-    variables = dict(asked.env)
+    env_vars = dict(options.env)
     command = f"sdbatch run {pack.JOB_FILE}"
-    if asked.image:
+    if options.image:
         if files:
             raise JobError(
-                f"--image = {asked.image}: takes no files along, and the job names "
-                f"{next(iter(files))}. Put it where the cluster can read it."
+                f"--image = {options.image}: a container image receives no files, and the job "
+                f"names {next(iter(files))}. Put it where the cluster can read it."
             )
-        environment["image_uri"] = asked.image
-        variables[VARIABLE] = pack.text(Path(asked.path))
+        environment["image_uri"] = options.image
+        env_vars[VARIABLE] = pack.read_job_file(Path(options.path))
         command = f'printf %s "${VARIABLE}" > {pack.JOB_FILE} && {command}'
-    if asked.pip:
-        environment["pip"] = list(asked.pip)
-    if variables:
-        environment["env_vars"] = variables
+    if options.pip:
+        environment["pip"] = list(options.pip)
+    if env_vars:
+        environment["env_vars"] = env_vars
     return Submission(
         command=f"{command} {arguments}".rstrip(),
         environment=environment,
         output=output,
-        content=pack.digest(files, Path(asked.path)),
-        driver_cpus=asked.driver_cpus,
+        content=pack.hash_files(files, Path(options.path)),
+        driver_cpus=options.driver_cpus,
     )

@@ -1,8 +1,8 @@
-"""A job on a cluster, followed from here: its log, its progress, and its exit code at the end.
+"""Follow a job on a cluster from here: its log, its progress, and its exit code at the end.
 
-The log comes as a stream, which proxies and restarts cut: it is taken up again where it broke off,
-and what is missing at the end is fetched whole. Progress is what the output's progress.json says,
-where that can be read from here, and else what the log says of it.
+The log is a stream that proxies and restarts interrupt: it is resumed where it broke off, and what
+is missing at the end is fetched at once. Progress comes from the output's progress.json if that is
+readable from here, else from the log.
 """
 
 import asyncio
@@ -17,171 +17,172 @@ from sdbatch.report.progress import Display
 from sdbatch.storage import Store
 from sdbatch.submit.jobs import Jobs, State
 
-DETACHED = 130  # exit code after Ctrl-C, as shells have it
+DETACHED = 130  # exit code after Ctrl-C, as in shells
 POLL_SECONDS = 1.0
-AGAIN_SECONDS = 2.0  # before a broken log is taken up again
+RETRY_SECONDS = 2.0  # before an interrupted log is resumed
 LOST_SECONDS = 600.0  # without an answer of the cluster
-NO_COMMAND = 127  # exit code of a shell that does not find the command
+COMMAND_NOT_FOUND = 127  # exit code of a shell
 
 
-def follow(
-    jobs: Jobs, name: str, store: Store, display: Display | None, say: Callable[[str], None]
+def follow_job(
+    jobs: Jobs, name: str, store: Store, display: Display | None, echo: Callable[[str], None]
 ) -> int:
-    """Show the job `name` until it is over; return its exit code, 1 if it has none.
+    """Show the job `name` until it ends; return its exit code, 1 if it has none.
 
     Raises:
         JobError: the cluster has not answered for LOST_SECONDS.
     """
-    shown = _Shown(store, display, say)
-    log = _Log(jobs, name)
+    view = _View(store, display, echo)
+    log = _LogStream(jobs, name)
     try:
-        state = _until_over(jobs, name, log, shown)
+        state = _wait_for_end(jobs, name, log, view)
         log.close()
-        shown.lines(log.rest())
+        view.show_lines(log.remaining_lines())
     finally:
         log.close()
-        shown.close()
-    return _exit_code(state, say)
+        view.close()
+    return _exit_code(state, echo)
 
 
-def _until_over(jobs: Jobs, name: str, log: "_Log", shown: "_Shown") -> State:
-    answered = time.monotonic()
+def _wait_for_end(jobs: Jobs, name: str, log: "_LogStream", view: "_View") -> State:
+    last_answer = time.monotonic()
     silent = False
     while True:
-        shown.lines(log.take(POLL_SECONDS))
-        shown.progress()
+        view.show_lines(log.new_lines(POLL_SECONDS))
+        view.show_progress()
         try:
             state = jobs.state(name)
-            answered, silent = time.monotonic(), False
-            if state.over:
+            last_answer, silent = time.monotonic(), False
+            if state.ended:
                 return state
         except JobError as error:
-            if time.monotonic() - answered > LOST_SECONDS:
+            if time.monotonic() - last_answer > LOST_SECONDS:
                 raise JobError(
-                    f"{error} It has not answered for {LOST_SECONDS / 60:.0f} minutes; the job may "
-                    f"go on: run the same command again to follow it."
+                    f"{error} It has not answered for {LOST_SECONDS / 60:.0f} minutes, but the job "
+                    f"may still run. Run the same command again to follow it."
                 ) from error
             if not silent:
-                shown.lines([f"the cluster does not answer, asking again ({error})"])
+                view.show_lines([f"the cluster does not answer, retrying ({error})"])
             silent = True
 
 
-def _exit_code(state: State, say: Callable[[str], None]) -> int:
-    if state.exit_code == NO_COMMAND:
-        say(
-            "Error: sdbatch = not found on the cluster: its machines must have it. Submit with "
-            "--pip sdbatch, or with --image."
+def _exit_code(state: State, echo: Callable[[str], None]) -> int:
+    if state.exit_code == COMMAND_NOT_FOUND:
+        echo(
+            "Error: sdbatch is not installed on the cluster. Submit with --pip sdbatch, or with "
+            "--image."
         )
     if state.exit_code is None:
-        say(f"Error: job = {state.message}")
+        echo(f"Error: the job ended without an exit code, {state.message}")
     return 1 if state.exit_code is None else state.exit_code
 
 
-class _Shown:
-    """What is shown of a job: its log, and its progress."""
+class _View:
+    """Shows a job's log and progress to the user."""
 
-    def __init__(self, store: Store, display: Display | None, say: Callable[[str], None]) -> None:
+    def __init__(self, store: Store, display: Display | None, echo: Callable[[str], None]) -> None:
         self._store = store
         self._display = display
-        self._say = say
-        self._stale = self._read()  # of an earlier run
-        self._seen = False
+        self._echo = echo
+        self._stale = self._read_progress()  # of an earlier run
+        self._progress_shown = False
 
-    def lines(self, lines: list[str]) -> None:
-        """Show lines of the log, but for the progress that is shown already."""
+    def show_lines(self, lines: list[str]) -> None:
+        """Show lines of the log, without progress lines if progress.json is shown."""
         for line in lines:
-            if not (self._seen and progress.LINE.match(line)):
-                self.close()  # a bar, which comes back with the next progress
-                self._say(line)
+            if not (self._progress_shown and progress.PROGRESS_LINE.match(line)):
+                self.close()  # a live bar, which returns with the next progress
+                self._echo(line)
 
-    def progress(self) -> None:
-        """Show what progress.json says, if it can be read and is this job's."""
-        found = self._read()
-        if found is None or found == self._stale or self._display is None:
+    def show_progress(self) -> None:
+        """Show the contents of progress.json if it is readable and from this job."""
+        values = self._read_progress()
+        if values is None or values == self._stale or self._display is None:
             return
-        self._seen = True
-        if found["state"] == "running":
-            self._display.show(progress.from_json(found))
+        self._progress_shown = True
+        if values["state"] == "running":
+            self._display.show(progress.Progress.from_dict(values))
 
     def close(self) -> None:
-        """Leave the terminal to others."""
+        """Release the terminal."""
         if self._display is not None:
             self._display.close(None)
 
-    def _read(self) -> dict[str, object] | None:
+    def _read_progress(self) -> dict[str, object] | None:
         try:
-            return progress.read(self._store) if self._display is not None else None
-        except StorageError:  # a folder of the cluster's machines alone, or keys are missing here
+            return progress.read_progress(self._store) if self._display is not None else None
+        except StorageError:  # a folder that only the cluster sees, or keys are missing here
             return None
 
 
-class _Log:
-    """A job's log, line by line, over as many connections as it takes."""
+class _LogStream:
+    """A job's log, line by line, over as many connections as needed."""
 
     def __init__(self, jobs: Jobs, name: str) -> None:
         self._jobs = jobs
         self._name = name
-        self._came: queue.Queue[str] = queue.Queue()
-        self._seen = 0  # characters
-        self._begun = ""  # of a line whose end is to come
+        self._texts: queue.Queue[str] = queue.Queue()
+        self._characters = 0  # taken from the queue so far
+        self._partial_line = ""  # whose end has not arrived
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._stream, daemon=True)
+        self._thread = threading.Thread(target=self._receive, daemon=True)
         self._thread.start()
 
-    def take(self, seconds: float) -> list[str]:
-        """Wait so long at most, and return the lines that came."""
+    def new_lines(self, seconds: float) -> list[str]:
+        """Return the lines that arrived, waiting up to `seconds` for the first text."""
         texts = []
         try:
-            texts.append(self._came.get(timeout=seconds))
+            texts.append(self._texts.get(timeout=seconds))
             while True:
-                texts.append(self._came.get_nowait())
+                texts.append(self._texts.get_nowait())
         except queue.Empty:
             pass
-        self._seen += sum(map(len, texts))
-        *lines, self._begun = (self._begun + "".join(texts)).split("\n")
+        self._characters += sum(map(len, texts))
+        *lines, self._partial_line = (self._partial_line + "".join(texts)).split("\n")
         return lines
 
     def close(self) -> None:
         """End the connection."""
         self._closed.set()
 
-    def rest(self) -> list[str]:
-        """Return the lines of a job that is over that have not come."""
-        self._thread.join(2 * AGAIN_SECONDS)
-        lines = self.take(0.0)
+    def remaining_lines(self) -> list[str]:
+        """Return the lines of an ended job that have not been returned yet."""
+        self._thread.join(2 * RETRY_SECONDS)
+        lines = self.new_lines(0.0)
         try:
-            missing = self._jobs.log(self._name)[self._seen :]
+            missing = self._jobs.read_log(self._name)[self._characters :]
         except JobError as error:  # the cluster may end with its job
             missing = f"\nthe end of the log is missing ({error})"
-        return [*lines, *(self._begun + missing).splitlines()]
+        return [*lines, *(self._partial_line + missing).splitlines()]
 
-    def _stream(self) -> None:
-        """In a thread: pass on what the job prints, from where the last connection ended."""
-        came = 0
+    def _receive(self) -> None:
+        """In a thread: queue the log, resuming where the last connection ended."""
+        received = 0
         while not self._closed.is_set():
             try:
-                came = asyncio.run(self._pass_on(came))
-            except _Broken as broken:
-                came = broken.came
-            self._closed.wait(AGAIN_SECONDS)
+                received = asyncio.run(self._receive_once(received))
+            except _DisconnectedError as error:
+                received = error.received
+            self._closed.wait(RETRY_SECONDS)
 
-    async def _pass_on(self, came: int) -> int:
-        at = 0  # each connection begins with the log's first character
+    async def _receive_once(self, received: int) -> int:
+        """Queue the log after its first `received` characters; return the new count."""
+        position = 0  # each connection begins with the log's first character
         try:
-            async for text in self._jobs.tail(self._name):
-                new = text[max(0, came - at) :]
-                at += len(text)
+            async for text in self._jobs.tail_log(self._name):
+                new = text[max(0, received - position) :]
+                position += len(text)
                 if new:
-                    self._came.put(new)
-                    came += len(new)
+                    self._texts.put(new)
+                    received += len(new)
         except JobError as error:
-            raise _Broken(came) from error
-        return came
+            raise _DisconnectedError(received) from error
+        return received
 
 
-class _Broken(Exception):
-    """A connection that broke after so many characters of the log had come in all."""
+class _DisconnectedError(Exception):
+    """A connection broke after `received` characters of the log, counted over all connections."""
 
-    def __init__(self, came: int) -> None:
-        super().__init__(came)
-        self.came = came
+    def __init__(self, received: int) -> None:
+        super().__init__(received)
+        self.received = received

@@ -1,4 +1,4 @@
-"""Ray's job API as a submitter needs it; what goes wrong there is told in one line."""
+"""The jobs of a Ray cluster, through Ray's job API; its errors become one-line JobErrors."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdbatch.errors import JobError, SdbatchError
+from sdbatch.errors import JobError, SdbatchError, one_line
 
 OUTPUT, DIGEST = "sdbatch_output", "sdbatch_digest"  # keys of a job's metadata
 _TOKEN_FILE = "~/.ray/auth_token"  # where Ray looks for a token
@@ -18,7 +18,7 @@ _TOKEN_FILE = "~/.ray/auth_token"  # where Ray looks for a token
 
 @dataclass(frozen=True)
 class Submission:
-    """A job as it is handed to Ray."""
+    """A job as Ray receives it."""
 
     command: str
     environment: dict[str, Any]  # Ray's runtime environment, without the files
@@ -28,62 +28,63 @@ class Submission:
 
     @property
     def digest(self) -> str:
-        """Return what tells this submission from others that draw the same output.
+        """Return a hash that distinguishes this submission from others with the same output.
 
-        Not the variables: keys of an object store change from hour to hour.
+        Without the environment variables: an object store's keys may change every hour.
         """
         env = {key: value for key, value in self.environment.items() if key != "env_vars"}
-        said = [self.command, env, self.content, self.driver_cpus]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        parts = [self.command, env, self.content, self.driver_cpus]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class State:
-    """A job at a moment."""
+    """The state of a job at one moment."""
 
-    over: bool
-    exit_code: int | None  # of its command, where that ran to its end
-    message: str  # why it is so
+    ended: bool
+    exit_code: int | None  # of its command; None if the command did not run to its end
+    message: str  # Ray's status and its explanation
 
 
 class Jobs:
     """The jobs of one cluster."""
 
     def __init__(self, address: str) -> None:
-        _send_token()
+        _enable_token()
         from ray.job_submission import JobSubmissionClient
 
         if "://" in address and not address.startswith(("http://", "https://")):
             raise JobError(
-                f"--address = {address!r}: must be that of the cluster's dashboard, such as "
+                f"--address = {address!r}: must be the address of the cluster's dashboard, such as "
                 f"http://HEAD:8265."
             )
         self._address = address
-        with self._told():
+        with self._ray_errors():
             self._client = JobSubmissionClient(address if "://" in address else f"http://{address}")
 
-    def drawing(self, output: str) -> str | None:
-        """Return the job that draws `output` now, or waits to; None if there is none."""
-        with self._told():
+    def find_active(self, output: str) -> str | None:
+        """Return the name of the job that draws `output` or waits to; None without one."""
+        with self._ray_errors():
             jobs = self._client.list_jobs()
         for job in jobs:
-            mine = (job.metadata or {}).get(OUTPUT) == output.rstrip("/")
-            if mine and not job.status.is_terminal():
+            same_output = (job.metadata or {}).get(OUTPUT) == output.rstrip("/")
+            if same_output and not job.status.is_terminal():
                 return str(job.submission_id)
         return None
 
     def digest(self, name: str) -> str | None:
-        """Return what tells the job from others that draw the same output."""
-        with self._told():
+        """Return the digest of the job's submission."""
+        with self._ray_errors():
             return (self._client.get_job_info(name).metadata or {}).get(DIGEST)
 
     def submit(self, submission: Submission, folder: str | None) -> str:
-        """Hand over a job, with the files in `folder`; return its name.
+        """Submit a job with the files in `folder`; return its name.
 
-        Its number is the next one of its output: of two submitters at a time Ray refuses one.
+        The name ends with the next free number for the output, so that Ray rejects one of two
+        simultaneous submissions.
         """
         stem = f"sdbatch-{hashlib.sha256(submission.output.encode()).hexdigest()[:10]}-"
-        with self._told():
+        with self._ray_errors():
             number = 1 + sum(
                 (job.submission_id or "").startswith(stem) for job in self._client.list_jobs()
             )
@@ -102,53 +103,53 @@ class Jobs:
             )
 
     def state(self, name: str) -> State:
-        """Return how the job is."""
-        with self._told():
+        """Return the current state of the job."""
+        with self._ray_errors():
             info = self._client.get_job_info(name)
-        text = " ".join((info.message or "").split())
-        return State(info.status.is_terminal(), info.driver_exit_code, f"{info.status}: {text}")
+        message = f"{info.status}: {one_line(info.message or '')}"
+        return State(info.status.is_terminal(), info.driver_exit_code, message)
 
-    def log(self, name: str) -> str:
-        """Return all that the job has printed so far."""
-        with self._told():
+    def read_log(self, name: str) -> str:
+        """Return everything that the job has printed so far."""
+        with self._ray_errors():
             return str(self._client.get_job_logs(name))
 
-    async def tail(self, name: str) -> AsyncIterator[str]:
-        """Yield what the job has printed, from its start, and then what it prints."""
-        with self._told():
+    async def tail_log(self, name: str) -> AsyncIterator[str]:
+        """Yield the job's log from its first character, and then new text as the job prints it."""
+        with self._ray_errors():
             async for text in self._client.tail_job_logs(name):
                 yield text
 
     def stop(self, name: str) -> None:
-        """Have the job ended."""
-        with self._told():
+        """Stop the job."""
+        with self._ray_errors():
             self._client.stop_job(name)
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turn what Ray's client raises into a JobError."""
+    def _ray_errors(self) -> Iterator[None]:
+        """Turn an error of Ray's client into a JobError."""
         try:
             yield
         except (SdbatchError, asyncio.CancelledError):
             raise
-        except Exception as error:  # of many kinds: Ray's own, those of its HTTP clients, bare ones
-            raise JobError(f"--address = {self._address}: {_reason(error)}") from error
+        except Exception as error:  # Ray's own errors, its HTTP clients', bare Exceptions
+            raise JobError(f"--address = {self._address}: {_describe(error)}") from error
 
 
-def _reason(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     from ray.exceptions import AuthenticationError
 
     if isinstance(error, AuthenticationError):
         return (
-            f"wants its token: must be in RAY_AUTH_TOKEN, or in {_TOKEN_FILE}. Copy it from the "
-            f"cluster's head."
+            f"the cluster requires its token in RAY_AUTH_TOKEN or in {_TOKEN_FILE}. Copy the token "
+            f"from the cluster's head."
         )
-    text = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
-    return f"{text}. Must be a Ray cluster's dashboard, within reach, such as http://HEAD:8265."
+    text = one_line(error, 300).rstrip(".") or type(error).__name__
+    return f"{text}. Must be the reachable dashboard of a Ray cluster, such as http://HEAD:8265."
 
 
-def _send_token() -> None:
-    """Have Ray's client send the token that there is: by itself it does so on the cluster alone."""
-    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if given or Path(_TOKEN_FILE).expanduser().exists():
+def _enable_token() -> None:
+    """Make Ray's client send the token if there is one: by default it does so on clusters only."""
+    token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if token or Path(_TOKEN_FILE).expanduser().exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -1,4 +1,4 @@
-"""Any prompt table: its formats and files, its columns, and what cannot be used."""
+"""Any prompt table: its formats, its files, its columns, and errors about columns."""
 
 import bz2
 import gzip
@@ -21,7 +21,7 @@ TWO = [{"prompt": 'a "red" dog, wet', "n": "1"}, {"prompt": "ein großer\nHund",
 AB = [{"prompt": "a"}, {"prompt": "b"}]
 PAIR = [{"prompt": "a dog"}, {"prompt": 'ein "großer" Hund'}]
 CSV = 'prompt,n\n"a ""red"" dog, wet",1\n\n"ein großer\nHund",\n'
-# One table in each format: its text, and the rows that are in it.
+# One table in each format: its text and its rows.
 FORMATS = {
     "lf.csv": (CSV, TWO),
     "bom.csv": ("\ufeff" + CSV, TWO),
@@ -38,70 +38,75 @@ KINDS = [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int3
 PACK = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 
 
-def opened(path, **keys):
+def open_path(path, **keys):
     return table.open_table(Prompts(path=path if isinstance(path, list) else str(path), **keys))
 
 
 def rows(path, **keys):
     """Return all rows of a table, in order."""
-    found = opened(path, **keys)
-    parts = [table.read(source, 0, source.rows, found.schema) for source in found.sources]
+    opened = open_path(path, **keys)
+    parts = [table.read_rows(source, 0, source.rows, opened.schema) for source in opened.sources]
     return pa.concat_tables(parts).to_pylist()
 
 
 def names(path):
-    return [source.name for source in opened(path).sources]
+    return [source.name for source in open_path(path).sources]
 
 
 @pytest.mark.parametrize("suffix", PACK)
 @pytest.mark.parametrize("name", FORMATS)
-def test_text_table_gives_its_rows_packed_or_not(write, name, suffix):
+def test_text_table_gives_its_rows_compressed_or_not(write, name, suffix):
     text, expected = FORMATS[name]
     path = write(name + suffix, PACK[suffix](text.encode()))
     assert rows(path) == expected
-    found = opened(path)
-    assert table.read(found.sources[0], 1, 2, found.schema).to_pylist() == expected[1:]
+    opened = open_path(path)
+    assert table.read_rows(opened.sources[0], 1, 2, opened.schema).to_pylist() == expected[1:]
 
 
 @pytest.mark.parametrize("codec", ["none", "snappy", "gzip", "brotli", "zstd", "lz4"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_parquet_table_gives_its_rows_whatever_its_codec_and_kind_of_text(tmp_path, codec, kind):
+def test_parquet_table_gives_its_rows_with_every_codec_and_text_type(tmp_path, codec, kind):
     prompts = pa.array([row["prompt"] for row in PAIR]).cast(kind)
     pq.write_table(pa.table({"prompt": prompts}), tmp_path / "a.pq", compression=codec)
     assert rows(tmp_path / "a.pq") == PAIR
 
 
 def test_every_column_of_csv_is_text_and_of_json_has_its_type(write):
-    csv = opened(write("a.csv", "prompt,seed,tag\na,1,2\n")).schema
+    csv = open_path(write("a.csv", "prompt,seed,tag\na,1,2\n")).schema
     assert {field.type for field in csv} == {pa.string()}
     mixed = '{"prompt":"a","seed":1,"x":[1.5]}\n{"prompt":"b","x":null,"y":{"z":true}}'
-    types = opened(write("a.jsonl", mixed)).schema.field
+    types = open_path(write("a.jsonl", mixed)).schema.field
     assert (types("seed").type, types("x").type) == (pa.int64(), pa.list_(pa.float64()))
     assert types("y").type == pa.struct([("z", pa.bool_())])
 
 
 @pytest.mark.parametrize("first", [1, "s"])
-def test_json_column_of_mixed_types_is_kept_as_json_text_wherever_they_mix(write, first):
-    values = [first] * text.BATCH + ["ä", {"k": [1]}, None, 2**80]  # no first batch can tell
+def test_json_column_of_mixed_types_is_stored_as_json_text_wherever_they_mix(write, first):
+    values = [first] * text.BATCH_ROWS + [
+        "ä",
+        {"k": [1]},
+        None,
+        2**80,
+    ]  # the first batch has one type
     lines = "\n".join(json.dumps({"prompt": "a", "x": value}) for value in values)
-    found = [row["x"] for row in rows(write("a.jsonl", lines))]
-    assert found == [json.dumps(first)] * text.BATCH + ['"ä"', '{"k": [1]}', None, str(2**80)]
+    values = [row["x"] for row in rows(write("a.jsonl", lines))]
+    assert values == [json.dumps(first)] * text.BATCH_ROWS + ['"ä"', '{"k": [1]}', None, str(2**80)]
 
 
 def test_json_column_whose_type_changes_between_batches_is_json_text(write):
-    values = [1] * text.BATCH + ["one"] * 3
+    values = [1] * text.BATCH_ROWS + ["one"] * 3
     lines = "\n".join(json.dumps({"prompt": "a", "x": value}) for value in values)
-    found = [row["x"] for row in rows(write("a.jsonl", lines))]
-    assert found == ["1"] * text.BATCH + ['"one"'] * 3
+    values = [row["x"] for row in rows(write("a.jsonl", lines))]
+    assert values == ["1"] * text.BATCH_ROWS + ['"one"'] * 3
 
 
 @pytest.mark.parametrize("group", [1_000_000, 9_999])
-def test_slice_of_a_million_rows_is_the_one_asked_for(tmp_path, group):
+def test_any_range_of_a_million_rows_is_read_exactly(tmp_path, group):
     prompts = pa.array(np.arange(1_000_000)).cast(pa.string())
     pq.write_table(pa.table({"prompt": prompts}), tmp_path / "a.parquet", row_group_size=group)
-    found = opened(tmp_path / "a.parquet")
+    opened = open_path(tmp_path / "a.parquet")
     for start, stop in ((0, 1), (503_999, 515_001), (999_990, 1_000_000)):
-        part = table.read(found.sources[0], start, stop, found.schema)
+        part = table.read_rows(opened.sources[0], start, stop, opened.schema)
         assert part["prompt"].combine_chunks().equals(prompts[start:stop])
 
 
@@ -111,23 +116,23 @@ def test_two_thousand_files_are_one_table(write, tmp_path):
     assert rows(tmp_path) == [{"prompt": f"dog {i}"} for i in range(2000)]
 
 
-def test_file_folder_glob_and_list_find_the_same_rows_in_the_order_of_names(write, tmp_path):
+def test_file_folder_glob_and_list_find_the_same_rows_in_name_order(write, tmp_path):
     b, a = write("t/b.txt", "b\n"), write("t/a.txt", "a\n")
     assert rows(tmp_path / "t") == rows(tmp_path / "t" / "*.txt") == rows(f"{tmp_path}/?/*") == AB
     assert rows([a, b]) == rows(f"file://{tmp_path}/t/") == AB
-    assert rows([b, a]) == AB[::-1]  # a list has an order of its own
+    assert rows([b, a]) == AB[::-1]  # a list keeps its own order
     assert (rows(a), names(a)) == (AB[:1], ["a.txt"])
-    assert rows([a, write("u/a.txt", "b\n")]) == AB  # two files of one name
+    assert rows([a, write("u/a.txt", "b\n")]) == AB  # two files with the same name
 
 
-def test_names_of_files_are_relative_to_the_path(write, tmp_path):
+def test_source_names_are_relative_to_the_path(write, tmp_path):
     write("t/x/a.txt", "a\n")
     write("t/b.txt", "b\n")
     assert names(tmp_path / "t") == names(f"file://{tmp_path}/t") == ["b.txt", "x/a.txt"]
     assert names(f"{tmp_path}/*/*.txt") == ["t/b.txt"]
 
 
-def test_hidden_and_foreign_files_of_a_folder_are_left_out(write, tmp_path):
+def test_hidden_files_and_other_formats_in_a_folder_are_ignored(write, tmp_path):
     write("t/a.txt", "a\n")
     for name in ("_SUCCESS", ".a.txt.crc", ".b.txt", "_tmp/0.txt", ".git/x.csv", "README.md"):
         write(f"t/{name}", "no prompt\n")
@@ -139,18 +144,18 @@ def test_folders_of_a_hive_table_become_text_columns(write, tmp_path):
     write("t/lang=en/b.csv", "prompt\ndog\n")
     write("t/c.csv", "prompt\nchien\n")
     german = [("Hund", "de", "2024"), ("Katze", "de", "2024")]
-    found = [tuple(row.values()) for row in rows(tmp_path / "t")]
-    assert found == [("chien", None, None), *german, ("dog", "en", None)]
+    values = [tuple(row.values()) for row in rows(tmp_path / "t")]
+    assert values == [("chien", None, None), *german, ("dog", "en", None)]
 
 
-def test_column_of_a_file_wins_over_its_hive_folder_however_it_is_cut(write, tmp_path):
+def test_column_of_a_file_wins_over_its_hive_folder_for_any_row_range(write, tmp_path):
     write("t/lang=de/a.parquet", pa.table({"prompt": ["a", "b"], "lang": ["nl", None]}))
-    found = opened(tmp_path / "t")
-    parts = [table.read(found.sources[0], i, i + 1, found.schema) for i in range(2)]
+    opened = open_path(tmp_path / "t")
+    parts = [table.read_rows(opened.sources[0], i, i + 1, opened.schema) for i in range(2)]
     assert pa.concat_tables(parts)["lang"].to_pylist() == ["nl", None]
 
 
-def test_table_on_a_remote_store_reads_as_a_local_one():
+def test_table_on_a_remote_store_reads_like_a_local_one():
     store = Store(f"memory://{uuid.uuid4().hex}")
     store.put("t/a.csv", b"prompt\na\n")
     store.put("t/b.csv.gz", gzip.compress(b"prompt\nb\n"))
@@ -159,15 +164,15 @@ def test_table_on_a_remote_store_reads_as_a_local_one():
     fsspec.filesystem("memory").rm(store.url, recursive=True)
 
 
-def test_columns_of_files_are_united_where_their_types_can_be(write, tmp_path):
+def test_columns_of_several_files_are_united_where_their_types_allow_it(write, tmp_path):
     write("t/a.parquet", pa.table({"prompt": ["a"], "n": pa.array([1], pa.int32())}))
     write("t/b.parquet", pa.table({"m": [0.5], "prompt": pa.array(["b"], pa.large_string())}))
     write("t/c.parquet", pa.table({"prompt": ["c"], "n": pa.array([2**40]), "m": pa.nulls(1)}))
-    found = [tuple(row.values()) for row in rows(tmp_path / "t")]
-    assert found == [("a", 1, None), ("b", None, 0.5), ("c", 2**40, None)]
+    values = [tuple(row.values()) for row in rows(tmp_path / "t")]
+    assert values == [("a", 1, None), ("b", None, 0.5), ("c", 2**40, None)]
 
 
-def test_file_that_lacks_every_column_used_gives_rows_of_nulls(write, tmp_path):
+def test_file_without_any_used_column_gives_rows_of_nulls(write, tmp_path):
     write("t/a.parquet", pa.table({"prompt": ["a"]}))
     write("t/b.parquet", pa.table({"caption": ["b", "c"]}))
     assert rows(tmp_path / "t", keep=[]) == [{"prompt": "a"}, {"prompt": None}, {"prompt": None}]
@@ -185,7 +190,7 @@ def test_column_that_mixes_types_in_one_file_is_json_text_in_all(write, tmp_path
     ("name", "a", "b", "file"),
     [("n", 1, "1", "b"), ("n", [1], 1, "b"), ("seed", 2**60 + 1, 0.5, "a")],
 )
-def test_columns_of_files_that_cannot_be_united_are_refused(write, tmp_path, name, a, b, file):
+def test_columns_of_incompatible_types_in_two_files_are_rejected(write, tmp_path, name, a, b, file):
     write("t/a.parquet", pa.table({"prompt": ["a"], name: [a]}))
     write("t/b.parquet", pa.table({"prompt": ["b"], name: [b]}))
     with pytest.raises(
@@ -195,14 +200,16 @@ def test_columns_of_files_that_cannot_be_united_are_refused(write, tmp_path, nam
         rows(tmp_path / "t")
 
 
-def test_own_columns_travel_but_those_used_unless_keep_says_which(write):
+def test_unused_columns_become_extras_unless_keep_lists_others(write):
     path = write("a.parquet", pa.table({"i": [7], "caption": ["a"], "y": [2], "x": [1]}))
     columns = {"id": "i", "prompt": "caption"}
-    assert opened(path, columns=columns).extras.names == ["i", "y", "x"]
-    assert opened(path, columns=columns, keep=["x", "caption"]).extras.names == ["x", "caption"]
-    assert opened(path, columns=columns, keep=[]).extras.names == []
+    assert open_path(path, columns=columns).extras.names == ["i", "y", "x"]
+    assert open_path(path, columns=columns, keep=["x", "caption"]).extras.names == ["x", "caption"]
+    assert open_path(path, columns=columns, keep=[]).extras.names == []
     path = write("b.parquet", pa.table({"prompt": ["a"], "key": [1], "n": [2]}))
-    assert opened(path, keep=["n"]).extras.names == ["n"]  # the way out of a clash, refused below
+    assert open_path(path, keep=["n"]).extras.names == [
+        "n"
+    ]  # resolves the name conflict that is rejected below
 
 
 @pytest.mark.parametrize(
@@ -225,11 +232,11 @@ def test_own_columns_travel_but_those_used_unless_keep_says_which(write):
         ({"n": [8]}, {"columns": {"id": "n"}}, r"'n' = list<.*: must hold text to be used as id"),
     ],
 )
-def test_columns_that_cannot_be_used_are_refused_with_the_way_out(write, row, keys, words):
+def test_unusable_columns_are_rejected_with_the_way_out(write, row, keys, words):
     base = {} if "caption" in row else AB[0]
     path = write("a.parquet", pa.Table.from_pylist([{**base, **row}]))
     with pytest.raises(PromptTableError, match=words):
-        opened(path, **keys)
+        open_path(path, **keys)
 
 
 @pytest.mark.parametrize(
@@ -238,10 +245,10 @@ def test_columns_that_cannot_be_used_are_refused_with_the_way_out(write, row, ke
         ("nope.csv", r"^prompts\.path = .*nope\.csv: no such file"),
         ("t", r"^prompts\.path = .*/t: no such file, or no table in the folder"),
         ("t/a.doc", r"a\.doc: must be one of parquet, csv, tsv, json, jsonl, txt, by its suffix"),
-        ([], r"^prompts\.path = \[\]: must name a file"),
+        ([], r"^prompts\.path = \[\]: must name at least one file"),
     ],
 )
-def test_path_without_a_table_is_refused_with_the_path(write, tmp_path, path, words):
+def test_path_without_a_table_is_rejected_with_the_path(write, tmp_path, path, words):
     write("t/a.doc", "a\n")
     with pytest.raises(PromptTableError, match=words):
-        opened(tmp_path / path if path else path)
+        open_path(tmp_path / path if path else path)

@@ -9,7 +9,7 @@ import boto3
 import pytest
 
 from sdbatch.errors import StorageError
-from sdbatch.output.verify import verify
+from sdbatch.output.verify import verify_output
 from sdbatch.prompts.table import open_table
 from sdbatch.storage import Store
 
@@ -23,7 +23,7 @@ def objects(bucket, prefix):
 
 def test_store_puts_lists_reads_and_removes(bucket):
     store = Store(f"s3://{bucket}/store")
-    assert store.find("data/a") is None
+    assert store.read_if_exists("data/a") is None
     assert store.names("data") == {}
     store.put("data/a", b"x" * 6_000_000)  # more than one part
     assert store.read("data/a") == b"x" * 6_000_000
@@ -65,9 +65,9 @@ def test_job_runs_from_a_table_on_s3_to_an_output_on_s3(bucket, make_job, tmp_pa
     fixed = "README.md gallery/index.html job.yaml manifest.parquet plan.parquet progress.json"
     shards = "data/000000.parquet data/000001.parquet receipts/000000.json receipts/000001.json"
     assert set(objects(bucket, "out/")) == {*fixed.split(), *shards.split()}
-    assert list(verify(Store("s3://datasets/out"))) == []
+    assert list(verify_output(Store("s3://datasets/out"))) == []
     assert "finished" in sdbatch("status", "s3://datasets/out").stdout
-    assert "0 drawn now" in sdbatch("run", str(job)).stdout
+    assert "0 drawn by this run" in sdbatch("run", str(job)).stdout
 
     local = tmp_path / "out"
     table = tmp_path / "local"

@@ -1,0 +1,67 @@
+"""What one pass over a file of a prompt table finds, and how its errors are reported.
+
+Shared by all formats.
+"""
+
+import contextlib
+import lzma
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from sdbatch.errors import PromptTableError, one_line
+
+JSON_TEXT = {b"sdbatch": b"json text"}  # metadata of a field whose values are stored as JSON text
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """The size and columns of a file: from its footer for Parquet, else by reading all of it."""
+
+    rows: int
+    schema: pa.Schema
+    checksum: str  # Parquet: of size and footer; others: of all bytes
+
+
+def unite_schemas(one: pa.Schema, two: pa.Schema) -> pa.Schema:
+    """Unite the columns of two files or parts of one; JSON text in one is JSON text in both.
+
+    Raises:
+        pa.ArrowException: a column's types cannot be united.
+    """
+    names = {field.name for field in (*one, *two) if field.metadata == JSON_TEXT}
+
+    def marked(schema: pa.Schema) -> pa.Schema:
+        return pa.schema([json_text_field(f.name) if f.name in names else f for f in schema])
+
+    return pa.unify_schemas([marked(one), marked(two)], promote_options="permissive")
+
+
+def json_text_field(name: str) -> pa.Field:
+    """Return the column `name` whose values are stored as JSON text."""
+    return pa.field(name, pa.string(), metadata=JSON_TEXT)
+
+
+def check_row_count(url: str, rows: int, stop: int) -> None:
+    """Raise a PromptTableError if a file of `rows` rows ends before row `stop`."""
+    if rows < stop:
+        raise PromptTableError(
+            f"{url} = ends before row {stop}: must have its rows as when the table was opened. "
+            f"Restore the file."
+        )
+
+
+@contextlib.contextmanager
+def decoding_errors(where: str, expected: str) -> Iterator[None]:
+    """Turn what a decoder raises in the block into a PromptTableError that names `expected`.
+
+    An OSError with an errno comes from the filesystem, not from a decoder, and passes unchanged.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise PromptTableError(f"{where} = {one_line(error)}: must be {expected}.") from error
