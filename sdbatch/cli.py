@@ -1,6 +1,6 @@
 """The command line: `sdbatch run`, `submit`, `serve`, `plan`, `status`, `sheet`, ...
 
-Commands import the rest of the package inside, so that `sdbatch --help` answers at once.
+Commands import the rest of the package inside, so that `sdbatch --help` is quick.
 """
 
 import json
@@ -30,33 +30,40 @@ class Command(click.Command):
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sdbatch")
 def main() -> None:
-    """Draw a dataset of images from a table of prompts, here or on a cluster.
+    """Draw a dataset of images from a table of prompts, on this machine or on a cluster.
 
-    A job file says what to draw; `sdbatch run JOB` draws it, and goes on where it was after
-    any interruption.
+    A job file describes the dataset. `sdbatch run JOB` draws it; run the same command again to
+    resume after an interruption.
     """
 
 
+_job = click.argument("path", metavar="JOB")
+_output = click.argument("output")
 _set = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a key of JOB."
 )
 _address = click.option(
-    "--address", metavar="ADDRESS", help="Of a Ray cluster. Default: RAY_ADDRESS, or here."
+    "--address",
+    metavar="ADDRESS",
+    help="Address of a Ray cluster. Default: cluster.address, RAY_ADDRESS, or a local Ray.",
 )
 _overwrite = click.option(
-    "--overwrite", is_flag=True, help="Remove what the output holds and start anew."
+    "--overwrite", is_flag=True, help="Remove the existing output and start again."
 )
 _retry_failed = click.option(
-    "--retry-failed", is_flag=True, help="Draw again the shards in which rows failed."
+    "--retry-failed", is_flag=True, help="Draw the shards that have failed rows again."
 )
 _max_failed = click.option(
-    "--max-failed", type=click.IntRange(min=0), help="Stop when more rows have failed."
+    "--max-failed",
+    type=click.IntRange(min=0),
+    metavar="ROWS",
+    help="Stop when more rows than this have failed.",
 )
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @main.command(cls=Command)
-@click.argument("job")
+@_job
 @_set
 @_address
 @_overwrite
@@ -64,7 +71,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for mac
 @_max_failed
 @_json
 def run(
-    job: str,
+    path: str,
     overrides: tuple[str, ...],
     address: str | None,
     overwrite: bool,
@@ -72,20 +79,20 @@ def run(
     max_failed: int | None,
     as_json: bool,
 ) -> None:
-    """Draw every image that the job file JOB asks for.
+    """Draw the dataset of the job file JOB.
 
-    Run the same command again to resume: what a receipt proves is not drawn again.
+    Run the same command again to resume: shards that have a receipt are not drawn again.
 
-    Exit code: 0 all drawn, 3 finished with failed rows, 2 could not start, 1 stopped.
+    Exit code: 0 all images drawn, 3 finished with failed rows, 2 could not start, 1 stopped early.
     """
     from sdbatch.batch.pipeline import run_job
     from sdbatch.job import load
     from sdbatch.terminal import display, quiet_terminal
 
-    asked = load(job, overrides)
+    job = load(path, overrides)
     with quiet_terminal() as (out, log):
         report = run_job(
-            asked,
+            job,
             address=address,
             overwrite=overwrite,
             retry_failed=retry_failed,
@@ -98,36 +105,39 @@ def run(
 
 
 @main.command(cls=Command)
-@click.argument("job")
+@_job
 @_set
 @click.option(
     "--address",
     envvar="RAY_API_SERVER_ADDRESS",
     required=True,
     metavar="URL",
-    help="Of the cluster's dashboard, such as http://HEAD:8265. Default: RAY_API_SERVER_ADDRESS.",
+    help="URL of the cluster's dashboard, such as http://HEAD:8265. "
+    "Default: RAY_API_SERVER_ADDRESS.",
 )
-@click.option("--stop", is_flag=True, help="End the job that draws JOB's output there.")
-@click.option("--image", help="A container image for the job to run in; takes no files along.")
-@click.option("--pip", multiple=True, metavar="REQUIREMENT", help="What to install for the job.")
+@click.option("--stop", is_flag=True, help="Stop the job on the cluster that draws JOB's output.")
+@click.option("--image", help="Run in this container image. It receives no files.")
+@click.option("--pip", multiple=True, metavar="REQUIREMENT", help="Install a package for the job.")
 @click.option(
     "--env",
     multiple=True,
     metavar="NAME[=VALUE]",
-    help="An environment variable for the job, by default as it is here. Ray's dashboard shows it.",
+    help="Set an environment variable for the job. Default: its value here. Ray's dashboard shows "
+    "it.",
 )
 @click.option(
     "--driver-cpus",
     type=click.FloatRange(min=0),
     default=0,
-    help="CPUs to reserve for the driver, which may then run beside the head. Default: none.",
+    metavar="CPUS",
+    help="Reserve CPUs for the driver, which may then run on any node. Default: none, on the head.",
 )
 @_overwrite
 @_retry_failed
 @_max_failed
 @_json
 def submit(
-    job: str,
+    path: str,
     overrides: tuple[str, ...],
     address: str,
     stop: bool,
@@ -140,155 +150,187 @@ def submit(
     max_failed: int | None,
     as_json: bool,
 ) -> None:
-    """Run the job file JOB on the Ray cluster at URL, and follow it from here.
+    """Run the job file JOB on a Ray cluster, and follow it from here.
 
-    JOB and the files that it names by relative paths go along, 100 MiB at most. Ctrl-C leaves the
-    job at work; the same command again follows it, or with --stop ends it. What it has drawn stays.
+    JOB and the files that it names by relative paths are sent to the cluster, up to 100 MiB.
+    Ctrl-C stops following; the job keeps running. Run the same command again to follow it, or with
+    --stop to stop it. Committed shards stay.
 
-    Exit code: as `sdbatch run` has it there.
+    Exit code: that of `sdbatch run` on the cluster.
     """
     from sdbatch import submit as submission
     from sdbatch.terminal import display, quiet_terminal
 
-    options = ["--overwrite"] * overwrite + ["--retry-failed"] * retry_failed
-    options += ["--max-failed", str(max_failed)] if max_failed is not None else []
-    asked = submission.Asked(
-        path=job,
+    flags = ["--overwrite"] * overwrite + ["--retry-failed"] * retry_failed
+    flags += ["--max-failed", str(max_failed)] if max_failed is not None else []
+    options = submission.SubmitOptions(
+        path=path,
         overrides=overrides,
-        options=(*options, *["--json"] * as_json),
+        options=(*flags, *["--json"] * as_json),
         image=image,
         pip=pip,
-        env=submission.variables(env),
+        env=submission.parse_env(env),
         driver_cpus=driver_cpus,
     )
     with quiet_terminal() as (out, _):
 
-        def say(text: str) -> None:
+        def echo(text: str) -> None:
             print(text, file=out, flush=True)
 
         if stop:
-            submission.stop(asked, address, say)
+            submission.stop(options, address, echo)
             sys.exit(0)
-        shown = None if as_json else display(out, as_json)
-        code = submission.submit(asked, address, shown, say)
+        progress_display = None if as_json else display(out, as_json)
+        code = submission.submit(options, address, progress_display, echo)
     sys.exit(code)
 
 
 @main.command(cls=Command)
-@click.argument("job")
+@_job
 @_set
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=8000,
+    show_default=True,
+    metavar="PORT",
+    help="Port to listen on.",
+)
 @_address
-def serve(job: str, overrides: tuple[str, ...], host: str, port: int, address: str | None) -> None:
-    """Answer single requests as the job file JOB draws: a web page, OpenAI's API, AUTOMATIC1111's.
+def serve(path: str, overrides: tuple[str, ...], host: str, port: int, address: str | None) -> None:
+    """Serve the model of the job file JOB: a web page, OpenAI's API, AUTOMATIC1111's API.
 
-    JOB's prompt table and output are not touched. Ctrl-C answers what was taken in, then stops;
-    long jobs are drawn too, but nobody can ask for them any more.
+    A request uses JOB's sampling settings unless it sets its own. JOB's prompt table and output
+    are not used. Ctrl-C stops the service once the requests that it has accepted are drawn; long
+    jobs cannot be polled after that.
     """
     from sdbatch.job import load
-    from sdbatch.serve.command import serve_job
+    from sdbatch.serve.application import serve_job
     from sdbatch.terminal import quiet_terminal
 
-    asked = load(job, overrides)
+    job = load(path, overrides)
     with quiet_terminal() as (out, log):
-        left = serve_job(
-            asked,
+        missing = serve_job(
+            job,
             host=host,
             port=port,
             address=address,
             show=lambda text: print(text, file=out, flush=True),
         )
-    if left:
-        click.echo(f"Error: {left} images were not drawn in time. Ray's log: {log}", err=True)
-    sys.exit(1 if left else 0)
+    if missing:
+        click.echo(f"Error: {missing} images were not drawn in time. Ray's log: {log}", err=True)
+    sys.exit(1 if missing else 0)
 
 
 @main.command(cls=Command)
-@click.argument("job")
+@_job
 @_set
 @_json
-def plan(job: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Show what `sdbatch run JOB` would draw, and what is there already; draws nothing."""
-    from sdbatch.job import load
-    from sdbatch.report.outline import outline
+def plan(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show what `sdbatch run JOB` would draw; draw nothing.
 
-    outlined = outline(load(job, overrides))
-    click.echo(json.dumps(asdict(outlined)) if as_json else outlined.text())
+    Images that the output holds already are counted as committed.
+    """
+    from sdbatch.job import load
+    from sdbatch.report.outline import make_outline
+
+    outline = make_outline(load(path, overrides))
+    click.echo(json.dumps(asdict(outline)) if as_json else outline.text())
 
 
 @main.command(cls=Command)
-@click.argument("output")
-@click.option("--watch", is_flag=True, help="Follow the run that draws it, until it is over.")
+@_output
+@click.option("--watch", is_flag=True, help="Follow the run that draws the output until it ends.")
 @_json
 def status(output: str, watch: bool, as_json: bool) -> None:
-    """Show how far the output at OUTPUT is, also while it is drawn.
+    """Show the state of OUTPUT, finished or still being drawn.
 
     Exit code: 0; with --watch 3 if rows have failed, 1 if the run ended early.
     """
-    from sdbatch.report import status as statuses
+    from sdbatch.report.status import read_status, watch_run
     from sdbatch.storage import Store
     from sdbatch.terminal import display
 
     store = Store(output)
-    found = statuses.status(store)
+    state = read_status(store)
     if watch:
-        found = statuses.watch(store, display(sys.stdout, as_json))
-    click.echo(json.dumps(asdict(found)) if as_json else found.text())
-    sys.exit(found.exit_code if watch else 0)
+        state = watch_run(store, display(sys.stdout, as_json))
+    click.echo(json.dumps(asdict(state)) if as_json else state.text())
+    sys.exit(state.exit_code if watch else 0)
 
 
 @main.command(cls=Command)
-@click.argument("output")
-@click.option("--images", type=click.IntRange(1, 1000), default=24, show_default=True)
-@click.option("--random", "seed", type=int, metavar="SEED", help="A random set, not the first.")
+@_output
+@click.option(
+    "--images",
+    type=click.IntRange(1, 1000),
+    default=24,
+    show_default=True,
+    help="Number of images.",
+)
+@click.option("--random", "seed", type=int, metavar="SEED", help="Choose images at random.")
 @click.option(
     "--where",
     multiple=True,
     metavar="CONDITION",
-    help="Only images that fulfil it: sampler=ddim, guidance_scale>=5, prompt~cat, fidelity<1.",
+    help="Choose images that match: sampler=ddim, guidance_scale>=5, prompt~cat, fidelity<1.",
 )
-@click.option("--columns", type=click.IntRange(1, 100), default=6, show_default=True)
-@click.option("--to", metavar="FILE", help="A .jpg or .png. Default: OUTPUT/gallery/sheet.jpg.")
+@click.option(
+    "--columns",
+    type=click.IntRange(1, 100),
+    default=6,
+    show_default=True,
+    help="Images per line.",
+)
+@click.option(
+    "--to", metavar="FILE", help="A .jpg or .png file. Default: OUTPUT/gallery/sheet.jpg."
+)
 def sheet(
     output: str, images: int, seed: int | None, where: tuple[str, ...], columns: int, to: str | None
 ) -> None:
-    """Lay images of OUTPUT side by side, each with its prompt, also while it is drawn."""
-    from sdbatch.report.sheet import make
+    """Make a contact sheet of images of OUTPUT, each with its prompt.
+
+    OUTPUT may still be drawn. Without --random the first images are chosen.
+    """
+    from sdbatch.report.sheet import make_sheet
     from sdbatch.storage import Store
 
-    click.echo(make(Store(output), images, seed, where, columns, to))
+    click.echo(make_sheet(Store(output), images, seed, where, columns, to))
 
 
 @main.command(cls=Command)
-@click.argument("output")
+@_output
 @_json
 def score(output: str, as_json: bool) -> None:
-    """Judge how well the images of OUTPUT show what their prompts ask for.
+    """Score how well the images of OUTPUT match their prompts.
 
-    For prompts of the embedded model's world: shapes on a background. What is found goes to
-    OUTPUT/scores.parquet, one row an image.
+    The scorer reads images of the embedded model: shapes on a background. The scores are written
+    to OUTPUT/scores.parquet, one row per image.
     """
-    from sdbatch.report.scores import score as judge
+    from sdbatch.report.scores import score_output
     from sdbatch.storage import Store
 
-    found = judge(Store(output))
-    click.echo(json.dumps(asdict(found)) if as_json else found.text())
+    summary = score_output(Store(output))
+    click.echo(json.dumps(asdict(summary)) if as_json else summary.text())
 
 
 @main.command(cls=Command)
-@click.argument("output")
+@_output
 def verify(output: str) -> None:
-    """Check every receipt, checksum, count and key at OUTPUT; exit code 1 if one is wrong."""
-    from sdbatch.output.verify import verify as check
+    """Check every receipt, checksum, count and key of OUTPUT.
+
+    Exit code: 0 no faults, 1 faults.
+    """
+    from sdbatch.output.verify import verify_output
     from sdbatch.storage import Store
 
-    wrong = 0
-    for text in check(Store(output)):
-        click.echo(text)
-        wrong += 1
-    click.echo(f"{output}: {wrong} faults" if wrong else f"{output}: as promised")
-    sys.exit(1 if wrong else 0)
+    faults = 0
+    for fault in verify_output(Store(output)):
+        click.echo(fault)
+        faults += 1
+    click.echo(f"{output}: {faults} faults" if faults else f"{output}: no faults")
+    sys.exit(1 if faults else 0)
 
 
 @main.command()

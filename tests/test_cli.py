@@ -1,4 +1,4 @@
-"""The command line: quick help, one line an error, exit codes. Runs that draw are in tests/ray."""
+"""The command line: quick help, errors in one line, exit codes. tests/ray has runs that draw."""
 
 import json
 import os
@@ -60,7 +60,7 @@ class RunsCode:
         return (os.system, ("touch OWNED",))
 
 
-CASES = {
+RUN_ERRORS = {
     "prompts.path=missing.csv": ["missing.csv", "no such file"],
     "prompts.path=empty.csv": ["empty.csv", "holds no row"],
     "prompts.path=header.csv": ["header.csv", "holds no row"],
@@ -73,21 +73,21 @@ CASES = {
     "sampling.sampler=foo": ["sampling.sampler = 'foo'", "dpmpp_2m", "_karras"],
     "output.path=file/out": ["file is a file", "must be a folder"],
     "output.path=foo://bucket/x": ["foo://bucket/x", "Protocol not known"],
-    "output.images_per_shard=1000000": ["images_per_shard = 1000000", "At most", "2 GiB"],
+    "output.images_per_shard=1000000": ["images_per_shard = 1000000", "must be at most", "2 GiB"],
     "model=folder": ["model.path = folder", "no model_index.json"],
     "model=p.txt": ["model.path = p.txt", ".safetensors or .ckpt"],
     "model=./nothing": ["model.path = './nothing'", "no such file or folder"],
     "model=evil.ckpt": ["evil.ckpt", "would run posix.system", "not opened"],
-    "model.loras=[{path: none.safetensors}]": ["model.loras.0.path", "must be a file here"],
-    "model.vae=someone/vae": ["model.vae = 'someone/vae'", "a hub id will not do"],
+    "model.loras=[{path: none.safetensors}]": ["model.loras.0.path", "must be a local file"],
+    "model.vae=someone/vae": ["model.vae = 'someone/vae'", "a hub id does not work here"],
     "safety.policy=drop": ["safety.policy = 'drop'", "no safety checker"],
     "safety.checker=folder": ["safety.checker = 'folder'", "config.json and weights"],
     "cluster.address=127.0.0.1:1": ["cluster.address = '127.0.0.1:1'", "no Ray answers"],
 }
 
 
-@pytest.mark.parametrize("override", CASES)
-def test_run_that_cannot_start_says_why_in_one_line_and_writes_nothing(here, override):
+@pytest.mark.parametrize("override", RUN_ERRORS)
+def test_run_that_cannot_start_prints_one_line_and_writes_nothing(here, override):
     if override == "model=evil.ckpt":
         weights = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1), "x": RunsCode()}
         torch.save(weights, here / "evil.ckpt")
@@ -96,11 +96,11 @@ def test_run_that_cannot_start_says_why_in_one_line_and_writes_nothing(here, ove
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("Error: ")
     assert len(done.stderr.splitlines()) == 1
-    assert [word for word in CASES[override] if word not in done.stderr] == []
+    assert [word for word in RUN_ERRORS[override] if word not in done.stderr] == []
     assert sorted(here.rglob("*")) == before
 
 
-def test_run_of_a_missing_job_file_says_so(here):
+def test_run_of_a_missing_job_file_names_it(here):
     done = sdbatch("run", "nothing.yaml", cwd=here)
     assert (done.returncode, done.stdout) == (2, "")
     assert "nothing.yaml" in done.stderr
@@ -109,7 +109,7 @@ def test_run_of_a_missing_job_file_says_so(here):
 def test_plan_shows_what_a_run_would_draw_and_writes_nothing(here):
     done = sdbatch("plan", "job.yaml", "--set", "prompts.images_per_row=3", cwd=here)
     assert done.returncode == 0
-    assert "images     6, 3 a row" in done.stdout
+    assert "images     6, 3 per row" in done.stdout
     assert "committed  0 images" in done.stdout
     assert f"{here}/out (parquet, jpg)" in done.stdout
     assert not (here / "out").exists()
@@ -118,7 +118,7 @@ def test_plan_shows_what_a_run_would_draw_and_writes_nothing(here):
 
 
 @pytest.mark.parametrize("command", ["status", "sheet", "score", "verify"])
-def test_command_on_no_output_says_so(here, command):
+def test_command_on_a_missing_output_fails(here, command):
     done = sdbatch(command, "nothing", cwd=here)
     assert done.returncode == 2
     assert "no job.yaml: must be the output of a job" in done.stderr
@@ -130,7 +130,7 @@ def output(make_job, here):
     return finish(small_job(make_job, here))
 
 
-def test_sheet_tells_where_it_is_and_takes_every_option(output, here):
+def test_sheet_prints_its_path_and_takes_every_option(output, here):
     done = sdbatch("sheet", "out", cwd=here)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{here}/out/gallery/sheet.jpg\n"
@@ -141,13 +141,19 @@ def test_sheet_tells_where_it_is_and_takes_every_option(output, here):
     assert (done.returncode, done.stdout) == (0, f"{here}/my sheet.png\n")
 
 
-SHEETS = {
-    "--where=widht=8": ["--where widht = no such column", "Did you mean 'width'?"],
-    "--where=dog": ["--where 'dog': must be a column, one of", "guidance_scale>=5"],
-    "--where=seed=high": ["--where seed=high = compared with", "must be a value of the same kind"],
-    "--where=width=9": ["--where width=9 = no image: must fit one"],
-    "--where=fidelity<1": ["--where fidelity = no scores yet", "Run `sdbatch score"],
-    "--to=sheet.gif": ["--to 'sheet.gif': must end with .jpg, .jpeg, .png"],
+SHEET_ERRORS = {
+    "--where=widht=8": ["--where = 'widht': not a column of the output", "Did you mean 'width'?"],
+    "--where=dog": ["--where = 'dog': must be a column, an operator", "guidance_scale>=5"],
+    "--where=seed=high": [
+        "--where = 'seed=high': cannot be compared with",
+        "a value of the same type",
+    ],
+    "--where=width=9": ["No image matches --where width=9."],
+    "--where=fidelity<1": [
+        "--where = 'fidelity': the output has no scores yet",
+        "Run `sdbatch score",
+    ],
+    "--to=sheet.gif": ["--to = 'sheet.gif': must end with .jpg, .jpeg, .png"],
     "--to=file/sheet.png": ["file/sheet.png = "],
     "--to=foo://bucket/x.png": ["foo://bucket/x.png", "Protocol not known"],
     "--images=0": ["--images", "1<=x<=1000"],
@@ -156,45 +162,45 @@ SHEETS = {
 }
 
 
-@pytest.mark.parametrize("option", SHEETS)
-def test_sheet_that_cannot_be_made_says_why_and_writes_nothing(output, here, option):
+@pytest.mark.parametrize("option", SHEET_ERRORS)
+def test_sheet_that_cannot_be_made_prints_an_error_and_writes_nothing(output, here, option):
     before = sorted(here.rglob("*"))
     done = sdbatch("sheet", "out", option, cwd=here)
     assert (done.returncode, done.stdout) == (2, "")
-    assert [word for word in SHEETS[option] if word not in done.stderr] == []
+    assert [word for word in SHEET_ERRORS[option] if word not in done.stderr] == []
     assert done.stderr.splitlines()[-1].startswith("Error: ")
     assert len(done.stderr.splitlines()) == 1 or done.stderr.startswith("Usage: ")
     assert sorted(here.rglob("*")) == before
 
 
 @pytest.mark.parametrize("command", ["sheet", "score"])
-def test_sheet_and_score_of_a_damaged_output_say_so_in_one_line(output, here, command):
+def test_sheet_and_score_of_a_damaged_output_print_one_line(output, here, command):
     (here / "out/data/000001.parquet").write_bytes(b"PAR1")
     done = sdbatch(command, "out", cwd=here)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"Error: {here}/out/data/000001.parquet = cannot be read")
+    assert done.stderr.startswith(f"Error: {here}/out/data/000001.parquet: cannot be read")
     assert f"`sdbatch verify {here}/out`" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_score_tells_people_and_machines_what_it_found(output, here):
+def test_score_prints_text_and_json(output, here):
     done = sdbatch("score", "out", cwd=here)
     assert (done.returncode, done.stderr) == (0, "")
     assert "0 of 4 images scored" in done.stdout
-    assert "4 not scored: their prompts name no shape of the world" in done.stdout
+    assert "4 not scored: their prompts name no known shape" in done.stdout
     assert f"{here}/out/scores.parquet" in done.stdout
-    found = json.loads(sdbatch("score", "out", "--json", cwd=here).stdout)
-    assert (found["images"], found["unread"], found["fidelity"]) == (4, 4, None)
+    summary = json.loads(sdbatch("score", "out", "--json", cwd=here).stdout)
+    assert (summary["images"], summary["unread"], summary["fidelity"]) == (4, 4, None)
 
 
-def test_schema_is_the_one_that_the_job_files_name():
+def test_schema_is_the_file_that_the_job_files_name():
     printed = sdbatch("schema").stdout
     assert printed == (REPOSITORY / "jobs" / "job.schema.json").read_text()
     json.loads(printed)
 
 
 @pytest.mark.parametrize("job", sorted((REPOSITORY / "jobs").glob("*.yaml")), ids=lambda p: p.name)
-def test_job_files_are_jobs_and_name_their_schema(job):
+def test_job_files_are_valid_and_name_their_schema(job):
     from sdbatch.job import load
 
     assert load(job).name == job.stem or job.stem == "dataset"

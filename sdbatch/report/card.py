@@ -1,45 +1,34 @@
 """The dataset card: README.md of the output, with the front matter that Hugging Face reads."""
 
-from typing import Any
-
 import yaml
 
-from sdbatch.job import Job, Output
-from sdbatch.output import plan
+from sdbatch.job import Job
+from sdbatch.output import formats, identity, names
 from sdbatch.report.closing import Report
-from sdbatch.storage import Store
 
-CARD_FILE = "README.md"
-_STEPS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
-
-
-def write(store: Store, job: Job, report: Report) -> None:
-    """Write README.md: what the dataset is, how it was made, how to load it."""
-    store.put(CARD_FILE, card(job, report).encode())
+MAX_REASONS = 20
+# The Hub's size categories: https://github.com/huggingface/hub-docs/blob/main/datasetcard.md
+_HUB_SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 
 
-def card(job: Job, report: Report) -> str:
-    """Return the dataset card of a finished output."""
-    suffix = "parquet" if job.output.format == "parquet" else "tar"
-    front = {
+def dataset_card(job: Job, report: Report) -> str:
+    """Return README.md of a finished output: its content, how it was made and how to load it."""
+    files = f"{names.DATA}/*.{formats.suffix(job.output)}"
+    front_matter = {
         "pretty_name": job.title,
         "annotations_creators": ["machine-generated"],
         "task_categories": ["text-to-image"],
         "tags": ["synthetic", "sdbatch"],
         "size_categories": [size_category(report.images)],
-        "configs": [{"config_name": "default", "data_files": f"data/*.{suffix}"}],
-        **_features(job.output),
+        "configs": [{"config_name": "default", "data_files": files}],
+        **formats.card_features(job.output),
     }
-    shown = list(report.reasons.items())[:20]
-    failed = "".join(f"- {count:,}: {reason}\n" for reason, count in shown)
-    return _CARD.format(
-        front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True),
+    return _TEMPLATE.format(
+        front_matter=yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True),
         title=job.title,
         images=f"{report.images:,}",
         failed=f"{report.failed:,}",
-        reasons=f"\nRows that could not be drawn, in `failed/`, by reason:\n\n{failed}"
-        if failed
-        else "",
+        reasons=_reason_list(report),
         model=job.model.name,
         revision=job.model.revision or job.model.sha256,
         sampler=job.sampling.sampler,
@@ -47,43 +36,44 @@ def card(job: Job, report: Report) -> str:
         guidance=f"{job.sampling.guidance_scale:g}",
         width=job.sampling.width,
         height=job.sampling.height,
-        fingerprint=plan.fingerprint(job, plan.versions()),
+        fingerprint=identity.fingerprint(job, identity.versions()),
         output=report.output,
     )
 
 
 def size_category(images: int) -> str:
-    """Return the hub's name for a dataset's order of magnitude."""
-    at = len(str(images)) - 4  # digits above 999
-    if at < 0:
-        return f"n<{_STEPS[0]}"
-    if at + 1 >= len(_STEPS):
-        return f"n>{_STEPS[-1]}"
-    return f"{_STEPS[at]}<n<{_STEPS[at + 1]}"
+    """Return the Hub's name for the order of magnitude of a dataset."""
+    index = len(str(images)) - 4  # 1,000 has 4 digits
+    if index < 0:
+        return f"n<{_HUB_SIZES[0]}"
+    if index + 1 >= len(_HUB_SIZES):
+        return f"n>{_HUB_SIZES[-1]}"
+    return f"{_HUB_SIZES[index]}<n<{_HUB_SIZES[index + 1]}"
 
 
-def _features(output: Output) -> dict[str, Any]:
-    """Return the types of a WebDataset's members: `datasets` would guess them from five images."""
-    names = {"__key__": "string", "__url__": "string", output.image_format: "image"}
-    names |= {"json": "json", "txt": "string"}
-    features = [{"name": name, "dtype": kind} for name, kind in names.items()]
-    return {"dataset_info": {"features": features}} if output.format == "webdataset" else {}
+def _reason_list(report: Report) -> str:
+    """Return the most frequent reasons as a Markdown list; empty if no row failed."""
+    reasons = list(report.reasons.items())[:MAX_REASONS]
+    if not reasons:
+        return ""
+    lines = "".join(f"- {count:,}: {reason}\n" for reason, count in reasons)
+    return f"\nThe failed rows are in `failed/`. Number of rows by reason:\n\n{lines}"
 
 
-_CARD = """---
-{front}---
+_TEMPLATE = """---
+{front_matter}---
 
 # {title}
 
 {images} images drawn from text by a trained model; none is a photograph. {failed} rows failed.
 {reasons}
 - model: {model} ({revision})
-- unless a row says otherwise: {sampler}, {steps} steps, guidance {guidance}, {width}x{height}
+- settings of a row that sets none: {sampler}, {steps} steps, guidance {guidance}, {width}x{height}
 - fingerprint: {fingerprint}
 
-Each row holds the values its image was drawn with, and each image file carries them too, with the
-disclosure that it was made by a trained model. `job.yaml` is the job that drew it; run again with
-the versions it names, it draws the same bytes.
+Each row holds the values that its image was drawn with. Each image file holds them too, and states
+that the image was made by a trained model. `job.yaml` is the job that drew the dataset; with the
+library versions that it lists, the job draws the same bytes again.
 
 ```python
 from datasets import load_dataset

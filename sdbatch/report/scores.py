@@ -1,7 +1,7 @@
-"""`sdbatch score`: how well the images of an output show what their prompts ask for.
+"""`sdbatch score`: how well the images of an output match their prompts.
 
-The judge reads pictures of the embedded model's world. What it finds becomes quality columns
-beside the data: scores.parquet, one row an image, joined by `key`.
+The scorer reads pictures of the embedded model's world: shapes on a background. The scores go to
+scores.parquet, one row per image; join it with the dataset by `key` or `sha256`.
 """
 
 import multiprocessing
@@ -17,78 +17,75 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sdbatch.cores import cores
-from sdbatch.errors import StorageError
-from sdbatch.output.reader import open_images, picture, shard_rows
+from sdbatch.errors import StorageError, one_line
+from sdbatch.output import names
+from sdbatch.output.reader import open_images, open_picture, shard_rows
 from sdbatch.output.receipts import Receipt
-from sdbatch.shapes import judge
+from sdbatch.registry import EMBEDDED_MODEL
+from sdbatch.shapes import judge, scorer
 from sdbatch.storage import Store
 
-SCORES_FILE = "scores.parquet"
-SCORES = pa.schema(
-    [
-        ("key", pa.string()),
-        ("sha256", pa.string()),  # of the image file that was judged
-        ("fidelity", pa.float64()),  # the part of what the prompt asks for that holds, 0 to 1
-        # Whether it holds; null: the prompt leaves it open.
-        *((f"fidelity_{name}", pa.bool_()) for name in judge.ATTRIBUTES),
-    ]
-)
-COLUMNS = tuple(SCORES.names[2:])
-DRAWN_BY = "builtin:shapes"
+# `sha256` is of the image file that was scored.
+SCHEMA = pa.schema([("key", pa.string()), ("sha256", pa.string()), *scorer.COLUMNS])
+SCORE_COLUMNS = tuple(field.name for field in scorer.COLUMNS)
 
 
 @dataclass(frozen=True)
-class Scores:
-    """The scores of an output: of the images whose prompts the judge can read."""
+class ScoreSummary:
+    """The scores of an output, summed up over the images whose prompts the scorer can read."""
 
     output: str
     model: str
     images: int
-    unread: int  # images whose prompts name no shape of the world: not scored
-    fidelity: float | None  # mean over the images; None: no prompt could be read
-    attributes: dict[str, tuple[int, int]]  # name -> images where it holds, images asked for it
+    unread: int  # images without scores: their prompts name no known shape
+    fidelity: float | None  # mean over the images; None: no image has scores
+    # name -> images where the attribute holds, images whose prompt requests it
+    attributes: dict[str, tuple[int, int]]
 
     def text(self) -> str:
-        """Return the scores for people."""
+        """Return the summary for people."""
         lines = [f"{self.output}: {self.images - self.unread:,} of {self.images:,} images scored"]
         if self.fidelity is not None:
             lines.append(
-                f"  {'fidelity':<12}{self.fidelity:>7.1%}  of all that was asked, on average"
+                f"  {'fidelity':<12}{self.fidelity:>7.1%}  of the requested attributes, on average"
             )
-        lines += [
-            f"  {name:<12}{held / asked:>7.1%}  of {asked:,} images asked for it"
-            for name, (held, asked) in self.attributes.items()
-        ]
+        for name, (holding, requested) in self.attributes.items():
+            lines.append(
+                f"  {name:<12}{holding / requested:>7.1%}  of {requested:,} images whose prompt "
+                f"requests it"
+            )
         if self.unread:
-            lines.append(f"  {self.unread:,} not scored: their prompts name no shape of the world")
-        if self.model != DRAWN_BY:
-            lines.append(f"  the judge reads pictures as {DRAWN_BY} draws them, not {self.model}'s")
-        lines.append(f"  image by image: {self.output}/{SCORES_FILE}")
+            lines.append(f"  {self.unread:,} not scored: their prompts name no known shape")
+        if self.model != EMBEDDED_MODEL:
+            lines.append(
+                f"  the scorer is made for images of {EMBEDDED_MODEL}, not of {self.model}"
+            )
+        lines.append(f"  scores of each image: {self.output}/{names.SCORES}")
         return "\n".join(lines)
 
 
-def score(store: Store) -> Scores:
-    """Judge every image of the output, write scores.parquet and return the sums.
+def score_output(store: Store) -> ScoreSummary:
+    """Score every image of the output, write scores.parquet and return the summary.
 
     Raises:
-        StorageError: there is no output, or it has no image yet.
+        StorageError: there is no output, it has no image yet, or it cannot be written.
     """
     images = open_images(store)
     store.check_writable()
-    table = pa.concat_tables(_shards(store, images.receipts))
+    table = pa.concat_tables(_score_shards(store, images.receipts))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    store.put(SCORES_FILE, sink.getvalue().to_pybytes())
-    return summary(store.url, images.job.model.path, table)
+    store.put(names.SCORES, sink.getvalue().to_pybytes())
+    return summarise_scores(store.url, images.job.model.path, table)
 
 
-def summary(output: str, model: str, scores: pa.Table) -> Scores:
-    """Sum up a table of SCORES."""
+def summarise_scores(output: str, model: str, scores: pa.Table) -> ScoreSummary:
+    """Sum up a table of SCHEMA."""
     counts = {}
     for name in judge.ATTRIBUTES:
-        held = scores[f"fidelity_{name}"]
-        counts[name] = (pc.sum(held).as_py() or 0, len(held) - held.null_count)
-    return Scores(
+        column = scores[f"fidelity_{name}"]
+        counts[name] = (pc.sum(column).as_py() or 0, len(column) - column.null_count)
+    return ScoreSummary(
         output=output,
         model=model,
         images=len(scores),
@@ -98,41 +95,44 @@ def summary(output: str, model: str, scores: pa.Table) -> Scores:
     )
 
 
-def read(store: Store) -> dict[str, dict[str, Any]]:
-    """Return the scores that the output has, by the image's sha256; none if it was never scored.
+def read_scores(store: Store) -> dict[str, dict[str, Any]]:
+    """Return the rows of scores.parquet by sha256; empty if the output was never scored.
 
     Raises:
-        StorageError: scores.parquet is not what `score` writes.
+        StorageError: scores.parquet is damaged, or another program wrote it.
     """
-    data = store.find(SCORES_FILE)
+    data = store.read_if_exists(names.SCORES)
     if data is None:
         return {}
     try:
-        table = pq.read_table(pa.BufferReader(data)).select(SCORES.names).cast(SCORES)
+        table = pq.read_table(pa.BufferReader(data)).select(SCHEMA.names).cast(SCHEMA)
     except (OSError, pa.ArrowException, KeyError) as error:
         raise StorageError(
-            f"{store.where(SCORES_FILE)} = no scores ({' '.join(str(error).split())}): must be as "
-            f"they were written. Run `sdbatch score {store.url}` again."
+            f"{store.where(names.SCORES)} = {one_line(error)}: must be as `sdbatch score` wrote "
+            f"it. Run `sdbatch score {store.url}` again."
         ) from error
     return {row["sha256"]: row for row in table.to_pylist()}
 
 
-def _shards(store: Store, every: Sequence[Receipt]) -> Iterator[pa.Table]:
-    count = min(len(every), cores())
-    if count == 1:
-        yield from map(partial(_score, store), every)
+def _score_shards(store: Store, receipts: Sequence[Receipt]) -> Iterator[pa.Table]:
+    """Yield the scores of each shard, in order; several shards are scored at the same time."""
+    processes = min(len(receipts), cores())
+    if processes == 1:
+        yield from map(partial(_score_shard, store), receipts)
         return
     spawn = multiprocessing.get_context("spawn")  # forking a process with threads may hang
-    with ProcessPoolExecutor(count, mp_context=spawn) as pool:
-        yield from pool.map(partial(_score, store), every)
+    with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
+        yield from pool.map(partial(_score_shard, store), receipts)
 
 
-def _score(store: Store, receipt: Receipt) -> pa.Table:
-    """Judge the images of one shard."""
-    found = []
-    for row in shard_rows(store, receipt, ["key", "sha256", "prompt", "image"]):
-        verdict = judge.judge(row["prompt"], np.asarray(picture(row)))
-        scores = {f"fidelity_{name}": holds for name, holds in (verdict or {}).items()}
-        part = None if verdict is None else judge.fidelity(verdict)
-        found.append({"key": row["key"], "sha256": row["sha256"], "fidelity": part, **scores})
-    return pa.Table.from_pylist(found, schema=SCORES)
+def _score_shard(store: Store, receipt: Receipt) -> pa.Table:
+    """Return the scores of the images of one shard."""
+    rows = [
+        {
+            "key": row["key"],
+            "sha256": row["sha256"],
+            **scorer.score(row["prompt"], np.asarray(open_picture(row))),
+        }
+        for row in shard_rows(store, receipt, ["key", "sha256", "prompt", "image"])
+    ]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)

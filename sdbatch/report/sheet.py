@@ -1,4 +1,4 @@
-"""`sdbatch sheet`: chosen images of an output side by side, each with its prompt."""
+"""`sdbatch sheet`: a contact sheet of chosen images of an output, each with its prompt."""
 
 import bisect
 import io
@@ -9,21 +9,22 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from sdbatch.errors import SdbatchError
-from sdbatch.output.reader import open_images, picture
-from sdbatch.report.where import choose, condition
+from sdbatch.output import names
+from sdbatch.output.reader import open_images, open_picture
+from sdbatch.report.where import choose_rows, parse_condition
 from sdbatch.storage import Store
 
-SHEET_FILE = "gallery/sheet.jpg"
-SIDE = 256  # pixels of a picture's longer side on the sheet: enlarged by whole numbers, or reduced
-GAP = 12  # pixels
-TEXT, LINE = 13, 17  # pixels of a letter, of a line
-LINES = 3  # at most, of a label's prompt, of its values, of the title
-TITLE_CELLS = 4  # the title makes a sheet as wide as so many images, then takes another line
-HIGHEST = 65_500  # pixels: libjpeg's JPEG_MAX_DIMENSION
-_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
+# All lengths are in pixels.
+IMAGE_SIDE = 256  # an image's longer side: enlarged by a whole number, or reduced
+GAP = 12  # between images
+FONT_SIZE, LINE_HEIGHT = 13, 17
+MAX_LINES = 3  # of a label's prompt, of its settings, of the title
+TITLE_IMAGES = 4  # the title may make a sheet as wide as this many images; a longer one wraps
+MAX_HEIGHT = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-# What a label says where it differs between the images, and the title where it does not.
-_SAID = {
+_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
+# The title shows the settings that are equal for all images, each label those that differ.
+_SETTINGS = {
     "sampler": "{}",
     "num_inference_steps": "{} steps",
     "guidance_scale": "guidance {:g}",
@@ -31,114 +32,135 @@ _SAID = {
 }
 
 
-def make(
+def make_sheet(
     store: Store, count: int, seed: int | None, where: Sequence[str], columns: int, to: str | None
 ) -> str:
-    """Write a sheet of chosen images to the file `to`, or into the output; return where it is.
+    """Write a sheet of chosen images to a file; return the file's path or URL.
 
     Args:
         store: the output, finished or still being drawn.
-        count: at most so many images.
-        seed: of a random choice; None: the first ones.
-        where: conditions that where.condition reads.
-        columns: images in a line.
-        to: a path or URL that ends with .jpg or .png.
+        count: the largest number of images.
+        seed: of a random choice; None: the first images.
+        where: conditions, as `parse_condition` reads them.
+        columns: images per line.
+        to: the file, a path or URL that ends with .jpg or .png; None: a file in the output.
 
     Raises:
-        SdbatchError: there is no output, no such image, no such kind of file, or no room for
-            so many images.
+        SdbatchError: there is no output, no image matches, the file's format is unknown, or the
+            sheet would be too high.
     """
-    path = store.where(SHEET_FILE) if to is None else to
-    kind = _FORMATS.get(PurePosixPath(path).suffix.lower())
-    if kind is None:
-        raise SdbatchError(f"--to {path!r}: must end with {', '.join(_FORMATS)}.")
-    conditions = [condition(text) for text in where]
+    url = store.where(names.SHEET) if to is None else to
+    file_format = _FORMATS.get(PurePosixPath(url).suffix.lower())
+    if file_format is None:
+        raise SdbatchError(f"--to = {to!r}: must end with {', '.join(_FORMATS)}.")
+    conditions = [parse_condition(text) for text in where]
     images = open_images(store)
-    rows = choose(images, count, seed, conditions)
+    rows = choose_rows(images, count, seed, conditions)
     if not rows:
-        raise SdbatchError(f"--where {' and '.join(where)} = no image: must fit one at least.")
-    which = "first" if seed is None else f"random (seed {seed})"
-    title = f"{len(rows)} of {len(images):,} images, {which}{''.join(f', {w}' for w in where)}"
-    made = f"{images.job.title}: {title}, drawn by {images.job.model.name}, a trained model"
-    file = io.BytesIO()
-    draw(rows, made, columns).save(file, kind, quality=90)
-    place = Store(path)
-    place.put("", file.getvalue())
-    return place.url
+        raise SdbatchError(
+            f"No image matches --where {' and '.join(where)}. Change or remove a condition."
+        )
+    choice = ", ".join(["first" if seed is None else f"random (seed {seed})", *where])
+    title = (
+        f"{images.job.title}: {len(rows)} of {len(images):,} images, {choice}, "
+        f"drawn by {images.job.model.name}, a trained model"
+    )
+    data = io.BytesIO()
+    draw_sheet(rows, title, columns).save(data, file_format, quality=90)
+    file = Store(url)
+    file.put("", data.getvalue())
+    return file.url
 
 
-def draw(rows: Sequence[dict[str, Any]], title: str, columns: int) -> Image.Image:
-    """Draw a sheet of `rows` with `columns` images a line, under `title`.
+def draw_sheet(rows: Sequence[dict[str, Any]], title: str, columns: int) -> Image.Image:
+    """Draw a sheet of `rows` with `columns` images per line, under `title`.
 
     Raises:
         SdbatchError: it would be too high.
     """
-    font = ImageFont.load_default(TEXT)
-    same = {name for name in _SAID if len({row[name] for row in rows}) == 1}
-    said = " ".join(", ".join([title, *_values(rows[0], same)]).split())
-    labels = [_label(row, set(_SAID) - same, font) for row in rows]
-    cell = SIDE + GAP
+    font = ImageFont.load_default(FONT_SIZE)
+    equal = {name for name in _SETTINGS if len({row[name] for row in rows}) == 1}
+    title = _join_words(", ".join([title, *_format_settings(rows[0], equal)]))
+    labels = [_label_lines(row, set(_SETTINGS) - equal, font) for row in rows]
     columns = min(columns, len(rows))
-    wide = min(int(font.getlength(said)) + 1 + 2 * GAP, TITLE_CELLS * cell + GAP)
-    width = max(columns * cell + GAP, wide)
-    head = _wrap(said, width - 2 * GAP, font)
-    first = 2 * GAP + len(head) * LINE
-    images = [_fitted(picture(row)) for row in rows]
-    tall = max(image.height for image in images)
-    high = tall + max(map(len, labels)) * LINE + 2 * GAP
-    height = first + -(-len(rows) // columns) * high
-    if height > HIGHEST:
+    cell = IMAGE_SIDE + GAP
+    title_width = min(int(font.getlength(title)) + 1 + 2 * GAP, TITLE_IMAGES * cell + GAP)
+    width = max(columns * cell + GAP, title_width)
+    title_lines = _wrap_text(title, width - 2 * GAP, font)
+    title_height = 2 * GAP + len(title_lines) * LINE_HEIGHT
+    images = [_resize_image(open_picture(row)) for row in rows]
+    image_height = max(image.height for image in images)
+    row_height = image_height + max(map(len, labels)) * LINE_HEIGHT + 2 * GAP
+    height = title_height + -(-len(rows) // columns) * row_height
+    if height > MAX_HEIGHT:
         raise SdbatchError(
-            f"--columns {columns} = a sheet {height:,} pixels high: must be {HIGHEST:,} at most. "
-            f"Ask for more columns, or for fewer --images."
+            f"--columns = {columns}: makes a sheet {height:,} pixels high, must be at most "
+            f"{MAX_HEIGHT:,}. Use more columns or fewer --images."
         )
     sheet = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(sheet)
-    for line, text in enumerate(head):
-        pen.text((GAP, GAP + line * LINE), text, "black", font)
-    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-        left, top = GAP + number % columns * cell, first + number // columns * high
-        sheet.paste(image, (left, top + tall - image.height))
-        for line, text in enumerate(label):
-            pen.text((left, top + tall + 4 + line * LINE), text, "black", font)
+    _draw_lines(sheet, (GAP, GAP), title_lines, font)
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        left = GAP + index % columns * cell
+        bottom = title_height + index // columns * row_height + image_height
+        sheet.paste(image, (left, bottom - image.height))
+        _draw_lines(sheet, (left, bottom + 4), label, font)
     return sheet
 
 
-def _fitted(image: Image.Image) -> Image.Image:
-    longer = max(image.size)
-    if longer <= SIDE:
-        times = SIDE // longer
-        return image.resize((image.width * times, image.height * times), Image.Resampling.BOX)
-    image.thumbnail((SIDE, SIDE))
+def _draw_lines(
+    sheet: Image.Image, position: tuple[int, int], lines: Sequence[str], font: Font
+) -> None:
+    """Write lines of text below each other; `position` is the left upper corner."""
+    pen = ImageDraw.Draw(sheet)
+    left, top = position
+    for index, line in enumerate(lines):
+        pen.text((left, top + index * LINE_HEIGHT), line, "black", font)
+
+
+def _resize_image(image: Image.Image) -> Image.Image:
+    longer_side = max(image.size)
+    if longer_side <= IMAGE_SIDE:
+        factor = IMAGE_SIDE // longer_side
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.BOX)
+    image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
     return image
 
 
-def _label(row: dict[str, Any], differing: set[str], font: Font) -> list[str]:
-    """Return the lines under an image: its prompt, what it has for itself, its key."""
-    texts = (row["prompt"], ", ".join(_values(row, differing)), f"{row['key']}, seed {row['seed']}")
-    return [line for text in texts for line in _wrap(text, SIDE, font)]
+def _label_lines(row: dict[str, Any], differing: set[str], font: Font) -> list[str]:
+    """Return the lines under an image: its prompt, the settings that differ, its key and seed."""
+    settings = ", ".join(_format_settings(row, differing))
+    texts = (row["prompt"], settings, f"{row['key']}, seed {row['seed']}")
+    return [line for text in texts for line in _wrap_text(text, IMAGE_SIDE, font)]
 
 
-def _wrap(text: str, width: int, font: Font) -> list[str]:
-    """Break `text` into at most LINES lines of `width` pixels; the last says ... if it is cut."""
+def _wrap_text(text: str, width: int, font: Font) -> list[str]:
+    """Break `text` into at most MAX_LINES lines of `width` pixels; " ..." marks a cut."""
     lines: list[str] = []
-    rest = " ".join(text.split())[: LINES * width]  # a letter is a pixel wide at least
-    while rest and len(lines) < LINES:
-        cut = len(lines) == LINES - 1 and font.getlength(rest) > width
+    rest = _join_words(text)[: MAX_LINES * width]  # a letter is at least a pixel wide
+    while rest and len(lines) < MAX_LINES:
+        cut = len(lines) == MAX_LINES - 1 and font.getlength(rest) > width
         end = " ..." if cut else ""
-        at = _letters(rest, width - font.getlength(end), font)
-        lines.append(rest[:at] + end)
-        rest = rest[at:].lstrip()
+        length = _line_length(rest, width - font.getlength(end), font)
+        lines.append(rest[:length] + end)
+        rest = rest[length:].lstrip()
     return lines
 
 
-def _letters(text: str, width: float, font: Font) -> int:
-    """Return how many letters of `text` to write in `width` pixels: up to a space, if there is."""
+def _line_length(text: str, width: float, font: Font) -> int:
+    """Return how many letters of `text` fit into `width` pixels, up to a space if there is one."""
     lengths = range(1, len(text) + 1)
-    fit = max(1, bisect.bisect(lengths, width, key=lambda count: font.getlength(text[:count])))
-    space = text.rfind(" ", 0, fit + 1)
-    return fit if fit == len(text) or space < 1 else space
+    fitting = max(1, bisect.bisect(lengths, width, key=lambda count: font.getlength(text[:count])))
+    space = text.rfind(" ", 0, fitting + 1)
+    return fitting if fitting == len(text) or space < 1 else space
 
 
-def _values(row: dict[str, Any], names: set[str]) -> list[str]:
-    return [form.format(row[name]) for name, form in _SAID.items() if name in names and row[name]]
+def _join_words(text: str) -> str:
+    """Return `text` as one line with single spaces."""
+    return " ".join(text.split())
+
+
+def _format_settings(row: dict[str, Any], settings: set[str]) -> list[str]:
+    """Return those of `settings` that a row has, as text."""
+    return [
+        form.format(row[name]) for name, form in _SETTINGS.items() if name in settings and row[name]
+    ]

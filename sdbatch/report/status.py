@@ -1,36 +1,36 @@
-"""`sdbatch status`: how far an output is, from any machine that can read it."""
+"""`sdbatch status`: the state of an output, read from any machine that can open it."""
 
 import time
 from dataclasses import dataclass
 from typing import Any
 
-from sdbatch.errors import StorageError
-from sdbatch.output import plan, receipts
-from sdbatch.report import progress
-from sdbatch.report.progress import Display, duration
+from sdbatch.output import receipts
+from sdbatch.output.record import require_record
+from sdbatch.report.progress import Display, Progress, format_duration, read_progress
 from sdbatch.storage import Store
 
-WATCH_SECONDS = 1.0
-SILENT_BEATS = 5  # heartbeats missed before a run counts as gone
+WATCH_SECONDS = 1.0  # between two reads of the heartbeat
+MAX_MISSED_HEARTBEATS = 5  # more of them: the run counts as gone
+MAX_REASONS = 10
 
 
 @dataclass(frozen=True)
 class Status:
-    """An output at a moment. `committed` counts are proved by receipts."""
+    """The state of an output at a moment. Its counts are of shards with a receipt."""
 
     output: str
-    state: str  # finished, running, stopped (cleanly), gone (its driver fell silent)
+    state: str  # finished, running, stopped (by its own driver), gone (the heartbeat ended)
     planned: int
     images: int
     failed: int
     shards: int
     shards_committed: int
-    reasons: dict[str, int]
+    reasons: dict[str, int]  # why rows failed -> number of rows, most frequent first
     heartbeat: dict[str, Any] | None  # progress.json
 
     @property
     def exit_code(self) -> int:
-        """Return 0 if all is drawn or being drawn, 3 if rows failed, 1 if the run ended early."""
+        """Return 0 if no row has failed yet, 3 if some have, 1 if the run ended early."""
         if self.state in ("stopped", "gone"):
             return 1
         return 3 if self.failed else 0
@@ -43,72 +43,75 @@ class Status:
             f"{self.failed:,} failed, {self.shards_committed:,} of {self.shards:,} shards",
         ]
         if self.state == "running" and self.heartbeat is not None:
-            beat = self.heartbeat
-            eta = beat["eta_seconds"]
-            left = "" if eta is None else f", ETA {duration(eta)}"
-            age = max(0, time.time() - beat["updated"])
-            lines.append(
-                f"  {beat['drawn'] + beat['failed']:,} images with those in flight, "
-                f"{beat['images_per_s']:.1f} images/s{left} ({age:.0f} s ago)"
-            )
-        lines += [
-            f"  {count:,} failed: {reason}" for reason, count in list(self.reasons.items())[:10]
-        ]
+            lines.append(_heartbeat_line(self.heartbeat))
+        reasons = list(self.reasons.items())[:MAX_REASONS]
+        lines += [f"  {count:,} failed: {reason}" for reason, count in reasons]
         return "\n".join(lines)
 
 
-def status(store: Store) -> Status:
-    """Read how far the output is.
+def read_status(store: Store) -> Status:
+    """Return the state of the output.
 
     Raises:
-        StorageError: there is no output.
+        StorageError: there is no output, or a file of it is damaged.
     """
-    begun = plan.read(store)
-    if begun is None:
-        raise StorageError(f"{store.url} = no {plan.JOB_FILE}: must be the output of a job.")
-    found = receipts.read_all(store, receipts.committed(store))
-    beat = progress.read(store)
-    complete = len(found) == len(begun.shards)
+    record = require_record(store)
+    committed = receipts.read_receipts(store, receipts.committed_shards(store))
+    heartbeat = read_progress(store)
+    complete = len(committed) == len(record.shards)
     return Status(
         output=store.url,
-        state="finished" if complete and _is_over(beat) else _state(beat),
-        planned=sum(shard.images for shard in begun.shards),
-        images=sum(receipt.images for receipt in found),
-        failed=sum(receipt.failed for receipt in found),
-        shards=len(begun.shards),
-        shards_committed=len(found),
-        reasons=receipts.reasons(found),
-        heartbeat=beat,
+        state="finished" if complete and _has_ended(heartbeat) else _run_state(heartbeat),
+        planned=sum(shard.images for shard in record.shards),
+        images=sum(receipt.images for receipt in committed),
+        failed=sum(receipt.failed for receipt in committed),
+        shards=len(record.shards),
+        shards_committed=len(committed),
+        reasons=receipts.count_reasons(committed),
+        heartbeat=heartbeat,
     )
 
 
-def watch(store: Store, display: Display) -> Status:
-    """Show the run's progress until it is over; return how the output is then.
+def watch_run(store: Store, display: Display) -> Status:
+    """Show the run's progress until it ends; return the state of the output after that.
 
-    Of a run at work only its heartbeat is read, not the receipts.
+    While the run goes on, only its heartbeat is read, not the receipts.
 
     Raises:
-        StorageError: there is no output.
+        StorageError: there is no output, or a file of it is damaged.
     """
-    found = status(store)
-    while found.state == "running":
-        beat = progress.read(store)
-        if beat is None or _state(beat) != "running":
-            found = status(store)
+    status = read_status(store)
+    while status.state == "running":
+        heartbeat = read_progress(store)
+        if heartbeat is None or _run_state(heartbeat) != "running":
+            status = read_status(store)
         else:
-            display.show(progress.from_json(beat))
+            display.show(Progress.from_dict(heartbeat))
             time.sleep(WATCH_SECONDS)
     display.close(None)
-    return found
+    return status
 
 
-def _is_over(beat: dict[str, Any] | None) -> bool:
-    return beat is None or beat["state"] != "running"
+def _heartbeat_line(heartbeat: dict[str, Any]) -> str:
+    """Return the progress of a run that goes on, with shards that are not committed yet."""
+    seconds = heartbeat["eta_seconds"]
+    eta = "" if seconds is None else f", ETA {format_duration(seconds)}"
+    age = max(0, time.time() - heartbeat["updated"])
+    return (
+        f"  {heartbeat['drawn'] + heartbeat['failed']:,} images including shards in flight, "
+        f"{heartbeat['images_per_s']:.1f} images/s{eta} ({age:.0f} s ago)"
+    )
 
 
-def _state(beat: dict[str, Any] | None) -> str:
-    if beat is None:
+def _has_ended(heartbeat: dict[str, Any] | None) -> bool:
+    return heartbeat is None or heartbeat["state"] != "running"
+
+
+def _run_state(heartbeat: dict[str, Any] | None) -> str:
+    """Return the state of the last run, by its heartbeat, on an output that is not complete."""
+    if heartbeat is None:
         return "gone"
-    if beat["state"] == "running" and time.time() - beat["updated"] > SILENT_BEATS * beat["every"]:
+    age = time.time() - heartbeat["updated"]
+    if heartbeat["state"] == "running" and age > MAX_MISSED_HEARTBEATS * heartbeat["every"]:
         return "gone"
-    return "stopped" if beat["state"] == "finished" else str(beat["state"])
+    return "stopped" if heartbeat["state"] == "finished" else str(heartbeat["state"])

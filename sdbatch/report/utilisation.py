@@ -1,45 +1,50 @@
-"""How well the engines were used in a run, from what the receipts of its shards say."""
+"""How well a run used its engines, measured from the receipts of its shards."""
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from sdbatch.output.receipts import Receipt
 
+MAX_REDUCTIONS = 3  # in the report for people
+
 
 @dataclass(frozen=True)
-class Engines:
-    """The engines of a run together."""
+class Utilisation:
+    """The utilisation of all engines of a run together."""
 
-    speed: float  # of the bare engine's, which never waits and fills its lanes: (0, 1]
-    idle: float  # part of the time in which they had no request
-    filled: float  # part of the lanes of their UNet calls that drew
-    lanes: dict[str, int]  # lanes of the batch -> images that were drawn in so many
-    shrunk: list[str] = field(default_factory=list)  # with what it went on, and after what
+    speed: float  # relative to a bare engine that never waits and fills its lanes: (0, 1]
+    idle: float  # fraction of the time without a request
+    filled: float  # fraction of the lanes of all denoiser calls that were in use
+    lanes: dict[str, int]  # number of lanes of an engine -> images drawn with it
+    shrunk: list[str] = field(
+        default_factory=list
+    )  # lanes after each lack of memory, and its error
 
     def lines(self) -> list[str]:
-        """Return what people need to know of it."""
+        """Return the lines of the closing report."""
         lines = [
             f"  engine:      {self.speed:.0%} of the bare engine's speed "
             f"(idle {self.idle:.0%}, lanes {self.filled:.0%} filled)"
         ]
-        for text in self.shrunk[:3]:
-            lines.append(f"  went on with {text}")
+        for text in self.shrunk[:MAX_REDUCTIONS]:
+            lines.append(f"  reduced to {text}")
         if len(self.lanes) > 1:
-            drawn = ", ".join(f"{count:,} in {lanes}" for lanes, count in self.lanes.items())
+            counts = ", ".join(f"{count:,} with {lanes}" for lanes, count in self.lanes.items())
             lines.append(
-                f"  images drawn in unequal lanes: {drawn}. For equal ones set engine.lanes to "
-                f"{min(self.lanes, key=int)} and start anew."
+                f"  the number of lanes varied: {counts}. For bit-equal images set engine.lanes "
+                f"to {min(self.lanes, key=int)} and start again with --overwrite."
             )
         return lines
 
 
-def of(receipts: Iterable[Receipt], seconds: float) -> Engines | None:
-    """Sum up the engines of a run that drew `receipts` in `seconds` from its first engine's start.
+def measure_utilisation(receipts: Iterable[Receipt], seconds: float) -> Utilisation | None:
+    """Sum up the engines that drew `receipts` in `seconds`, counted from the first engine's start.
 
-    None where no receipt tells of an engine's work.
+    Returns None if no receipt holds measurements of an engine.
     """
-    last: dict[tuple[str, int], dict[str, float]] = {}
+    engines: dict[tuple[str, int], dict[str, Any]] = {}  # host, pid -> its latest measurements
     lanes: Counter[str] = Counter()
     shrunk: list[str] = []
     for receipt in receipts:
@@ -48,14 +53,19 @@ def of(receipts: Iterable[Receipt], seconds: float) -> Engines | None:
         engine = facts.get("engine", {})
         if not engine.get("rows"):
             continue
-        who = (facts["host"], facts["pid"])
-        if engine["ticks"] >= last.get(who, {"ticks": 0})["ticks"]:
-            last[who] = engine
+        process = (facts["host"], facts["pid"])
+        if engine["ticks"] >= engines.get(process, {"ticks": 0})["ticks"]:
+            engines[process] = engine
         shrunk += [text for text in engine["shrunk"] if text not in shrunk]
-    if not last or seconds <= 0:
+    if not engines or seconds <= 0:
         return None
-    filled = sum(e["filled"] for e in last.values()) / sum(e["rows"] for e in last.values())
-    busy = sum(e["seconds"] - e["idle_seconds"] for e in last.values())
-    used = min(1.0, busy / (seconds * len(last)))
-    ordered = dict(sorted(lanes.items(), key=lambda item: -int(item[0])))
-    return Engines(round(used * filled, 4), round(1 - used, 4), round(filled, 4), ordered, shrunk)
+    filled = sum(e["filled"] for e in engines.values()) / sum(e["rows"] for e in engines.values())
+    busy_seconds = sum(e["seconds"] - e["idle_seconds"] for e in engines.values())
+    busy = min(1.0, busy_seconds / (seconds * len(engines)))
+    return Utilisation(
+        speed=round(busy * filled, 4),
+        idle=round(1 - busy, 4),
+        filled=round(filled, 4),
+        lanes=dict(sorted(lanes.items(), key=lambda item: -int(item[0]))),
+        shrunk=shrunk,
+    )

@@ -1,4 +1,4 @@
-"""Which images of an output to look at: the first, a random set, those of a condition."""
+"""Chooses images of an output: the first, a random sample, those that match conditions."""
 
 import contextlib
 import difflib
@@ -12,11 +12,11 @@ from typing import Any
 
 from sdbatch.errors import SdbatchError
 from sdbatch.output.reader import Images
-from sdbatch.report import scores
+from sdbatch.report.scores import SCORE_COLUMNS, read_scores
 
-# Columns of the table's own may have spaces in their names. `==` is none of the comparisons.
+# A column of the prompt table may have spaces in its name. `==` is not an operator.
 _CONDITION = re.compile(r"\s*([^\s<>=!~][^<>=!~]*?)\s*(<=|>=|!=|=|<|>|~)(?!=)\s*(.*?)\s*")
-_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
     ">=": operator.ge,
     "!=": operator.ne,
@@ -25,93 +25,93 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     "~": lambda value, part: str(part).lower() in str(value).lower(),
 }
-_WORDS = {"true": True, "false": False}
+_BOOLEANS = {"true": True, "false": False}
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One `column operator value` that a row must fulfil; null fulfils only `!=`."""
+    """A condition `column operator value` on a row; null matches only `!=`."""
 
     column: str
-    compare: str
+    operator: str
     value: str
 
-    def holds(self, row: dict[str, Any]) -> bool:
-        """Say whether `row` fulfils it; an SdbatchError if the two values are not of a kind."""
+    def matches(self, row: dict[str, Any]) -> bool:
+        """Tell whether `row` matches; an SdbatchError if the types differ."""
         value = row[self.column]
         if value is None:
-            return self.compare == "!="
-        return _COMPARE[self.compare](value, self._like(value))
+            return self.operator == "!="
+        return _OPERATORS[self.operator](value, self._parse_value(value))
 
-    def _like(self, value: Any) -> Any:
-        """Return the condition's value in the kind of a column's `value`."""
-        if self.compare == "~" or isinstance(value, str):
+    def _parse_value(self, example: Any) -> Any:
+        """Return the condition's value as the type of `example`, a value of the column."""
+        if self.operator == "~" or isinstance(example, str):
             return self.value
-        if isinstance(value, bool) and self.value.lower() in _WORDS:
-            return _WORDS[self.value.lower()]
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            for kind in (int, float):  # a float has not room for all digits of a seed
+        if isinstance(example, bool) and self.value.lower() in _BOOLEANS:
+            return _BOOLEANS[self.value.lower()]
+        if isinstance(example, int | float) and not isinstance(example, bool):
+            for number in (int, float):  # int first: a float cannot hold all digits of a seed
                 with contextlib.suppress(ValueError):
-                    return kind(self.value)
+                    return number(self.value)
+        text = f"{self.column}{self.operator}{self.value}"
         raise SdbatchError(
-            f"--where {self.column}{self.compare}{self.value} = compared with {value!r}: must be a "
-            f"value of the same kind. `~` looks for a part of its text."
+            f"--where = {text!r}: cannot be compared with {example!r}, a value of the column. Use "
+            f"a value of the same type, or `~` to search its text."
         )
 
 
-def condition(text: str) -> Condition:
-    """Read a condition such as `guidance_scale>=5`, `sampler=ddim` or `prompt~cat`."""
+def parse_condition(text: str) -> Condition:
+    """Parse a condition such as `guidance_scale>=5`, `sampler=ddim` or `prompt~cat`."""
     match = _CONDITION.fullmatch(text)
     if match is None:
         raise SdbatchError(
-            f"--where {text!r}: must be a column, one of {' '.join(_COMPARE)}, and a value. Such "
-            f"as guidance_scale>=5 or prompt~cat."
+            f"--where = {text!r}: must be a column, an operator ({' '.join(_OPERATORS)}) and a "
+            f"value. For example guidance_scale>=5 or prompt~cat."
         )
     return Condition(*match.groups())
 
 
-def choose(
+def choose_rows(
     images: Images, count: int, seed: int | None, where: Sequence[Condition]
 ) -> list[dict[str, Any]]:
-    """Return the rows of at most `count` images that fulfil all conditions, in order.
+    """Return the rows of at most `count` images that match all conditions, in order.
 
     Args:
         images: of an output.
-        count: at most so many; the first ones of the output, unless there is a seed.
-        seed: of a random choice.
+        count: the largest number of rows.
+        seed: of a random choice; None: the first images.
         where: conditions on columns of the images or of scores.parquet.
     """
-    fitting = _fitting(images, where) if where else iter(range(len(images)))
+    matching = _matching_numbers(images, where) if where else iter(range(len(images)))
     if seed is None:
-        return images.at(itertools.islice(fitting, count))
-    every = list(fitting) if where else range(len(images))
-    return images.at(random.Random(seed).sample(every, min(count, len(every))))
+        return images.rows_at(itertools.islice(matching, count))
+    numbers = list(matching) if where else range(len(images))
+    return images.rows_at(random.Random(seed).sample(numbers, min(count, len(numbers))))
 
 
-def _fitting(images: Images, where: Sequence[Condition]) -> Iterator[int]:
-    """Yield the numbers of the images that fulfil all conditions, in order."""
-    names = {condition.column for condition in where}
-    known = scores.read(images.store) if names & set(scores.COLUMNS) else {}
-    _refuse_unknown(names, next(images.rows()), bool(known), images.store.url)
-    unscored = dict.fromkeys(scores.COLUMNS)
-    for number, row in enumerate(images.rows(["sha256", *names])):
-        row = {**known.get(row["sha256"], unscored), **row}
-        if all(condition.holds(row) for condition in where):
+def _matching_numbers(images: Images, where: Sequence[Condition]) -> Iterator[int]:
+    """Yield the numbers of the images that match all conditions, in order."""
+    columns = {condition.column for condition in where}
+    scores = read_scores(images.store) if columns & set(SCORE_COLUMNS) else {}
+    _check_columns(columns, next(images.rows()), bool(scores), images.store.url)
+    no_scores = dict.fromkeys(SCORE_COLUMNS)
+    for number, row in enumerate(images.rows(["sha256", *columns])):
+        row = {**scores.get(row["sha256"], no_scores), **row}
+        if all(condition.matches(row) for condition in where):
             yield number
 
 
-def _refuse_unknown(names: set[str], row: dict[str, Any], scored: bool, output: str) -> None:
+def _check_columns(columns: set[str], row: dict[str, Any], scored: bool, output: str) -> None:
+    """Raise an SdbatchError if a column is unknown, or is a score of an output without scores."""
     own = [name for name in row if name != "image"]
-    for name in sorted(names.difference(own)):
-        if name not in scores.COLUMNS:
-            known = [*own, *scores.COLUMNS]
+    for name in sorted(columns.difference(own)):
+        if name not in SCORE_COLUMNS:
+            known = [*own, *SCORE_COLUMNS]
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {close[0]!r}?" if close else f"There are: {', '.join(known)}."
-            raise SdbatchError(
-                f"--where {name} = no such column: must be one of the images'. {hint}"
-            )
+            hint = f"Did you mean {close[0]!r}?" if close else f"Columns: {', '.join(known)}."
+            raise SdbatchError(f"--where = {name!r}: not a column of the output. {hint}")
         if not scored:
             raise SdbatchError(
-                f"--where {name} = no scores yet: must be scored first. Run `sdbatch score "
-                f"{output}`."
+                f"--where = {name!r}: the output has no scores yet. Run `sdbatch score {output}` "
+                f"first."
             )

@@ -1,4 +1,4 @@
-"""The dataset card: what it says, and that `datasets` loads the output by it."""
+"""The dataset card: its content, and that `datasets` loads the output with it."""
 
 import re
 from dataclasses import replace
@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from sdbatch.report.card import card
+from sdbatch.report.card import dataset_card
 from sdbatch.report.closing import Report
 from tests.finished import PROMPTS, finish, small_job
 
@@ -26,14 +26,14 @@ DRAWN = [prompt for prompt in PROMPTS if prompt != "fail"]
 IMAGE = {"parquet": "image", "webdataset": "jpg"}
 
 
-def front_matter(text):
+def read_front_matter(text):
     """Return what Hugging Face reads between the first two lines of dashes."""
-    begin, front, _ = re.split(r"^---\n", text, maxsplit=2, flags=re.MULTILINE)
-    assert begin == ""
-    return yaml.safe_load(front)
+    before, front_matter, _ = re.split(r"^---\n", text, maxsplit=2, flags=re.MULTILINE)
+    assert before == ""
+    return yaml.safe_load(front_matter)
 
 
-def load(output, folder, **options):
+def load_output(output, folder, **options):
     import datasets
 
     return datasets.load_dataset(str(output.folder), cache_dir=str(folder / "cache"), **options)
@@ -46,20 +46,24 @@ def load(output, folder, **options):
 def test_card_has_front_matter_that_names_the_dataset_and_its_files(
     name, output_format, files, make_job
 ):
-    front = front_matter(card(make_job(name=name, output={"format": output_format}), REPORT))
+    front_matter = read_front_matter(
+        dataset_card(make_job(name=name, output={"format": output_format}), REPORT)
+    )
 
-    assert front["pretty_name"] == name
-    assert front["configs"] == [{"config_name": "default", "data_files": files}]
-    assert front["task_categories"] == ["text-to-image"]
-    assert "synthetic" in front["tags"]
-    assert front["annotations_creators"] == ["machine-generated"]
+    assert front_matter["pretty_name"] == name
+    assert front_matter["configs"] == [{"config_name": "default", "data_files": files}]
+    assert front_matter["task_categories"] == ["text-to-image"]
+    assert "synthetic" in front_matter["tags"]
+    assert front_matter["annotations_creators"] == ["machine-generated"]
 
 
-@pytest.mark.parametrize("name", ["dogs: {a} --- #1", "- 'dogs'", "犬 🐕", "{front}", "yes", "%s"])
-def test_card_has_front_matter_of_valid_yaml_when_the_name_is_nasty(name, make_job):
-    text = card(make_job(name=name), REPORT)
+@pytest.mark.parametrize(
+    "name", ["dogs: {a} --- #1", "- 'dogs'", "犬 🐕", "{front_matter}", "yes", "%s"]
+)
+def test_card_has_valid_yaml_when_the_name_has_special_characters(name, make_job):
+    text = dataset_card(make_job(name=name), REPORT)
 
-    assert front_matter(text)["pretty_name"] == name
+    assert read_front_matter(text)["pretty_name"] == name
     assert f"\n# {name}\n" in text
 
 
@@ -81,14 +85,16 @@ def test_card_has_front_matter_of_valid_yaml_when_the_name_is_nasty(name, make_j
     ],
 )
 def test_card_has_the_size_category_of_the_images_that_were_drawn(images, category, make_job):
-    front = front_matter(card(make_job(), replace(REPORT, images=images)))
+    front_matter = read_front_matter(dataset_card(make_job(), replace(REPORT, images=images)))
 
-    assert front["size_categories"] == [category]
+    assert front_matter["size_categories"] == [category]
 
 
-def test_card_says_how_the_images_were_made_and_that_none_is_a_photograph(make_job):
+def test_card_describes_how_the_images_were_made_and_that_none_is_a_photograph(make_job):
     model = {"path": "builtin:shapes", "sha256": "0" * 64}
-    text = card(make_job(model=model, sampling={"guidance_scale": 3.5, "width": 128}), REPORT)
+    text = dataset_card(
+        make_job(model=model, sampling={"guidance_scale": 3.5, "width": 128}), REPORT
+    )
 
     assert "1,490 images drawn from text by a trained model; none is a photograph." in text
     assert f"- model: builtin:shapes ({'0' * 64})" in text
@@ -96,23 +102,24 @@ def test_card_says_how_the_images_were_made_and_that_none_is_a_photograph(make_j
     assert re.search(r"^- fingerprint: [0-9a-f]{16}$", text, re.MULTILINE)
 
 
-def test_card_says_why_rows_failed(make_job):
-    text = card(make_job(), REPORT)
+def test_card_lists_why_rows_failed(make_job):
+    text = dataset_card(make_job(), REPORT)
 
     assert "10 rows failed." in text
     assert "\n- 7: no prompt\n- 3: height = 13: must be a multiple of 8\n" in text
 
 
 def test_card_lists_no_reasons_when_no_row_failed(make_job):
-    text = card(make_job(), replace(REPORT, failed=0, reasons={}))
+    text = dataset_card(make_job(), replace(REPORT, failed=0, reasons={}))
 
     assert "0 rows failed." in text
     assert "by reason" not in text
 
 
-def test_card_says_the_same_when_it_is_written_for_another_folder(make_job):
+def test_card_does_not_depend_on_the_output_folder(make_job):
     first, second = (
-        card(make_job(name="dogs", output={"path": path}), REPORT) for path in ("out/a", "s3://b/c")
+        dataset_card(make_job(name="dogs", output={"path": path}), REPORT)
+        for path in ("out/a", "s3://b/c")
     )
 
     assert first == second
@@ -126,38 +133,38 @@ def test_card_lets_datasets_load_the_folder_without_its_failed_rows(
 
     output = finish(small_job(make_job, tmp_path, output={"format": output_format}))
     assert (output.folder / "failed" / "000000.parquet").exists()
-    found = load(output, tmp_path)
+    dataset = load_output(output, tmp_path)
 
-    assert list(found) == ["train"]
-    images = list(found["train"][IMAGE[output_format]])
+    assert list(dataset) == ["train"]
+    images = list(dataset["train"][IMAGE[output_format]])
     assert [type(image) for image in images] == [type(images[0])] * len(DRAWN)
     assert isinstance(images[0], Image.Image)
 
 
 def test_card_lets_datasets_load_every_column_of_the_rows_that_were_drawn(make_job, tmp_path):
     output = finish(small_job(make_job, tmp_path))
-    found = load(output, tmp_path, split="train")
+    dataset = load_output(output, tmp_path, split="train")
 
-    assert list(found["prompt"]) == DRAWN
-    assert list(found["row_key"]) == ["0", "2", "4", "5"]
-    assert set(found["nsfw"]) == {None}
+    assert list(dataset["prompt"]) == DRAWN
+    assert list(dataset["row_key"]) == ["0", "2", "4", "5"]
+    assert set(dataset["nsfw"]) == {None}
 
 
 @pytest.mark.parametrize("output_format", ["parquet", "webdataset"])
 def test_card_lets_datasets_load_a_column_that_is_null_at_first(output_format, make_job, tmp_path):
-    """From a tar, `datasets` takes the types that no card tells it from five images."""
+    """Without types in the card, `datasets` infers those of a tar from its first five images."""
     table = pa.table({"prompt": ["a dog"] * 8, "breed": [None] * 6 + ["pug"] * 2})
     output = {"format": output_format, "images_per_shard": 8}
-    found = load(
+    dataset = load_output(
         finish(small_job(make_job, tmp_path, table, output=output)), tmp_path, split="train"
     )
-    rows = found["json"] if output_format == "webdataset" else found
+    rows = dataset["json"] if output_format == "webdataset" else dataset
 
     assert [row["breed"] for row in rows] == table["breed"].to_pylist()
 
 
 @pytest.mark.parametrize("output_format", ["parquet", "webdataset"])
-def test_card_holds_lines_that_load_the_images_when_run_in_the_folder(
+def test_card_has_code_that_loads_the_images_when_run_in_the_folder(
     output_format, make_job, tmp_path, monkeypatch
 ):
     import datasets

@@ -1,4 +1,4 @@
-"""The gallery: one page with the first images, safe to open, nothing loaded from elsewhere."""
+"""The gallery: one page with the first images that is safe to open and loads no other file."""
 
 import base64
 import io
@@ -7,12 +7,13 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from sdbatch.output import names
 from sdbatch.report import gallery
 from tests.finished import PROMPTS, SIDE, finish, small_job
 
 FORMATS = ("parquet", "webdataset")
-VOID = ("meta", "img", "br")
-NASTY = (
+VOID_TAGS = ("meta", "img", "br")
+SPECIAL_PROMPTS = (
     "<script>alert('dogs')</script>",
     '"><img src=x onerror=alert(1)>',
     "</figcaption></main></html>",
@@ -22,7 +23,7 @@ NASTY = (
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page."""
+    """A page as a browser reads it."""
 
     def __init__(self, text):
         super().__init__()
@@ -34,13 +35,13 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         values = dict(attrs)
         self.tags.append(tag)
-        if tag not in VOID:
+        if tag not in VOID_TAGS:
             self.open.append(tag)
         if tag == "figcaption":
             self.captions.append("")
         if tag == "img":
             self.pictures.append(values)
-        self.links += [values[name] for name in ("src", "href") if name in values]
+        self.links += [values[key] for key in ("src", "href") if key in values]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -52,11 +53,11 @@ class Page(HTMLParser):
             self.title += data
 
 
-def page(output):
-    return Page(output.store.read(gallery.PAGE).decode())
+def read_page(output):
+    return Page(output.store.read(names.GALLERY).decode())
 
 
-def picture(attributes):
+def thumbnail(attributes):
     head, _, data = attributes["src"].partition(",")
     assert head == "data:image/jpeg;base64"
     return Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
@@ -66,11 +67,11 @@ def picture(attributes):
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_gallery_shows_every_image_that_was_drawn(output_format, image_format, make_job, tmp_path):
     settings = {"format": output_format, "image_format": image_format}
-    found = page(finish(small_job(make_job, tmp_path, output=settings)))
+    page = read_page(finish(small_job(make_job, tmp_path, output=settings)))
 
-    assert found.captions == [prompt for prompt in PROMPTS if prompt != "fail"]
-    assert [picture(each).size for each in found.pictures] == [(SIDE, SIDE)] * 4
-    assert [each["alt"] for each in found.pictures] == [
+    assert page.captions == [prompt for prompt in PROMPTS if prompt != "fail"]
+    assert [thumbnail(each).size for each in page.pictures] == [(SIDE, SIDE)] * 4
+    assert [each["alt"] for each in page.pictures] == [
         "000000-000000",
         "000001-000000",
         "000002-000000",
@@ -78,7 +79,7 @@ def test_gallery_shows_every_image_that_was_drawn(output_format, image_format, m
     ]
 
 
-@pytest.mark.parametrize("count", [1, gallery.IMAGES, gallery.IMAGES + 5])
+@pytest.mark.parametrize("count", [1, gallery.MAX_IMAGES, gallery.MAX_IMAGES + 5])
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_gallery_shows_the_first_images_when_there_are_many(
     output_format, count, make_job, tmp_path
@@ -89,67 +90,70 @@ def test_gallery_shows_the_first_images_when_there_are_many(
             make_job, tmp_path, prompts, output={"format": output_format, "images_per_shard": 25}
         )
     )
-    found = page(output)
-    shown = min(count, gallery.IMAGES)
+    page = read_page(output)
+    count_on_page = min(count, gallery.MAX_IMAGES)
 
-    assert found.tags.count("figure") == shown
-    assert found.captions == prompts[:shown]
-    assert f"The first {shown} of {count} images" in output.store.read(gallery.PAGE).decode()
+    assert page.tags.count("figure") == count_on_page
+    assert page.captions == prompts[:count_on_page]
+    assert (
+        f"The first {count_on_page} of {count} images" in output.store.read(names.GALLERY).decode()
+    )
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_gallery_shows_a_prompt_as_it_is_when_it_holds_markup(output_format, make_job, tmp_path):
-    output = finish(small_job(make_job, tmp_path, NASTY, output={"format": output_format}))
-    found = page(output)
+    output = finish(
+        small_job(make_job, tmp_path, SPECIAL_PROMPTS, output={"format": output_format})
+    )
+    page = read_page(output)
 
-    assert found.captions == list(NASTY)
-    assert "script" not in found.tags
-    assert len(found.pictures) == len(NASTY)
-    assert "<script" not in output.store.read(gallery.PAGE).decode()
-
-
-def test_gallery_shows_the_datasets_name_as_it_is_when_it_holds_markup(make_job, tmp_path):
-    found = page(finish(small_job(make_job, tmp_path, name="<script>dogs</script> & cats")))
-
-    assert found.title == "<script>dogs</script> & cats"
-    assert "script" not in found.tags
+    assert page.captions == list(SPECIAL_PROMPTS)
+    assert "script" not in page.tags
+    assert len(page.pictures) == len(SPECIAL_PROMPTS)
+    assert "<script" not in output.store.read(names.GALLERY).decode()
 
 
-def test_gallery_loads_nothing_from_elsewhere(make_job, tmp_path):
-    found = page(finish(small_job(make_job, tmp_path)))
+def test_gallery_shows_a_dataset_name_as_it_is_when_it_holds_markup(make_job, tmp_path):
+    page = read_page(finish(small_job(make_job, tmp_path, name="<script>dogs</script> & cats")))
 
-    assert all(link.startswith("data:") for link in found.links)
-    assert "link" not in found.tags
-    assert found.open == []
+    assert page.title == "<script>dogs</script> & cats"
+    assert "script" not in page.tags
 
 
-def test_gallery_says_how_each_image_was_drawn_and_by_what(make_job, tmp_path):
-    text = finish(small_job(make_job, tmp_path, ["a dog"])).store.read(gallery.PAGE).decode()
+def test_gallery_loads_no_other_file(make_job, tmp_path):
+    page = read_page(finish(small_job(make_job, tmp_path)))
+
+    assert all(link.startswith("data:") for link in page.links)
+    assert "link" not in page.tags
+    assert page.open == []
+
+
+def test_gallery_describes_how_each_image_was_drawn_and_by_which_model(make_job, tmp_path):
+    text = finish(small_job(make_job, tmp_path, ["a dog"])).store.read(names.GALLERY).decode()
 
     assert "drawn by builtin:shapes, a trained model" in text
     assert "dpmpp_2m 4 steps, guidance 7.5" in text
     assert "000000-000000, seed " in text
 
 
-def test_gallery_is_in_order_when_the_receipts_came_in_another(make_job, tmp_path):
+def test_gallery_is_in_order_when_the_receipts_are_not(make_job, tmp_path):
     """A cluster commits shards as they are done."""
     output = finish(small_job(make_job, tmp_path))
-    ended = output.store.read(gallery.PAGE)
-    gallery.write(output.store, output.plan.job, output.receipts[::-1])
+    page = gallery.gallery_page(output.store, output.plan.job, output.receipts[::-1])
 
-    assert output.store.read(gallery.PAGE) == ended
+    assert output.store.read(names.GALLERY) == page
 
 
 def test_gallery_is_a_page_without_images_when_every_row_failed(make_job, tmp_path):
-    found = page(finish(small_job(make_job, tmp_path, ["fail", "fail"])))
+    page = read_page(finish(small_job(make_job, tmp_path, ["fail", "fail"])))
 
-    assert found.pictures == []
-    assert found.title == "out"
+    assert page.pictures == []
+    assert page.title == "out"
 
 
 def test_gallery_shrinks_an_image_that_is_larger_than_a_thumbnail(make_job, tmp_path):
     job = small_job(make_job, tmp_path, ["a dog"])
     sampling = job.sampling.model_copy(update={"height": 512, "width": 256})
-    found = page(finish(job.model_copy(update={"sampling": sampling})))
+    page = read_page(finish(job.model_copy(update={"sampling": sampling})))
 
-    assert picture(found.pictures[0]).size == (gallery.SIDE // 2, gallery.SIDE)
+    assert thumbnail(page.pictures[0]).size == (gallery.THUMBNAIL_SIDE // 2, gallery.THUMBNAIL_SIDE)

@@ -1,4 +1,4 @@
-"""Progress as a line, as a bar, as plain lines, as JSON lines, and as a heartbeat."""
+"""Progress as a line, as a bar, as plain lines, as JSON, and as a heartbeat."""
 
 import io
 import json
@@ -7,19 +7,20 @@ from dataclasses import replace
 
 import pytest
 
+from sdbatch.output import names
 from sdbatch.report.closing import Report
 from sdbatch.report.progress import (
     HEARTBEAT_SECONDS,
-    PROGRESS_FILE,
+    PROGRESS_LINE,
     REMOTE_HEARTBEAT_SECONDS,
-    Bar,
+    BarDisplay,
     Heartbeat,
-    JsonLines,
-    Lines,
+    JsonDisplay,
+    LineDisplay,
     Progress,
-    Silent,
-    duration,
-    line,
+    SilentDisplay,
+    format_duration,
+    progress_line,
 )
 from sdbatch.storage import Store
 
@@ -38,11 +39,11 @@ REPORT = Report(
     images_per_s=12.5,
     began=0.0,
 )
-DISPLAYS = (Bar, Lines, JsonLines)
+DISPLAYS = (BarDisplay, LineDisplay, JsonDisplay)
 
 
 class Clock:
-    """A clock that stands until it is set."""
+    """A clock that the test sets."""
 
     def __init__(self):
         self.now = 100.0
@@ -65,8 +66,9 @@ class Clock:
         (Progress(0, 0, 0, 0.0, ""), "0 of 0 images  0 %  0 failed  0.0 images/s"),
     ],
 )
-def test_line_says_how_far_how_fast_and_how_long_still(progress, text):
-    assert line(progress) == text
+def test_progress_line_has_the_count_the_rate_and_the_remaining_time(progress, text):
+    assert progress_line(progress) == text
+    assert PROGRESS_LINE.match(text)
 
 
 @pytest.mark.parametrize(
@@ -83,8 +85,8 @@ def test_line_says_how_far_how_fast_and_how_long_still(progress, text):
         (360000, "100:00:00"),
     ],
 )
-def test_duration_is_written_as_on_a_clock(seconds, text):
-    assert duration(seconds) == text
+def test_duration_is_formatted_as_on_a_clock(seconds, text):
+    assert format_duration(seconds) == text
 
 
 def test_progress_has_no_eta_when_there_is_no_rate_yet():
@@ -93,141 +95,145 @@ def test_progress_has_no_eta_when_there_is_no_rate_yet():
     assert ALL.eta_seconds == 0.0
 
 
-@pytest.mark.parametrize("display", DISPLAYS)
-def test_display_says_nothing_of_a_report_when_the_run_ended_with_an_error(display):
+@pytest.mark.parametrize("make_display", DISPLAYS)
+def test_display_prints_no_report_when_the_run_ended_with_an_error(make_display):
     file = io.StringIO()
-    shown = display(file)
-    shown.show(HALF)
-    shown.close(None)
+    display = make_display(file)
+    display.show(HALF)
+    display.close(None)
 
     assert "Finished" not in file.getvalue()
     assert "report" not in file.getvalue()
 
 
-def test_silent_shows_nothing(capfd):
-    silent = Silent()
-    silent.show(HALF)
-    silent.close(REPORT)
+def test_silent_display_shows_nothing(capfd):
+    display = SilentDisplay()
+    display.show(HALF)
+    display.close(REPORT)
 
     assert capfd.readouterr() == ("", "")
 
 
-def test_lines_begin_with_the_progress_and_end_with_the_report():
+def test_line_display_prints_the_progress_and_then_the_report():
     file = io.StringIO()
-    lines = Lines(file)
-    lines.show(HALF)
-    lines.close(REPORT)
+    display = LineDisplay(file)
+    display.show(HALF)
+    display.close(REPORT)
 
-    assert file.getvalue() == f"{line(HALF)}\n{REPORT.text()}\n"
+    assert file.getvalue() == f"{progress_line(HALF)}\n{REPORT.text()}\n"
 
 
-def test_lines_say_nothing_again_when_nothing_is_new():
+def test_line_display_does_not_repeat_a_line():
     file = io.StringIO()
-    lines = Lines(file)
+    display = LineDisplay(file)
     for _ in range(5):
-        lines.show(STARTING)
+        display.show(STARTING)
 
-    assert file.getvalue().splitlines() == [line(STARTING)]
+    assert file.getvalue().splitlines() == [progress_line(STARTING)]
 
 
-def test_lines_wait_before_they_tell_of_more_images():
+def test_line_display_waits_before_it_prints_more_images():
     file = io.StringIO()
-    lines = Lines(file)
+    display = LineDisplay(file)
     for drawn in range(5):
-        lines.show(Progress(10, drawn, 0, 1.0, ""))
+        display.show(Progress(10, drawn, 0, 1.0, ""))
 
-    assert file.getvalue().splitlines() == [line(Progress(10, 0, 0, 1.0, ""))]
+    assert file.getvalue().splitlines() == [progress_line(Progress(10, 0, 0, 1.0, ""))]
 
 
-def test_lines_tell_of_every_change_of_step_without_waiting():
+def test_line_display_prints_every_new_step_without_waiting():
     file = io.StringIO()
-    lines = Lines(file)
+    display = LineDisplay(file)
     for progress in (STARTING, STARTING, LOADING, LOADING, HALF):
-        lines.show(progress)
+        display.show(progress)
 
-    assert file.getvalue().splitlines() == [line(STARTING), line(LOADING), line(HALF)]
+    assert file.getvalue().splitlines() == [
+        progress_line(STARTING),
+        progress_line(LOADING),
+        progress_line(HALF),
+    ]
 
 
-def test_json_lines_are_valid_json_and_end_with_the_report_and_exit_code():
+def test_json_display_prints_valid_json_and_ends_with_the_report_and_exit_code():
     file = io.StringIO()
-    lines = JsonLines(file)
+    display = JsonDisplay(file)
     for progress in (STARTING, STARTING, HALF, ALL, ALL):
-        lines.show(progress)
-    lines.close(REPORT)
-    said = [json.loads(text, parse_constant=pytest.fail) for text in file.getvalue().splitlines()]
+        display.show(progress)
+    display.close(REPORT)
+    events = [json.loads(text, parse_constant=pytest.fail) for text in file.getvalue().splitlines()]
 
-    assert [each["event"] for each in said] == ["progress", "progress", "progress", "report"]
-    assert [each["drawn"] for each in said[:-1]] == [0, 990, 1990]
-    assert [each["eta_seconds"] for each in said[:-1]] == [None, 80.0, 0.0]
-    assert (said[-1]["images"], said[-1]["reasons"]) == (1990, {"no prompt": 10})
-    assert said[-1]["exit_code"] == REPORT.exit_code == 3
+    assert [each["event"] for each in events] == ["progress", "progress", "progress", "report"]
+    assert [each["drawn"] for each in events[:-1]] == [0, 990, 1990]
+    assert [each["eta_seconds"] for each in events[:-1]] == [None, 80.0, 0.0]
+    assert (events[-1]["images"], events[-1]["reasons"]) == (1990, {"no prompt": 10})
+    assert events[-1]["exit_code"] == REPORT.exit_code == 3
 
 
-def test_bar_shows_progress_and_report_when_its_file_is_no_terminal():
+def test_bar_shows_progress_and_report_when_its_file_is_not_a_terminal():
     file = io.StringIO()
-    bar = Bar(file)
-    bar.show(STARTING)
-    bar.show(HALF)
-    bar.close(REPORT)
+    display = BarDisplay(file)
+    display.show(STARTING)
+    display.show(HALF)
+    display.close(REPORT)
 
-    assert line(HALF) in file.getvalue()
+    assert progress_line(HALF) in file.getvalue()
     assert file.getvalue().endswith(f"\n{REPORT.text()}\n")
     assert "\x1b" not in file.getvalue()
 
 
-def test_bar_draws_on_the_file_it_was_given_and_nowhere_else(capfd):
-    bar = Bar(io.StringIO())
-    bar.show(HALF)
-    bar.close(REPORT)
+def test_bar_writes_to_its_file_alone(capfd):
+    display = BarDisplay(io.StringIO())
+    display.show(HALF)
+    display.close(REPORT)
 
     assert capfd.readouterr() == ("", "")
 
 
-def test_bar_shows_the_reasons_as_they_are_when_they_hold_richs_markup():
+def test_bar_shows_the_reasons_as_they_are_when_they_hold_rich_markup():
     file = io.StringIO()
-    bar = Bar(file)
-    bar.show(ALL)
-    bar.close(replace(REPORT, reasons={"height = [red]13[/]": 10}))
+    display = BarDisplay(file)
+    display.show(ALL)
+    display.close(replace(REPORT, reasons={"height = [red]13[/]": 10}))
 
     assert "10 failed: height = [red]13[/]\n" in file.getvalue()
 
 
-def beat_of(store):
-    return json.loads(store.read(PROGRESS_FILE))
+def read_heartbeat(store):
+    return json.loads(store.read(names.PROGRESS))
 
 
 def test_heartbeat_writes_the_progress_only_when_it_is_due(tmp_path):
     store, clock = Store(str(tmp_path / "out")), Clock()
     heartbeat = Heartbeat(store, clock)
-    written = []
+    counts = []
     for seconds in (0, 0.5 * HEARTBEAT_SECONDS, 0.4 * HEARTBEAT_SECONDS, 0.2 * HEARTBEAT_SECONDS):
         clock.now += seconds
-        heartbeat.show(Progress(10, len(written), 0, 1.0, ""))
-        written.append(beat_of(store)["drawn"])
+        heartbeat.write_if_due(Progress(10, len(counts), 0, 1.0, ""))
+        counts.append(read_heartbeat(store)["drawn"])
 
-    assert written == [0, 0, 0, 3]
+    assert counts == [0, 0, 0, 3]
 
 
-def test_bar_leaves_stderr_to_its_owner_on_a_terminal(capsys, monkeypatch):
+def test_bar_does_not_redirect_stderr_on_a_terminal(capsys, monkeypatch):
     """Ray's Python log goes to sys.stderr, which the command line sends to a file."""
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the file for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich treats the file as a terminal
     file = io.StringIO()
-    bar = Bar(file)
-    bar.show(HALF)
+    display = BarDisplay(file)
+    display.show(HALF)
     print("a line of Ray's log", file=sys.stderr)  # noqa: T201
-    bar.close(None)
+    display.close(None)
     assert "1,000 of 2,000" in file.getvalue()
     assert "Ray's log" not in file.getvalue()
     assert "Ray's log" in capsys.readouterr().err
 
 
-def test_heartbeat_says_its_state_its_pace_and_the_progress(tmp_path):
+def test_heartbeat_has_its_state_its_interval_and_the_progress(tmp_path):
     store = Store(str(tmp_path / "out"))
     Heartbeat(store).write("finished", HALF)
-    beat = beat_of(store)
+    heartbeat = read_heartbeat(store)
 
-    assert beat.pop("updated") > 0
-    assert beat == {
+    assert heartbeat.pop("updated") > 0
+    assert heartbeat == {
         "state": "finished",
         "every": HEARTBEAT_SECONDS,
         "planned": 2000,
@@ -240,29 +246,29 @@ def test_heartbeat_says_its_state_its_pace_and_the_progress(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("url", "every"),
+    ("url", "seconds"),
     [
         ("{}", HEARTBEAT_SECONDS),
         ("file://{}", HEARTBEAT_SECONDS),
         ("memory://{}", REMOTE_HEARTBEAT_SECONDS),
     ],
 )
-def test_heartbeat_is_slower_when_the_output_is_not_on_this_machine(url, every, tmp_path):
+def test_heartbeat_is_slower_when_the_output_is_remote(url, seconds, tmp_path):
     store = Store(url.format(tmp_path / "out"))
     Heartbeat(store).write("running", HALF)
 
-    assert beat_of(store)["every"] == every
+    assert read_heartbeat(store)["every"] == seconds
 
 
-def test_heartbeat_stops_nothing_when_the_store_fails(tmp_path):
+def test_heartbeat_ignores_a_store_that_fails(tmp_path):
     (tmp_path / "out").write_text("a file where the folder should be")
     clock = Clock()
     heartbeat = Heartbeat(Store(str(tmp_path / "out")), clock)
-    heartbeat.show(HALF)
+    heartbeat.write_if_due(HALF)
     (tmp_path / "out").unlink()
-    heartbeat.show(HALF)
-    assert not (tmp_path / "out").exists()  # it waits like after any other beat
+    heartbeat.write_if_due(HALF)
+    assert not (tmp_path / "out").exists()  # the next write is not due yet
     clock.now += HEARTBEAT_SECONDS
-    heartbeat.show(ALL)
+    heartbeat.write_if_due(ALL)
 
-    assert beat_of(Store(str(tmp_path / "out")))["drawn"] == 1990
+    assert read_heartbeat(Store(str(tmp_path / "out")))["drawn"] == 1990

@@ -1,4 +1,4 @@
-"""The scores of an output: what holds of what the prompts ask for, image by image and in all."""
+"""The scores of an output: how well its images match their prompts, each and on average."""
 
 import io
 import json
@@ -10,40 +10,47 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sdbatch.output import receipts
+from sdbatch.output import names, receipts
 from sdbatch.output.reader import open_images
-from sdbatch.report import scores, where
-from sdbatch.report.scores import SCORES, SCORES_FILE
+from sdbatch.report.scores import (
+    SCHEMA,
+    SCORE_COLUMNS,
+    _score_shard,
+    read_scores,
+    score_output,
+    summarise_scores,
+)
+from sdbatch.report.where import choose_rows, parse_condition
 from sdbatch.shapes import captions, judge, picture, world
 from tests.fakes import Painter
 from tests.finished import finish, small_job
 
-RED = "one large plain red circle, center, plain blue background"
-GREEN = RED.replace("red", "green")
+RED_PROMPT = "one large plain red circle, center, plain blue background"
+GREEN_PROMPT = RED_PROMPT.replace("red", "green")
 CIRCLE = world.Group(shape="circle", colour="green", count=1, size="large", texture="plain")
-# A picture of GREEN: all but the colour is as RED asks.
+# Shows GREEN_PROMPT; for RED_PROMPT the colour alone is wrong.
 PICTURE = picture.paint("blue", "plain", [(CIRCLE, picture.Spot(64, 64, 26))])
 
 
-def table(prompts, side=picture.SIZE):
+def table(prompts, side=picture.PICTURE_SIZE):
     return pa.table(
         {"prompt": prompts, "height": [side] * len(prompts), "width": [side] * len(prompts)}
     )
 
 
-def imagined(count):
-    """Return prompts of imagined scenes and the pictures of these."""
-    found = {}
+def random_pictures(count):
+    """Return prompts of random scenes, and their pictures."""
+    pictures = {}
     for seed in range(count):
-        chance = random.Random(seed)
-        scene = world.imagine(chance)
-        found[captions.say(scene, chance)] = picture.render(scene, chance)
-    return found
+        rng = random.Random(seed)
+        scene = world.random_scene(rng)
+        pictures[captions.write_caption(scene, rng)] = picture.render(scene, rng)
+    return pictures
 
 
 @pytest.fixture
-def drawn(make_job, tmp_path):
-    """Make a finished output that has the given picture for each prompt, in one shard."""
+def make_output(make_job, tmp_path):
+    """Make a finished output of one shard, with the given picture for each prompt."""
 
     def make(pictures, prompts=None, **output):
         settings = {"images_per_shard": 100, **output}
@@ -53,27 +60,29 @@ def drawn(make_job, tmp_path):
     return make
 
 
-def scores_of(output):
-    return pq.read_table(io.BytesIO(output.store.read(SCORES_FILE)))
+def read_table(output):
+    return pq.read_table(io.BytesIO(output.store.read(names.SCORES)))
 
 
 @pytest.mark.parametrize("image_format", ["jpg", "png", "webp"])
 @pytest.mark.parametrize("output_format", ["parquet", "webdataset"])
-def test_score_is_full_when_the_pictures_show_what_is_asked(output_format, image_format, drawn):
-    output = drawn(imagined(12), format=output_format, image_format=image_format)
-    found = scores.score(output.store)
+def test_score_is_one_when_the_pictures_match_their_prompts(
+    output_format, image_format, make_output
+):
+    output = make_output(random_pictures(12), format=output_format, image_format=image_format)
+    summary = score_output(output.store)
 
-    assert (found.images, found.unread, found.fidelity) == (12, 0, 1.0)
-    assert all(held == asked for held, asked in found.attributes.values())
-    assert found.attributes["shape"] == (12, 12)
-    assert found.output == output.store.url
+    assert (summary.images, summary.unread, summary.fidelity) == (12, 0, 1.0)
+    assert all(holding == requested for holding, requested in summary.attributes.values())
+    assert summary.attributes["shape"] == (12, 12)
+    assert summary.output == output.store.url
 
 
-def test_score_counts_for_each_attribute_where_it_holds_and_where_it_is_asked(drawn):
-    pictures = {RED: PICTURE, GREEN: PICTURE, "a green circle": PICTURE}
-    found = scores.score(drawn(pictures).store)
+def test_score_counts_the_images_where_an_attribute_holds_and_those_that_request_it(make_output):
+    pictures = {RED_PROMPT: PICTURE, GREEN_PROMPT: PICTURE, "a green circle": PICTURE}
+    summary = score_output(make_output(pictures).store)
 
-    assert found.attributes == {
+    assert summary.attributes == {
         "background": (2, 2),
         "colour": (2, 3),
         "shape": (3, 3),
@@ -82,109 +91,112 @@ def test_score_counts_for_each_attribute_where_it_holds_and_where_it_is_asked(dr
         "size": (2, 2),
         "texture": (2, 2),
     }
-    assert found.fidelity == pytest.approx((6 / 7 + 1 + 1) / 3)
+    assert summary.fidelity == pytest.approx((6 / 7 + 1 + 1) / 3)
 
 
-def test_scores_have_one_row_an_image_with_its_key_and_checksum(drawn):
-    output = drawn({RED: PICTURE}, [RED, "fail", "a green circle", "a dog"])
-    scores.score(output.store)
-    found = scores_of(output)
+def test_scores_have_one_row_per_image_with_its_key_and_checksum(make_output):
+    output = make_output({RED_PROMPT: PICTURE}, [RED_PROMPT, "fail", "a green circle", "a dog"])
+    score_output(output.store)
+    table = read_table(output)
 
-    assert found.schema == SCORES
+    assert table.schema == SCHEMA
     images = list(open_images(output.store).rows(["key", "sha256"]))
-    assert [(row["key"], row["sha256"]) for row in found.to_pylist()] == [
+    assert [(row["key"], row["sha256"]) for row in table.to_pylist()] == [
         (image["key"], image["sha256"]) for image in images
     ]
-    assert found["key"].to_pylist() == ["000000-000000", "000000-000002", "000000-000003"]
+    assert table["key"].to_pylist() == ["000000-000000", "000000-000002", "000000-000003"]
 
 
-def test_scores_say_for_each_attribute_whether_it_holds_or_null_where_it_is_left_open(drawn):
-    output = drawn({RED: PICTURE, "a green circle": PICTURE, "a dog": PICTURE})
-    scores.score(output.store)
-    red, circle, dog = ({**row} for row in scores_of(output).to_pylist())
+def test_scores_hold_a_boolean_for_each_requested_attribute_and_null_for_others(make_output):
+    output = make_output({RED_PROMPT: PICTURE, "a green circle": PICTURE, "a dog": PICTURE})
+    score_output(output.store)
+    red, circle, dog = ({**row} for row in read_table(output).to_pylist())
 
     assert red["fidelity"] == pytest.approx(6 / 7)
-    assert [name for name in scores.COLUMNS[1:] if not red[name]] == ["fidelity_colour"]
+    assert [name for name in SCORE_COLUMNS[1:] if not red[name]] == ["fidelity_colour"]
     assert circle["fidelity"] == 1
-    assert [name for name in scores.COLUMNS[1:] if circle[name] is not None] == [
+    assert [name for name in SCORE_COLUMNS[1:] if circle[name] is not None] == [
         "fidelity_colour",
         "fidelity_shape",
         "fidelity_count",
     ]
-    assert {dog[name] for name in scores.COLUMNS} == {None}
+    assert {dog[name] for name in SCORE_COLUMNS} == {None}
 
 
-def test_score_leaves_out_of_the_mean_the_prompts_that_name_no_shape(drawn):
-    found = scores.score(drawn({RED: PICTURE, "a dog": PICTURE, "": PICTURE}).store)
+def test_mean_score_excludes_prompts_that_name_no_shape(make_output):
+    summary = score_output(make_output({RED_PROMPT: PICTURE, "a dog": PICTURE, "": PICTURE}).store)
 
-    assert (found.images, found.unread) == (3, 2)
-    assert found.fidelity == pytest.approx(6 / 7)
+    assert (summary.images, summary.unread) == (3, 2)
+    assert summary.fidelity == pytest.approx(6 / 7)
 
 
 def test_score_is_none_when_no_prompt_names_a_shape(make_job, tmp_path):
     output = finish(small_job(make_job, tmp_path))  # two prompts of six fail
-    found = scores.score(output.store)
+    summary = score_output(output.store)
 
-    assert (found.images, found.unread, found.fidelity, found.attributes) == (4, 4, None, {})
-    assert found.text().splitlines() == [
+    assert (summary.images, summary.unread, summary.fidelity, summary.attributes) == (
+        4,
+        4,
+        None,
+        {},
+    )
+    assert summary.text().splitlines() == [
         f"{output.store.url}: 0 of 4 images scored",
-        "  4 not scored: their prompts name no shape of the world",
-        f"  image by image: {output.store.url}/scores.parquet",
+        "  4 not scored: their prompts name no known shape",
+        f"  scores of each image: {output.store.url}/scores.parquet",
     ]
-    assert scores_of(output)["fidelity"].to_pylist() == [None] * 4
+    assert read_table(output)["fidelity"].to_pylist() == [None] * 4
 
 
-def test_score_tells_people_the_parts_in_percent(drawn):
-    output = drawn({RED: PICTURE, "a green circle": PICTURE, "a dog": PICTURE})
+def test_score_text_has_percentages(make_output):
+    output = make_output({RED_PROMPT: PICTURE, "a green circle": PICTURE, "a dog": PICTURE})
 
-    assert scores.score(output.store).text().splitlines() == [
+    assert score_output(output.store).text().splitlines() == [
         f"{output.store.url}: 2 of 3 images scored",
-        "  fidelity      92.9%  of all that was asked, on average",
-        "  background   100.0%  of 1 images asked for it",
-        "  colour        50.0%  of 2 images asked for it",
-        "  shape        100.0%  of 2 images asked for it",
-        "  count        100.0%  of 2 images asked for it",
-        "  position     100.0%  of 1 images asked for it",
-        "  size         100.0%  of 1 images asked for it",
-        "  texture      100.0%  of 1 images asked for it",
-        "  1 not scored: their prompts name no shape of the world",
-        f"  image by image: {output.store.url}/scores.parquet",
+        "  fidelity      92.9%  of the requested attributes, on average",
+        "  background   100.0%  of 1 images whose prompt requests it",
+        "  colour        50.0%  of 2 images whose prompt requests it",
+        "  shape        100.0%  of 2 images whose prompt requests it",
+        "  count        100.0%  of 2 images whose prompt requests it",
+        "  position     100.0%  of 1 images whose prompt requests it",
+        "  size         100.0%  of 1 images whose prompt requests it",
+        "  texture      100.0%  of 1 images whose prompt requests it",
+        "  1 not scored: their prompts name no known shape",
+        f"  scores of each image: {output.store.url}/scores.parquet",
     ]
 
 
-def test_score_tells_machines_the_same(drawn):
-    said = json.loads(json.dumps(asdict(scores.score(drawn({RED: PICTURE}).store))))
+def test_score_can_be_printed_as_json(make_output):
+    values = json.loads(json.dumps(asdict(score_output(make_output({RED_PROMPT: PICTURE}).store))))
 
-    assert (said["images"], said["unread"]) == (1, 0)
-    assert said["attributes"]["colour"] == [0, 1]
+    assert (values["images"], values["unread"]) == (1, 0)
+    assert values["attributes"]["colour"] == [0, 1]
 
 
-def test_score_of_many_shards_by_many_processes_is_that_of_one(make_job, tmp_path):
-    """Shards are judged side by side; one has no image, one an image that failed."""
-    pictures = imagined(5)
+def test_score_does_not_depend_on_the_number_of_processes(make_job, tmp_path):
+    """One shard has no image, one a failed row."""
+    pictures = random_pictures(5)
     prompts = [*pictures, "fail", "fail", "fail"]
     job = small_job(make_job, tmp_path, table(prompts))
     output = finish(job, lambda: Painter(pictures))
-    found = scores.score(output.store)
-    table_of_scores = scores_of(output)
+    summary = score_output(output.store)
+    scores = read_table(output)
 
     assert len(output.receipts) == 4
-    assert (found.images, found.unread, found.fidelity) == (5, 0, 1.0)
-    assert table_of_scores["key"].to_pylist() == [
-        row["key"] for row in open_images(output.store).rows()
-    ]
-    assert table_of_scores == pa.concat_tables(
-        [scores._score(output.store, receipt) for receipt in output.receipts]
+    assert (summary.images, summary.unread, summary.fidelity) == (5, 0, 1.0)
+    assert scores["key"].to_pylist() == [row["key"] for row in open_images(output.store).rows()]
+    assert scores == pa.concat_tables(
+        [_score_shard(output.store, receipt) for receipt in output.receipts]
     )
 
 
-def test_score_of_a_running_output_is_of_what_is_committed(make_job, tmp_path):
-    job = small_job(make_job, tmp_path, table([RED, GREEN, "a dog"]))
-    output = finish(job, lambda: Painter({RED: PICTURE, GREEN: PICTURE}))
-    receipts.withdraw(output.store, output.receipts[1])
-    found = scores.score(output.store)
+def test_score_of_a_running_output_is_of_committed_shards(make_job, tmp_path):
+    job = small_job(make_job, tmp_path, table([RED_PROMPT, GREEN_PROMPT, "a dog"]))
+    output = finish(job, lambda: Painter({RED_PROMPT: PICTURE, GREEN_PROMPT: PICTURE}))
+    receipts.remove_receipt(output.store, output.receipts[1])
+    summary = score_output(output.store)
 
-    assert (found.images, found.unread) == (2, 0)
+    assert (summary.images, summary.unread) == (2, 0)
 
 
 @pytest.mark.parametrize(
@@ -197,57 +209,57 @@ def test_score_of_a_running_output_is_of_what_is_committed(make_job, tmp_path):
     ],
     ids=["small", "wide", "high", "noise"],
 )
-def test_score_of_an_image_without_the_shape_is_less_whatever_its_size(image, drawn):
-    found = scores.score(drawn({RED: image}).store)
+def test_score_of_an_image_without_the_shape_is_low_at_any_size(image, make_output):
+    summary = score_output(make_output({RED_PROMPT: image}).store)
 
-    assert found.fidelity < 0.8
-    assert found.attributes["shape"] == (0, 1)
+    assert summary.fidelity < 0.8
+    assert summary.attributes["shape"] == (0, 1)
 
 
 @pytest.mark.parametrize("times", [2, 4])
-def test_score_of_a_larger_picture_is_the_same(times, drawn):
+def test_score_of_a_larger_picture_is_the_same(times, make_output):
     large = PICTURE.repeat(times, axis=0).repeat(times, axis=1)
 
-    assert scores.score(drawn({GREEN: large}).store).fidelity == 1
+    assert score_output(make_output({GREEN_PROMPT: large}).store).fidelity == 1
 
 
-def test_scores_are_found_by_the_image_and_not_by_its_place(drawn):
-    """Drawn anew by another engine, the images are others, and the old scores none of theirs."""
-    old = drawn({RED: PICTURE, "a green circle": PICTURE}, image_format="png")
-    scores.score(old.store)
+def test_scores_belong_to_an_image_file_and_not_to_its_key(make_output):
+    """Another engine may draw another image for the same key: the old score does not apply."""
+    old = make_output({RED_PROMPT: PICTURE, "a green circle": PICTURE}, image_format="png")
+    score_output(old.store)
     red = picture.paint("blue", "plain", [])
-    new = drawn({RED: red, "a green circle": PICTURE}, image_format="png")
-    known, rows = scores.read(new.store), list(open_images(new.store).rows())
+    new = make_output({RED_PROMPT: red, "a green circle": PICTURE}, image_format="png")
+    scores, rows = read_scores(new.store), list(open_images(new.store).rows())
 
-    assert [row["sha256"] in known for row in rows] == [False, True]
-    chosen = where.choose(open_images(new.store), 9, None, [where.condition("fidelity>0")])
-    assert [row["prompt"] for row in chosen] == ["a green circle"]
-    scores.score(new.store)
-    assert set(scores.read(new.store)) == {row["sha256"] for row in rows}
-
-
-def test_scores_read_back_are_those_that_were_written(drawn):
-    output = drawn({RED: PICTURE, "a dog": PICTURE})
-    assert scores.read(output.store) == {}
-    scores.score(output.store)
-
-    assert list(scores.read(output.store).values()) == scores_of(output).to_pylist()
+    assert [row["sha256"] in scores for row in rows] == [False, True]
+    rows_by_score = choose_rows(open_images(new.store), 9, None, [parse_condition("fidelity>0")])
+    assert [row["prompt"] for row in rows_by_score] == ["a green circle"]
+    score_output(new.store)
+    assert set(read_scores(new.store)) == {row["sha256"] for row in rows}
 
 
-def test_summary_of_scores_that_hold_for_none_is_zero_and_not_absent():
-    row = dict.fromkeys(SCORES.names) | {"fidelity": 0.0, "fidelity_shape": False}
-    found = scores.summary("out", "builtin:shapes", pa.Table.from_pylist([row], SCORES))
+def test_read_scores_returns_the_rows_of_the_file(make_output):
+    output = make_output({RED_PROMPT: PICTURE, "a dog": PICTURE})
+    assert read_scores(output.store) == {}
+    score_output(output.store)
 
-    assert (found.fidelity, found.attributes) == (0.0, {"shape": (0, 1)})
-    assert "  fidelity       0.0%  of all" in found.text()
-
-
-def test_score_has_a_column_for_each_attribute_of_the_judge():
-    assert list(scores.COLUMNS) == ["fidelity", *(f"fidelity_{name}" for name in judge.ATTRIBUTES)]
+    assert list(read_scores(output.store).values()) == read_table(output).to_pylist()
 
 
-def test_score_says_when_another_model_drew_the_pictures(drawn):
-    row = dict.fromkeys(SCORES.names) | {"fidelity": 1.0, "fidelity_shape": True}
-    table = pa.Table.from_pylist([row], SCORES)
-    assert "the judge reads" not in scores.summary("out", "builtin:shapes", table).text()
-    assert "not models/sd15's" in scores.summary("out", "models/sd15", table).text()
+def test_summary_is_zero_and_not_null_when_nothing_holds():
+    row = dict.fromkeys(SCHEMA.names) | {"fidelity": 0.0, "fidelity_shape": False}
+    summary = summarise_scores("out", "builtin:shapes", pa.Table.from_pylist([row], SCHEMA))
+
+    assert (summary.fidelity, summary.attributes) == (0.0, {"shape": (0, 1)})
+    assert "  fidelity       0.0%  of the requested attributes" in summary.text()
+
+
+def test_scores_have_a_column_for_each_attribute():
+    assert list(SCORE_COLUMNS) == ["fidelity", *(f"fidelity_{name}" for name in judge.ATTRIBUTES)]
+
+
+def test_score_text_warns_when_another_model_drew_the_pictures():
+    row = dict.fromkeys(SCHEMA.names) | {"fidelity": 1.0, "fidelity_shape": True}
+    table = pa.Table.from_pylist([row], SCHEMA)
+    assert "the scorer is made for" not in summarise_scores("out", "builtin:shapes", table).text()
+    assert "not of models/sd15" in summarise_scores("out", "models/sd15", table).text()

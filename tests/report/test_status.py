@@ -1,4 +1,4 @@
-"""How far an output is, as anyone who can read it sees it."""
+"""The state of an output, as anyone who can read it sees it."""
 
 import json
 import time
@@ -6,14 +6,14 @@ import time
 import pytest
 
 from sdbatch.errors import StorageError
-from sdbatch.output import receipts
-from sdbatch.report.progress import PROGRESS_FILE, Heartbeat, Progress
-from sdbatch.report.status import SILENT_BEATS, status, watch
+from sdbatch.output import names, receipts
+from sdbatch.report.progress import Heartbeat, Progress
+from sdbatch.report.status import MAX_MISSED_HEARTBEATS, read_status, watch_run
 from sdbatch.storage import Store
 from tests.finished import finish, small_job
 
-SOME = Progress(planned=6, drawn=3, failed=1, images_per_s=0.5, step="")
-FAULT = "ValueError: this prompt cannot be drawn"
+PROGRESS = Progress(planned=6, drawn=3, failed=1, images_per_s=0.5, step="")
+REASON = "ValueError: this prompt cannot be drawn"
 
 
 @pytest.fixture
@@ -25,121 +25,121 @@ def complete(make_job, tmp_path):
 @pytest.fixture
 def partial(complete):
     """An output whose last shard has no receipt."""
-    receipts.withdraw(complete.store, complete.receipts[-1])
+    receipts.remove_receipt(complete.store, complete.receipts[-1])
     return complete
 
 
-def beat(store, state, age=0.0):
-    """Leave a heartbeat of `age` beats ago."""
-    Heartbeat(store).write(state, SOME)
-    said = json.loads(store.read(PROGRESS_FILE))
-    said["updated"] = time.time() - age * said["every"]
-    store.put(PROGRESS_FILE, json.dumps(said).encode())
+def write_heartbeat(store, state, age=0.0):
+    """Write a heartbeat that is `age` intervals old."""
+    Heartbeat(store).write(state, PROGRESS)
+    heartbeat = json.loads(store.read(names.PROGRESS))
+    heartbeat["updated"] = time.time() - age * heartbeat["every"]
+    store.put(names.PROGRESS, json.dumps(heartbeat).encode())
 
 
-def test_status_counts_what_receipts_prove(partial):
-    found = status(partial.store)
+def test_status_counts_committed_images(partial):
+    status = read_status(partial.store)
 
-    assert (found.planned, found.images, found.failed) == (6, 2, 2)
-    assert (found.shards, found.shards_committed) == (3, 2)
-    assert found.reasons == {FAULT: 2}
-    assert found.output == partial.store.url
+    assert (status.planned, status.images, status.failed) == (6, 2, 2)
+    assert (status.shards, status.shards_committed) == (3, 2)
+    assert status.reasons == {REASON: 2}
+    assert status.output == partial.store.url
 
 
 @pytest.mark.parametrize("last", ["finished", "stopped", None])
 def test_status_is_finished_when_every_shard_has_its_receipt(last, complete):
     if last:
-        beat(complete.store, last)
+        write_heartbeat(complete.store, last)
 
-    assert status(complete.store).state == "finished"
-
-
-@pytest.mark.parametrize("age", [0, SILENT_BEATS - 1])
-def test_status_is_running_while_the_heart_beats(age, partial):
-    beat(partial.store, "running", age)
-
-    assert status(partial.store).state == "running"
+    assert read_status(complete.store).state == "finished"
 
 
-def test_status_is_running_when_all_is_committed_but_the_run_has_not_ended_the_output(complete):
-    beat(complete.store, "running")
+@pytest.mark.parametrize("age", [0, MAX_MISSED_HEARTBEATS - 1])
+def test_status_is_running_while_the_heartbeat_is_recent(age, partial):
+    write_heartbeat(partial.store, "running", age)
 
-    assert status(complete.store).state == "running"
+    assert read_status(partial.store).state == "running"
 
 
-def test_status_is_gone_when_the_heart_stopped_without_a_word(partial):
-    beat(partial.store, "running", SILENT_BEATS + 1)
+def test_status_is_running_when_all_shards_are_committed_but_the_run_has_not_ended(complete):
+    write_heartbeat(complete.store, "running")
 
-    assert status(partial.store).state == "gone"
+    assert read_status(complete.store).state == "running"
+
+
+def test_status_is_gone_when_the_heartbeat_is_old(partial):
+    write_heartbeat(partial.store, "running", MAX_MISSED_HEARTBEATS + 1)
+
+    assert read_status(partial.store).state == "gone"
 
 
 def test_status_is_gone_when_the_run_died_before_its_first_heartbeat(partial):
-    assert status(partial.store).heartbeat is None
-    assert status(partial.store).state == "gone"
+    assert read_status(partial.store).heartbeat is None
+    assert read_status(partial.store).state == "gone"
 
 
-@pytest.mark.parametrize("age", [0, 100 * SILENT_BEATS])
-def test_status_is_stopped_when_the_run_said_so(age, partial):
-    beat(partial.store, "stopped", age)
+@pytest.mark.parametrize("age", [0, 100 * MAX_MISSED_HEARTBEATS])
+def test_status_is_stopped_when_the_last_heartbeat_is_stopped(age, partial):
+    write_heartbeat(partial.store, "stopped", age)
 
-    assert status(partial.store).state == "stopped"
+    assert read_status(partial.store).state == "stopped"
 
 
 def test_status_is_stopped_when_a_finished_output_lost_a_receipt(partial):
-    beat(partial.store, "finished")
+    write_heartbeat(partial.store, "finished")
 
-    assert status(partial.store).state == "stopped"
+    assert read_status(partial.store).state == "stopped"
 
 
 def test_status_raises_when_there_is_no_output(tmp_path):
     with pytest.raises(StorageError, match=r"no job\.yaml: must be the output of a job"):
-        status(Store(str(tmp_path / "nothing")))
+        read_status(Store(str(tmp_path / "nothing")))
 
 
 def test_status_raises_when_a_receipt_is_damaged(complete):
     complete.store.put("receipts/000001.json", b"{")
 
-    with pytest.raises(StorageError, match=r"receipts/000001\.json = no receipt"):
-        status(complete.store)
+    with pytest.raises(StorageError, match=r"receipts/000001\.json = not a receipt"):
+        read_status(complete.store)
 
 
 def test_status_raises_when_the_heartbeat_is_damaged(complete):
-    complete.store.put(PROGRESS_FILE, b'{"state": "runn')
+    complete.store.put(names.PROGRESS, b'{"state": "runn')
 
     with pytest.raises(StorageError, match=r"progress\.json = "):
-        status(complete.store)
+        read_status(complete.store)
 
 
-def test_status_tells_people_how_far_and_how_fast_while_it_runs(partial):
-    beat(partial.store, "running")
-    first, second, third, *rest = status(partial.store).text().splitlines()
+def test_status_text_has_the_progress_and_the_rate_while_a_run_draws(partial):
+    write_heartbeat(partial.store, "running")
+    first, second, third, *rest = read_status(partial.store).text().splitlines()
 
     assert first == f"{partial.store.url}: running"
     assert second == "  4 of 6 images committed, 2 failed, 2 of 3 shards"
-    assert third.startswith("  4 images with those in flight, 0.5 images/s, ETA 0:04 (")
-    assert rest == [f"  2 failed: {FAULT}"]
+    assert third.startswith("  4 images including shards in flight, 0.5 images/s, ETA 0:04 (")
+    assert rest == [f"  2 failed: {REASON}"]
 
 
-def test_status_tells_people_no_pace_when_nothing_runs(complete):
-    beat(complete.store, "finished")
+def test_status_text_has_no_rate_when_no_run_draws(complete):
+    write_heartbeat(complete.store, "finished")
 
-    assert status(complete.store).text().splitlines() == [
+    assert read_status(complete.store).text().splitlines() == [
         f"{complete.store.url}: finished",
         "  6 of 6 images committed, 2 failed, 3 of 3 shards",
-        f"  2 failed: {FAULT}",
+        f"  2 failed: {REASON}",
     ]
 
 
-class Seen:
-    """A display that goes on with the run each time it is shown."""
+class RecordingDisplay:
+    """A display that records progress and then takes the next step of a run."""
 
     def __init__(self, *steps):
-        self.shown = []
+        self.history = []
         self.closed = False
         self._steps = list(steps)
 
     def show(self, progress):
-        self.shown.append(progress)
+        self.history.append(progress)
         self._steps.pop(0)()
 
     def close(self, report):
@@ -147,36 +147,41 @@ class Seen:
 
 
 @pytest.fixture
-def _impatient(monkeypatch):
+def _fast_watch(monkeypatch):
     monkeypatch.setattr("sdbatch.report.status.WATCH_SECONDS", 0.01)
 
 
-@pytest.mark.usefixtures("_impatient")
+@pytest.mark.usefixtures("_fast_watch")
 @pytest.mark.parametrize(
     ("end", "state", "code"), [("finished", "finished", 3), ("stopped", "stopped", 1)]
 )
-def test_watch_follows_the_heartbeat_until_the_run_is_over(end, state, code, complete):
+def test_watch_follows_the_heartbeat_until_the_run_ends(end, state, code, complete):
     if end == "stopped":
-        receipts.withdraw(complete.store, complete.receipts[-1])
-    beat(complete.store, "running")
-    seen = Seen(lambda: None, lambda: beat(complete.store, end))
-    found = watch(complete.store, seen)
+        receipts.remove_receipt(complete.store, complete.receipts[-1])
+    write_heartbeat(complete.store, "running")
+    display = RecordingDisplay(lambda: None, lambda: write_heartbeat(complete.store, end))
+    status = watch_run(complete.store, display)
 
-    assert seen.shown == [SOME, SOME]
-    assert seen.closed
-    assert (found.state, found.exit_code) == (state, code)
-
-
-@pytest.mark.usefixtures("_impatient")
-def test_watch_ends_when_the_run_falls_silent(partial):
-    beat(partial.store, "running")
-    found = watch(partial.store, Seen(lambda: beat(partial.store, "running", SILENT_BEATS + 1)))
-
-    assert (found.state, found.exit_code) == ("gone", 1)
+    assert display.history == [PROGRESS, PROGRESS]
+    assert display.closed
+    assert (status.state, status.exit_code) == (state, code)
 
 
-def test_watch_shows_at_once_how_an_output_is_that_nobody_draws(complete):
-    seen = Seen()
+@pytest.mark.usefixtures("_fast_watch")
+def test_watch_ends_when_the_heartbeat_ends(partial):
+    write_heartbeat(partial.store, "running")
+    status = watch_run(
+        partial.store,
+        RecordingDisplay(
+            lambda: write_heartbeat(partial.store, "running", MAX_MISSED_HEARTBEATS + 1)
+        ),
+    )
 
-    assert watch(complete.store, seen).state == "finished"
-    assert seen.shown == []
+    assert (status.state, status.exit_code) == ("gone", 1)
+
+
+def test_watch_returns_at_once_when_no_run_draws(complete):
+    display = RecordingDisplay()
+
+    assert watch_run(complete.store, display).state == "finished"
+    assert display.history == []

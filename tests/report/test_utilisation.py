@@ -1,46 +1,48 @@
-"""How well the engines of a run were used, from its receipts."""
+"""The utilisation of a run's engines, from its receipts."""
 
 from sdbatch.output.receipts import Receipt
-from sdbatch.report import utilisation
+from sdbatch.report.utilisation import measure_utilisation
 
 
 def receipt(shard, pid=1, lanes=None, **engine):
-    used = {"seconds": 10.0, "idle_seconds": 0.0, "ticks": 100, "rows": 1600, "filled": 1600}
+    usage = {"seconds": 10.0, "idle_seconds": 0.0, "ticks": 100, "rows": 1600, "filled": 1600}
     facts = {"host": "a", "pid": pid, "lanes": lanes or {"16": 10}}
-    facts["engine"] = {**used, "shrunk": [], **engine}
+    facts["engine"] = {**usage, "shrunk": [], **engine}
     return Receipt(shard, 10, 0, {}, [], facts)
 
 
-def test_an_engine_that_never_waited_and_filled_its_lanes_had_the_bare_engines_speed():
-    found = utilisation.of([receipt(0)], seconds=10.0)
-    assert (found.speed, found.idle, found.filled) == (1.0, 0.0, 1.0)
-    assert found.lines() == [
+def test_an_engine_that_never_waits_and_fills_its_lanes_has_the_speed_of_a_bare_engine():
+    utilisation = measure_utilisation([receipt(0)], seconds=10.0)
+    assert (utilisation.speed, utilisation.idle, utilisation.filled) == (1.0, 0.0, 1.0)
+    assert utilisation.lines() == [
         "  engine:      100% of the bare engine's speed (idle 0%, lanes 100% filled)"
     ]
 
 
-def test_idle_time_padding_and_the_time_that_an_engine_was_not_there_cost_speed():
-    last = receipt(1, idle_seconds=2.0, filled=1200)
-    found = utilisation.of([last, receipt(0, ticks=50)], seconds=16.0)  # the last state counts
-    assert (found.speed, found.idle, found.filled) == (0.375, 0.5, 0.75)
+def test_idle_time_padding_and_a_late_start_reduce_the_speed():
+    earlier, latest = receipt(0, ticks=50), receipt(1, idle_seconds=2.0, filled=1200)
+    utilisation = measure_utilisation([latest, earlier], seconds=16.0)
+    assert (utilisation.speed, utilisation.idle, utilisation.filled) == (0.375, 0.5, 0.75)
 
 
-def test_engines_of_several_actors_are_taken_together():
-    found = utilisation.of([receipt(0), receipt(1, pid=2, seconds=5.0)], seconds=10.0)
-    assert (found.speed, found.idle) == (0.75, 0.25)
+def test_engines_of_several_actors_are_averaged():
+    utilisation = measure_utilisation([receipt(0), receipt(1, pid=2, seconds=5.0)], seconds=10.0)
+    assert (utilisation.speed, utilisation.idle) == (0.75, 0.25)
 
 
-def test_memory_that_ran_out_is_told_with_the_way_to_equal_images():
+def test_a_lack_of_memory_is_reported_with_the_way_to_bit_equal_images():
     shrunk = ["8 lanes (OutOfMemoryError: 20 GiB)"]
-    found = utilisation.of([receipt(0, lanes={"16": 4, "8": 6}, shrunk=shrunk)], seconds=10.0)
-    assert found.lines()[1:] == [
-        "  went on with 8 lanes (OutOfMemoryError: 20 GiB)",
-        "  images drawn in unequal lanes: 4 in 16, 6 in 8. For equal ones set engine.lanes to 8 "
-        "and start anew.",
+    utilisation = measure_utilisation(
+        [receipt(0, lanes={"16": 4, "8": 6}, shrunk=shrunk)], seconds=10.0
+    )
+    assert utilisation.lines()[1:] == [
+        "  reduced to 8 lanes (OutOfMemoryError: 20 GiB)",
+        "  the number of lanes varied: 4 with 16, 6 with 8. For bit-equal images set engine.lanes "
+        "to 8 and start again with --overwrite.",
     ]
 
 
-def test_a_run_that_drew_nothing_has_no_engines():
-    assert utilisation.of([], 10.0) is None
-    assert utilisation.of([Receipt(0, 1, 0, {}, [])], 10.0) is None
-    assert utilisation.of([receipt(0)], 0.0) is None
+def test_a_run_that_drew_nothing_has_no_utilisation():
+    assert measure_utilisation([], 10.0) is None
+    assert measure_utilisation([Receipt(0, 1, 0, {}, [])], 10.0) is None
+    assert measure_utilisation([receipt(0)], 0.0) is None
