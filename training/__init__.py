@@ -1,5 +1,5 @@
-"""Makes an embedded model that can draw, from nothing but a seed: `python -m training FOLDER`.
+"""Trains the embedded model from a seed alone, without data: `python -m training FOLDER`.
 
-`scenes` gives the pictures of each step, `text_encoder`, `autoencoder` and `denoiser` are the three
-trainings, `loop` is what they share, `__main__` runs them and writes the model.
+`scenes` generates the pictures of each step. `text_encoder`, `autoencoder` and `denoiser` each
+train one network with the shared `loop`. `__main__` runs them and saves the model.
 """

@@ -1,7 +1,7 @@
-"""`python -m training FOLDER`: make the embedded model, its three networks one after the other.
+"""`python -m training FOLDER`: train the three networks of the embedded model and save the model.
 
-Stopped and started again it goes on where it was. `--miniature` does the same with so few and
-small steps that it ends after about two minutes, to show that all of it works.
+A training that was interrupted resumes from its last saved state. `--miniature` runs all of it
+with few and small steps in about two minutes, to check that it works.
 """
 
 import argparse
@@ -18,49 +18,56 @@ MODEL = "model"  # folders
 NETWORKS = TEXT_ENCODER, AUTOENCODER, DENOISER = "text_encoder", "autoencoder", "denoiser"
 
 
-def make(folder: Path, *, miniature: bool = False) -> Path:
-    """Train the model in `folder`; return the folder of the finished one, in diffusers' layout."""
-    of_text, of_pictures, of_noise = (
+def train_model(folder: Path, *, miniature: bool = False) -> Path:
+    """Train the model in `folder`; return the folder of the result, in diffusers' layout."""
+    text_settings, vae_settings, unet_settings = (
         network.SETTINGS for network in (text_encoder, autoencoder, denoiser)
     )
-    count, first = denoiser.SCENES, (text_encoder.IN_ORDER_FROM, denoiser.IN_ORDER_FROM)
+    scene_count = denoiser.SCENE_COUNT
+    first_round = text_encoder.READING_ORDER_FROM, denoiser.READING_ORDER_FROM
     if miniature:
-        first = (50, 50)
-        of_text = replace(of_text, steps=100, course=((0, 0.0), (20, 1.0)))
-        few = ((0, 0.0), (20, 1.0), (100, 0.0))
-        of_pictures = replace(of_pictures, steps=100, course=few)
-        of_noise = replace(of_noise, steps=100, batch=8, course=few)
-        count = 200
-    tokenizer = tokens.build()
-    # Rounded as they are saved: the UNet learns from what it will work with.
-    vae = autoencoder.fit(folder / AUTOENCODER, of_pictures).half().float()
-    latents = denoiser.encode(vae, of_noise.seed, count, folder / DENOISER)
-    for text_steps, noise_steps in (first, (of_text.steps, of_noise.steps)):
-        settings = replace(of_text, steps=text_steps)
-        encoder = text_encoder.fit(tokenizer, folder / TEXT_ENCODER, settings).half().float()
-        settings = replace(of_noise, steps=noise_steps)
-        unet = denoiser.fit(latents, tokenizer, encoder, folder / DENOISER, settings)
+        first_round = 50, 50
+        text_settings = replace(text_settings, steps=100, rate_schedule=((0, 0.0), (20, 1.0)))
+        short_schedule = ((0, 0.0), (20, 1.0), (100, 0.0))
+        vae_settings = replace(vae_settings, steps=100, rate_schedule=short_schedule)
+        unet_settings = replace(unet_settings, steps=100, batch=8, rate_schedule=short_schedule)
+        scene_count = 200
+    tokenizer = tokens.build_tokenizer()
+    # Rounded to float16 as in the saved model, so that the UNet learns from the final weights.
+    vae = autoencoder.train_autoencoder(folder / AUTOENCODER, vae_settings).half().float()
+    latents = denoiser.encode_scenes(vae, unet_settings.seed, scene_count, folder / DENOISER)
+    second_round = text_settings.steps, unet_settings.steps
+    for text_steps, unet_steps in (first_round, second_round):
+        settings = replace(text_settings, steps=text_steps)
+        encoder = text_encoder.train_text_encoder(tokenizer, folder / TEXT_ENCODER, settings)
+        encoder = encoder.half().float()
+        settings = replace(unet_settings, steps=unet_steps)
+        unet = denoiser.train_unet(latents, tokenizer, encoder, folder / DENOISER, settings)
     model = StableDiffusionPipeline(
         vae=vae,
         text_encoder=encoder,
-        tokenizer=tokens.build(),  # one that was used is saved with its padding
+        tokenizer=tokens.build_tokenizer(),  # a used tokenizer would save its padding, too
         unet=unet,
         scheduler=PNDMScheduler(
-            **denoiser.NOISE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
+            **denoiser.NOISE_SCHEDULE,
+            skip_prk_steps=True,
+            set_alpha_to_one=False,
+            steps_offset=1,
         ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     model.to(torch.float16).save_pretrained(folder / MODEL)
-    _load_in_float32(folder / MODEL / "text_encoder" / "config.json")
+    _set_default_dtype(folder / MODEL / "text_encoder" / "config.json")
     return folder / MODEL
 
 
-def _load_in_float32(config: Path) -> None:
-    """Have a text encoder load in float32 unless asked otherwise, as diffusers' networks do.
+def _set_default_dtype(config: Path) -> None:
+    """Make float32 the default dtype of a saved text encoder, as it is for diffusers' networks.
 
-    transformers loads in the type that the config names, and a pipeline of two types fails.
+    transformers loads a network in the dtype that its config names, and a pipeline with two
+    dtypes fails.
     """
     settings = json.loads(config.read_text())
     config.write_text(json.dumps({**settings, "dtype": "float32"}, indent=2) + "\n")
@@ -70,5 +77,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--miniature", action="store_true")
-    given = parser.parse_args()
-    print(make(given.folder, miniature=given.miniature))
+    arguments = parser.parse_args()
+    print(train_model(arguments.folder, miniature=arguments.miniature))

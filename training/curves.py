@@ -1,4 +1,4 @@
-"""`python -m training.curves FOLDER`: the loss of each network over its steps, as a plot."""
+"""`python -m training.curves FOLDER`: plot the loss of each network over its steps."""
 
 import json
 import sys
@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 from training import loop
 from training.__main__ import NETWORKS
 
-PLOT, NUMBERS = "curves.png", "curves.json"
+PLOT_FILE, NUMBERS_FILE = "curves.png", "curves.json"
 
 
-def draw(folder: Path, target: Path) -> None:
-    """Draw the curves of `folder` into `target`, and write their numbers beside the plot."""
-    curves = {name: loop.curve(folder / name) for name in NETWORKS}
+def plot_curves(folder: Path, target: Path) -> None:
+    """Plot the loss curves of the trainings in `folder`; write plot and numbers to `target`."""
+    curves = {name: loop.read_curve(folder / name) for name in NETWORKS}
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     for axes, (name, lines) in zip(figure.subplots(1, len(NETWORKS)), curves.items(), strict=True):
         axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], linewidth=1)
@@ -24,9 +24,9 @@ def draw(folder: Path, target: Path) -> None:
         axes.set_xlabel("step")
         axes.set_ylabel("loss, mean of 50 steps")
         axes.grid(alpha=0.3, which="both")
-    figure.savefig(target / PLOT, dpi=120)
-    (target / NUMBERS).write_text(json.dumps(curves) + "\n")
+    figure.savefig(target / PLOT_FILE, dpi=120)
+    (target / NUMBERS_FILE).write_text(json.dumps(curves) + "\n")
 
 
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]), Path(__file__).parent)
+    plot_curves(Path(sys.argv[1]), Path(__file__).parent)

@@ -1,7 +1,7 @@
-"""One training loop for all networks: a course of the rate of learning, averaged weights.
+"""The training loop of all networks, with a learning-rate schedule and averaged weights.
 
-A step's data is a function of the step's number, and the state is saved with all it needs: a
-training that was stopped goes on with the bits it would have had.
+The data of a step depends only on the number of the step, and the saved state is complete: a
+resumed training produces the same bits as an uninterrupted one.
 """
 
 import json
@@ -20,55 +20,59 @@ from training.muon import Muon
 
 REPORT_EVERY = 50  # steps; the curve has their mean loss
 SAVE_EVERY = 250  # steps, a multiple of REPORT_EVERY
-DECAY = 0.01  # of the weights, times the rate
-Course = tuple[tuple[int, float], ...]
+WEIGHT_DECAY = 0.01
+RateSchedule = tuple[tuple[int, float], ...]
 STATE_FILE, CURVE_FILE = "state.pt", "curve.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How one network is trained."""
+    """The settings of one network's training.
+
+    The state file stores most of these names: a renamed field makes old states unusable.
+    """
 
     steps: int  # a multiple of REPORT_EVERY
-    batch: int  # pictures a step
-    rate: float  # of learning, the highest
-    course: Course = ((0, 0.0), (200, 1.0))  # step, the share of the rate there; lines between
-    muon: bool = False  # moves what has rows and columns; AdamW the rest, or all
-    average: float = 0.999  # the part of the averaged weights that a step keeps
-    threads: int = 1  # of torch: the sums of another number differ in their last bits
+    batch: int  # pictures per step
+    rate: float  # highest learning rate
+    # Points (step, factor of the rate), with linear interpolation between them.
+    rate_schedule: RateSchedule = ((0, 0.0), (200, 1.0))
+    muon: bool = False  # Muon for weights of two or more dimensions, AdamW for the others
+    average: float = 0.999  # decay of the averaged weights per step
+    threads: int = 1  # torch's: with another number the sums differ in their last bits
     seed: int = 0
 
-    def share_of_rate(self, step: int) -> float:
-        """Return what part of the rate this step has."""
-        steps, shares = zip(*self.course, strict=True)
-        return float(np.interp(step, steps, shares))
+    def rate_factor(self, step: int) -> float:
+        """Return the factor of the learning rate at `step`, 0 to 1."""
+        steps, factors = zip(*self.rate_schedule, strict=True)
+        return float(np.interp(step, steps, factors))
 
-    def past(self, step: int) -> dict[str, Any]:
-        """Return what the first `step` steps depend on."""
-        same = {field.name: getattr(self, field.name) for field in fields(self)}
-        del same["steps"], same["course"]
-        return {**same, "shares": [self.share_of_rate(at) for at in range(step)]}
-
-
-LAST_OF_BRANCH = ("conv2", "to_out.0", "ff.net.2")  # of diffusers' blocks, before it is added
+    def up_to(self, step: int) -> dict[str, Any]:
+        """Return everything that the first `step` steps depend on, as stored in the state file."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        del values["steps"], values["rate_schedule"]
+        return {**values, "shares": [self.rate_factor(earlier) for earlier in range(step)]}
 
 
-def let_through(network: torch.nn.Module) -> None:
-    """Give `network` fresh weights that keep a signal's size, in branches that begin at zero.
+BRANCH_OUTPUTS = ("conv2", "to_out.0", "ff.net.2")  # last layers of diffusers' residual branches
 
-    torch's own shrink it by about a half in each of the many layers between a picture and its
-    copy, until the biases hide it: all is learnt late.
 
-    Source: He et al. 2015, for no activation; Zhang et al. 2019 (Fixup) for the branches.
+def initialize_weights(network: torch.nn.Module) -> None:
+    """Initialize `network` so that signals keep their scale and residual branches output zero.
+
+    torch's default weights halve the signal in each of the many layers between a picture and its
+    reconstruction, until only the biases remain. Training is then very slow at the start.
+
+    Source: He et al. 2015, without activation; Zhang et al. 2019 (Fixup) for the branches.
     """
-    for name, part in network.named_modules():
-        if isinstance(part, torch.nn.Conv2d):
-            torch.nn.init.normal_(part.weight, std=part.weight[0].numel() ** -0.5)
-            if part.bias is not None:
-                torch.nn.init.zeros_(part.bias)
-        if name.endswith(LAST_OF_BRANCH):
-            torch.nn.init.zeros_(part.weight)
-            torch.nn.init.zeros_(part.bias)
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
+        if name.endswith(BRANCH_OUTPUTS):
+            torch.nn.init.zeros_(module.weight)
+            torch.nn.init.zeros_(module.bias)
 
 
 def train(
@@ -77,90 +81,102 @@ def train(
     settings: Settings,
     folder: Path,
 ) -> None:
-    """Train `network` to its averaged weights; go on where `folder` says that it was.
+    """Train `network`, resuming from the state in `folder` if there is one.
 
     Args:
-        network: leaves with the averaged weights in it.
-        loss: the loss of the step of this number, with its graph.
-        settings: steps, rate and averaging.
-        folder: gets state.pt, and curve.jsonl with one line every 50 steps.
+        network: contains the averaged weights afterwards.
+        loss: returns the loss of a step, with its graph.
+        settings: steps, learning rate and averaging.
+        folder: receives state.pt, and curve.jsonl with one line every 50 steps.
+
+    Raises:
+        ValueError: the state in `folder` belongs to other settings.
     """
     torch.set_num_threads(settings.threads)
     folder.mkdir(parents=True, exist_ok=True)
     weights = list(network.parameters())
-    optimizers = _optimizers(weights, settings)
+    optimizers = _build_optimizers(weights, settings)
     average = EMAModel(weights, decay=settings.average)
-    parts = {"network": network, "average": average}
+    components = {"network": network, "average": average}
     for name, optimizer in optimizers.items():
-        parts[name] = optimizer
-        parts[f"{name}_rate"] = LambdaLR(optimizer, settings.share_of_rate)
-    recent, began = 0.0, time.monotonic()
-    for step in range(_restore(parts, settings, folder), settings.steps):
-        value = loss(step)
+        components[name] = optimizer
+        components[f"{name}_rate"] = LambdaLR(optimizer, settings.rate_factor)
+    mean_loss, start_time = 0.0, time.monotonic()
+    for step in range(_restore_state(components, settings, folder), settings.steps):
+        step_loss = loss(step)
         network.zero_grad()
-        torch.autograd.backward(value)
+        torch.autograd.backward(step_loss)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         for name, optimizer in optimizers.items():
             optimizer.step()
-            parts[f"{name}_rate"].step()
+            components[f"{name}_rate"].step()
         average.step(weights)
-        recent += value.item() / REPORT_EVERY
-        done = step + 1
-        if done % REPORT_EVERY == 0:
-            _report(folder, done, recent, (time.monotonic() - began) / REPORT_EVERY)
-            recent, began = 0.0, time.monotonic()
-        if done % SAVE_EVERY == 0 or done == settings.steps:
-            _save(parts, settings.past(done), done, folder)
+        mean_loss += step_loss.item() / REPORT_EVERY
+        step_count = step + 1
+        if step_count % REPORT_EVERY == 0:
+            seconds = (time.monotonic() - start_time) / REPORT_EVERY
+            _report_progress(folder, step_count, mean_loss, seconds)
+            mean_loss, start_time = 0.0, time.monotonic()
+        if step_count % SAVE_EVERY == 0 or step_count == settings.steps:
+            _save_state(components, settings.up_to(step_count), step_count, folder)
     average.copy_to(weights)
 
 
-def _optimizers(
+def _build_optimizers(
     weights: list[torch.nn.Parameter], settings: Settings
 ) -> dict[str, torch.optim.Optimizer]:
-    by_muon = [weight for weight in weights if settings.muon and weight.ndim > 1]
-    rest = [weight for weight in weights if not settings.muon or weight.ndim < 2]
-    adamw = torch.optim.AdamW(rest, lr=settings.rate, weight_decay=DECAY)
-    if not by_muon:
+    muon_weights = [weight for weight in weights if settings.muon and weight.ndim > 1]
+    adamw_weights = [weight for weight in weights if not settings.muon or weight.ndim < 2]
+    adamw = torch.optim.AdamW(adamw_weights, lr=settings.rate, weight_decay=WEIGHT_DECAY)
+    if not muon_weights:
         return {"adamw": adamw}
-    return {"adamw": adamw, "muon": Muon(by_muon, lr=settings.rate, weight_decay=DECAY)}
+    return {
+        "adamw": adamw,
+        "muon": Muon(muon_weights, lr=settings.rate, weight_decay=WEIGHT_DECAY),
+    }
 
 
-def curve(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a training's curve: step, mean loss of 50 steps, seconds a step."""
+def read_curve(folder: Path) -> list[dict[str, Any]]:
+    """Read the curve of a training: step, mean loss of 50 steps and seconds per step."""
     path = folder / CURVE_FILE
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _report(folder: Path, step: int, loss: float, seconds: float) -> None:
-    line = {"step": step, "loss": round(loss, 6), "seconds_a_step": round(seconds, 3)}
+def _report_progress(folder: Path, step_count: int, loss: float, seconds: float) -> None:
+    """Print a line of the curve and append it to the curve file."""
+    line = {"step": step_count, "loss": round(loss, 6), "seconds_a_step": round(seconds, 3)}
     print(folder.name, json.dumps(line), flush=True)
     with (folder / CURVE_FILE).open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 
-def _save(parts: dict[str, Any], past: dict[str, Any], step: int, folder: Path) -> None:
-    state = {name: part.state_dict() for name, part in parts.items()}
-    torch.save({**state, "past": past, "step": step}, folder / "state.tmp")
+def _save_state(
+    components: dict[str, Any], past: dict[str, Any], step_count: int, folder: Path
+) -> None:
+    state = {name: component.state_dict() for name, component in components.items()}
+    torch.save({**state, "past": past, "step": step_count}, folder / "state.tmp")
     (folder / "state.tmp").rename(folder / STATE_FILE)
 
 
-def _restore(parts: dict[str, Any], settings: Settings, folder: Path) -> int:
-    """Bring the saved state back, if there is one; return how many steps it has had.
+def _restore_state(components: dict[str, Any], settings: Settings, folder: Path) -> int:
+    """Load the saved state, if there is one; return how many steps it includes.
+
+    Lines of the curve after these steps are removed.
 
     Raises:
-        ValueError: its steps were done under other settings.
+        ValueError: its steps used other settings.
     """
-    lines = curve(folder)
+    lines = read_curve(folder)
     state: dict[str, Any] = {"step": 0}
     if (folder / STATE_FILE).exists():
         state = torch.load(folder / STATE_FILE)
-        if state["past"] != settings.past(state["step"]):
+        if state["past"] != settings.up_to(state["step"]):
             raise ValueError(
-                f"{folder} = {state['step']} steps under other settings: must be a training of "
-                f"these. Give another folder."
+                f"{folder} = {state['step']} steps with other settings: must be a training with "
+                f"the same settings. Choose another folder."
             )
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-    kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= state["step"]]
-    (folder / CURVE_FILE).write_text("".join(kept))
+        for name, component in components.items():
+            component.load_state_dict(state[name])
+    lines = [line for line in lines if line["step"] <= state["step"]]
+    (folder / CURVE_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return int(state["step"])

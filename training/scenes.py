@@ -1,4 +1,4 @@
-"""What the networks are shown: rendered scenes, held-out pairs left out."""
+"""The training pictures: random scenes without held-out pairs, rendered as tensors."""
 
 import random
 
@@ -9,67 +9,69 @@ from sdbatch.shapes import picture, world
 from sdbatch.shapes.picture import Spot
 from sdbatch.shapes.world import Group, Scene
 
-TILE = 64  # pixels
+TILE_SIZE = 64  # pixels
 
 
-def imagine(chance: random.Random) -> Scene:
-    """Imagine a scene that training may show."""
-    return world.imagine(chance, world.is_for_training)
+def random_scene(rng: random.Random) -> Scene:
+    """Generate a random scene without held-out pairs."""
+    return world.random_scene(rng, world.is_for_training)
 
 
-def crowds(seed: str, count: int) -> torch.Tensor:
-    """Render `count` pictures that are full of shapes, for the autoencoder to see many edges.
+def render_crowds(seed: str, count: int) -> torch.Tensor:
+    """Render `count` pictures crowded with shapes, to train the autoencoder on many edges.
 
     Returns:
         (count, 3, 128, 128) from -1 to 1, channels last.
     """
-    chance = random.Random(seed)
-    return _as_tensor([_crowd(chance) for _ in range(count)])
+    rng = random.Random(seed)
+    return _as_tensor([_render_crowd(rng) for _ in range(count)])
 
 
-def _crowd(chance: random.Random) -> picture.Pixels:
-    background = chance.choice(list(world.COLOURS))
+def _render_crowd(rng: random.Random) -> picture.Pixels:
+    background = rng.choice(list(world.COLOURS))
     shapes: list[tuple[Group, Spot]] = []
-    for _ in range(40):  # tries: as many as find room
-        size = chance.choice(list(world.RADII))
-        radius = chance.uniform(*world.RADII[size])
-        x, y = (chance.uniform(radius, picture.SIZE - radius) for _ in "xy")
+    for _ in range(40):  # attempts; not all of them find a free spot
+        size = rng.choice(list(world.RADII))
+        radius = rng.uniform(*world.RADII[size])
+        x, y = (rng.uniform(radius, picture.PICTURE_SIZE - radius) for _ in "xy")
         spot = Spot(x, y, radius)
-        if picture.is_free(spot, (taken for _, taken in shapes)):
-            shapes.append((_group(chance, background, size), spot))
-    return picture.paint(background, chance.choice(world.BACKGROUND_TEXTURES), shapes)
+        if picture.is_free(spot, (other for _, other in shapes)):
+            shapes.append((_random_group(rng, background, size), spot))
+    return picture.paint(background, rng.choice(world.BACKGROUND_TEXTURES), shapes)
 
 
-def _group(chance: random.Random, background: str, size: str) -> Group:
+def _random_group(rng: random.Random, background: str, size: str) -> Group:
     while True:
         group = Group(
-            shape=chance.choice(world.SHAPES),
-            colour=chance.choice(list(world.COLOURS)),
-            texture=world.texture(chance, size),
+            shape=rng.choice(world.SHAPES),
+            colour=rng.choice(list(world.COLOURS)),
+            texture=world.random_texture(rng, size),
         )
         if group.colour != background and not world.is_held_out(group):
             return group
 
 
-def tiles(pictures: torch.Tensor, random_numbers: torch.Generator) -> torch.Tensor:
-    """Cut pictures into tiles of 64x64 at a random place; (4 B, 3, 64, 64).
+def cut_tiles(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Cut each picture into four tiles of 64x64, after a random shift; (4 B, 3, 64, 64).
 
-    A quarter of the work a step, and what surrounds a shape is not one background: of whole
-    pictures the autoencoder learns first to pass the background, and small things' colours late.
+    A tile takes a quarter of the work, and its shapes are not surrounded by one background. From
+    whole pictures, the autoencoder learns the background first and the colours of small shapes
+    late.
     """
-    shift = int(torch.randint(TILE, (), generator=random_numbers))
-    cut = pictures.roll((shift, shift), (2, 3)).unfold(2, TILE, TILE).unfold(3, TILE, TILE)
+    shift = int(torch.randint(TILE_SIZE, (), generator=generator))
+    pictures = pictures.roll((shift, shift), (2, 3))
+    tiles = pictures.unfold(2, TILE_SIZE, TILE_SIZE).unfold(3, TILE_SIZE, TILE_SIZE)
     return (
-        cut.permute(0, 2, 3, 1, 4, 5)  # (B, down, across, 3, TILE, TILE)
-        .reshape(-1, 3, TILE, TILE)
+        tiles.permute(0, 2, 3, 1, 4, 5)  # (B, rows, columns, 3, TILE_SIZE, TILE_SIZE)
+        .reshape(-1, 3, TILE_SIZE, TILE_SIZE)
         .contiguous(memory_format=torch.channels_last)
     )
 
 
-def render(scenes: list[Scene], seed: str) -> torch.Tensor:
+def render_scenes(scenes: list[Scene], seed: str) -> torch.Tensor:
     """Render `scenes`; (B, 3, 128, 128) from -1 to 1, channels last."""
-    chance = random.Random(seed)
-    return _as_tensor([picture.render(scene, chance) for scene in scenes])
+    rng = random.Random(seed)
+    return _as_tensor([picture.render(scene, rng) for scene in scenes])
 
 
 def _as_tensor(pictures: list[picture.Pixels]) -> torch.Tensor:

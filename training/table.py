@@ -1,7 +1,7 @@
-"""`python -m training.table FILE`: a prompt table of 200 scenes, from a seed.
+"""`python -m training.table FILE`: write a prompt table of 200 random scenes, from a fixed seed.
 
-Each prompt comes with what it asks for, as a labelled dataset has it: the labels travel into the
-output with the images.
+Each row also has labels that describe its scene, as in a labelled dataset. The output of a job
+contains them next to the images.
 """
 
 import random
@@ -12,26 +12,30 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdbatch.shapes import captions, world
-from sdbatch.shapes.world import Scene
+from sdbatch.shapes.captions import write_caption
+from sdbatch.shapes.world import Scene, is_held_out, random_scene
 
-ROWS = 200
+ROW_COUNT = 200
 
 
-def rows(count: int, seed: str) -> pa.Table:
-    """Return a prompt table of `count` scenes."""
-    chance = random.Random(seed)
-    scenes = [world.imagine(chance) for _ in range(count)]
+def prompt_table(count: int, seed: str) -> pa.Table:
+    """Return a prompt table of `count` random scenes."""
+    rng = random.Random(seed)
+    scenes = [random_scene(rng) for _ in range(count)]
     return pa.Table.from_pylist(
         [
-            {"id": f"scene-{number:04d}", "prompt": captions.say(scene, chance), **labels(scene)}
+            {
+                "id": f"scene-{number:04d}",
+                "prompt": write_caption(scene, rng),
+                **scene_labels(scene),
+            }
             for number, scene in enumerate(scenes)
         ]
     )
 
 
-def labels(scene: Scene) -> dict[str, Any]:
-    """Return what a scene's first group is, and whether training left that out."""
+def scene_labels(scene: Scene) -> dict[str, Any]:
+    """Return the attributes of the first group, and whether training holds its pair out."""
     first = scene.groups[0]
     return {
         "shape": first.shape,
@@ -40,9 +44,9 @@ def labels(scene: Scene) -> dict[str, Any]:
         "size": first.size,
         "background": scene.background,
         "groups": len(scene.groups),
-        "held_out": world.is_held_out(first),
+        "held_out": is_held_out(first),
     }
 
 
 if __name__ == "__main__":
-    pq.write_table(rows(ROWS, "table"), Path(sys.argv[1]))
+    pq.write_table(prompt_table(ROW_COUNT, "table"), Path(sys.argv[1]))

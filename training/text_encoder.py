@@ -1,6 +1,8 @@
-"""The text encoder: learns what captions ask for, as CLIP's had learnt it before the UNet began.
+"""The text encoder, which learns the meaning of captions before the UNet's training starts.
 
-# B = captions, L = 77 tokens, D = 96 text width.
+CLIP's text encoder was trained before Stable Diffusion's UNet, too.
+
+Shapes: B captions, L = 77 tokens, D = 96 text width.
 """
 
 import random
@@ -10,7 +12,8 @@ from pathlib import Path
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sdbatch.shapes import captions, world
+from sdbatch.shapes import world
+from sdbatch.shapes.captions import write_caption
 from sdbatch.shapes.world import Group, Scene
 from training import scenes
 from training.loop import Settings, train
@@ -19,39 +22,47 @@ SETTINGS = Settings(
     steps=4_000,
     batch=64,
     rate=1e-3,
-    course=((0, 0.0), (200, 1.0), (2_999, 1.0), (3_000, 0.3), (4_000, 0.0)),
+    rate_schedule=((0, 0.0), (200, 1.0), (2_999, 1.0), (3_000, 0.3), (4_000, 0.0)),
 )
-# From this step on things joined by "and" are said in the order in which it reads them: as said
-# before, it could not tell which colour was whose.
-IN_ORDER_FROM = 3_000
+# From this step on, captions name groups joined by "and" in reading order, which is the order of
+# the attributes. With captions in any order, the encoder cannot tell which colour belongs to which
+# shape.
+READING_ORDER_FROM = 3_000
 WIDTH = 96
-ABSENT = "absent"  # second shape of a scene that has one group
-# What there is to tell of a scene, in this order, and its values.
-GROUP: tuple[Sequence[object], ...] = (
+ABSENT = "absent"  # the second shape of a scene with one group
+# The attributes of a group and of a scene, in order, and the values of each.
+GROUP_VALUES: tuple[Sequence[object], ...] = (
     (*world.SHAPES, ABSENT),
     list(world.COLOURS),
-    range(1, world.MOST + 1),
+    range(1, world.MAX_COUNT + 1),
     list(world.RADII),
     world.TEXTURES,
 )
-PLACES = (None, *world.PLACES, "above", "left of")
-VALUES = (*GROUP, *GROUP, PLACES, list(world.COLOURS), world.BACKGROUND_TEXTURES)
-UNTOLD = -100  # what cross entropy leaves out
-# By shape and colour. Without the pairs that training never shows as wrong answers, or the encoder
-# learns that a circle is not red, and does not believe a caption that says so.
-HELD_OUT = torch.tensor(
+POSITIONS = (None, *world.PLACES, "above", "left of")
+SCENE_VALUES = (
+    *GROUP_VALUES,
+    *GROUP_VALUES,
+    POSITIONS,
+    list(world.COLOURS),
+    world.BACKGROUND_TEXTURES,
+)
+IGNORE_INDEX = -100  # cross entropy skips this target
+# Shapes x colours: whether the pair is held out. The loss does not count these pairs as wrong
+# answers. Otherwise the encoder learns that a circle is never red, and misreads captions that say
+# it is.
+HELD_OUT_PAIRS = torch.tensor(
     [
         [
             shape != ABSENT and world.is_held_out(Group(shape=str(shape), colour=colour))
             for colour in world.COLOURS
         ]
-        for shape in GROUP[0]
+        for shape in GROUP_VALUES[0]
     ]
 )
 
 
-def build(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Return Stable Diffusion's text encoder in small."""
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Return a small version of Stable Diffusion's text encoder."""
     encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -65,71 +76,84 @@ def build(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    # As large as what attention adds to them, or each word is drowned in the mean of all.
+    # As large as the output of attention. Smaller embeddings vanish in the mean of all words.
     torch.nn.init.normal_(encoder.get_input_embeddings().weight, std=0.5)
     return encoder
 
 
-def fit(tokenizer: CLIPTokenizer, folder: Path, settings: Settings) -> CLIPTextModel:
-    """Train the text encoder to tell a scene's attributes from its caption; return it.
+def train_text_encoder(tokenizer: CLIPTokenizer, folder: Path, settings: Settings) -> CLIPTextModel:
+    """Train the text encoder to predict a scene's attributes from its caption; return it.
 
-    What follows a caption's end has read all of it, and is most of what the UNet attends to: the
-    attributes are read off its mean, by layers that are thrown away.
+    Linear heads predict the attributes from the mean of the end-of-text tokens, and are discarded
+    afterwards. These tokens have seen the whole caption, and the UNet attends mostly to them.
     """
     torch.manual_seed(settings.seed)
-    encoder = build(tokenizer)
-    readers = torch.nn.ModuleList(torch.nn.Linear(WIDTH, len(values)) for values in VALUES)
+    encoder = build_text_encoder(tokenizer)
+    heads = torch.nn.ModuleList(torch.nn.Linear(WIDTH, len(values)) for values in SCENE_VALUES)
 
     def loss(step: int) -> torch.Tensor:
-        chance = random.Random(f"text-{settings.seed}-{step}")
-        imagined = [scenes.imagine(chance) for _ in range(settings.batch)]
-        in_order = step >= IN_ORDER_FROM
-        said = [captions.say(scene, chance, in_order=in_order) for scene in imagined]
-        ids = tokens(tokenizer, said)
+        rng = random.Random(f"text-{settings.seed}-{step}")
+        batch = [scenes.random_scene(rng) for _ in range(settings.batch)]
+        reading_order = step >= READING_ORDER_FROM
+        captions = [write_caption(scene, rng, reading_order=reading_order) for scene in batch]
+        ids = tokenize(tokenizer, captions)
         text = encoder(ids).last_hidden_state
-        after = (ids == tokenizer.eos_token_id)[..., None]
-        read = (text * after).sum(1) / after.sum(1)
-        asked = torch.tensor([attributes(scene) for scene in imagined])
-        return _difference([reader(read) for reader in readers], asked)
+        is_end = (ids == tokenizer.eos_token_id)[..., None]
+        embedding = (text * is_end).sum(1) / is_end.sum(1)
+        targets = torch.tensor([attribute_indices(scene) for scene in batch])
+        return _attribute_loss([head(embedding) for head in heads], targets)
 
-    train(torch.nn.ModuleList([encoder, readers]), loss, settings, folder)
+    train(torch.nn.ModuleList([encoder, heads]), loss, settings, folder)
     return encoder
 
 
-def _difference(found: list[torch.Tensor], asked: torch.Tensor) -> torch.Tensor:
-    """Return the cross entropy of what was found (each (B, values)) and asked (B, attributes)."""
-    for shape in (0, len(GROUP)):
+def _attribute_loss(logits: list[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+    """Return the sum of the attributes' cross entropies.
+
+    Args:
+        logits: (B, values) for each attribute; entries of held-out pairs are replaced.
+        targets: (B, attributes), indices of the values.
+    """
+    for shape in (0, len(GROUP_VALUES)):
         colour = shape + 1
-        of_colour = HELD_OUT[:, asked[:, colour].clamp(min=0)].T  # an absent shape is never one
-        found[shape] = found[shape].masked_fill(of_colour, -torch.inf)
-        found[colour] = found[colour].masked_fill(HELD_OUT[asked[:, shape]], -torch.inf)
-    losses = map(torch.nn.functional.cross_entropy, found, asked.unbind(1))
+        # An absent shape has no colour and uses index 0 here; ABSENT itself is never masked.
+        shape_mask = HELD_OUT_PAIRS[:, targets[:, colour].clamp(min=0)].T
+        logits[shape] = logits[shape].masked_fill(shape_mask, -torch.inf)
+        logits[colour] = logits[colour].masked_fill(HELD_OUT_PAIRS[targets[:, shape]], -torch.inf)
+    losses = map(torch.nn.functional.cross_entropy, logits, targets.unbind(1))
     return torch.stack(list(losses)).sum()
 
 
-def tokens(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
-    """Return the tokens of `prompts`; (B, 77)."""
+def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
+    """Return the token ids of `prompts`; (B, 77)."""
     ids: torch.Tensor = tokenizer(
         prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
     ).input_ids
     return ids
 
 
-def attributes(scene: Scene) -> list[int]:
-    """Return the number of each attribute's value; of two groups the upper or left one first."""
-    groups, where = list(scene.groups), scene.place
+def attribute_indices(scene: Scene) -> list[int]:
+    """Return the index of each attribute's value in SCENE_VALUES.
+
+    Of two groups, the upper or left one is first.
+    """
+    groups, position = list(scene.groups), scene.place
     if scene.relation in ("below", "right of"):
         groups.reverse()
     if scene.relation is not None:
-        where = "above" if scene.relation in ("above", "below") else "left of"
+        position = "above" if scene.relation in ("above", "below") else "left of"
     first, second = (*groups, None)[:2]
-    rest = (where, scene.background, scene.background_texture)
-    told = zip(VALUES[-3:], rest, strict=True)
-    return [*_told(first), *_told(second), *(list(values).index(value) for values, value in told)]
+    attributes = (position, scene.background, scene.background_texture)
+    pairs = zip(SCENE_VALUES[-3:], attributes, strict=True)
+    return [
+        *_group_indices(first),
+        *_group_indices(second),
+        *(list(values).index(value) for values, value in pairs),
+    ]
 
 
-def _told(group: Group | None) -> list[int]:
+def _group_indices(group: Group | None) -> list[int]:
     if group is None:
-        return [GROUP[0].index(ABSENT), *(UNTOLD for _ in GROUP[1:])]
-    told = (group.shape, group.colour, group.count, group.size, group.texture)
-    return [values.index(value) for values, value in zip(GROUP, told, strict=True)]
+        return [GROUP_VALUES[0].index(ABSENT), *(IGNORE_INDEX for _ in GROUP_VALUES[1:])]
+    attributes = (group.shape, group.colour, group.count, group.size, group.texture)
+    return [values.index(value) for values, value in zip(GROUP_VALUES, attributes, strict=True)]

@@ -1,6 +1,6 @@
-"""The world of the embedded model: what its pictures show, how prompts say it, who judges it.
+"""The scenes that the embedded model draws, and the judge that checks its pictures.
 
-`world` has the scenes, `picture` renders one, `wording` says one in words and reads such words
-back, `judge` reads a picture and compares it with what its prompt asks for. Nothing here knows a
-model: training, scoring and tests all use the same four.
+`world` defines scenes, `picture` renders one, `captions` describes one in words, `parse` reads a
+prompt back into a scene, `vision` reads a picture, and `judge` compares a picture with its prompt.
+`vocabulary` lists the words. Nothing here depends on a model: training, scoring and tests share it.
 """

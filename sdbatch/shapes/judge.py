@@ -1,87 +1,90 @@
-"""Compares what a picture shows with what its prompt asks for, attribute by attribute."""
+"""Compares a picture with its prompt, attribute by attribute."""
 
 from collections.abc import Iterable
 
-from sdbatch.shapes.parse import asked
+from sdbatch.shapes.parse import parse_prompt
 from sdbatch.shapes.picture import Pixels
-from sdbatch.shapes.vision import Sight, Thing, look
+from sdbatch.shapes.vision import DetectedShape, PictureContent, read_picture
 from sdbatch.shapes.world import PLACES, RELATIONS, Group, Scene
 
 ATTRIBUTES = ("background", "colour", "shape", "count", "position", "size", "texture")
-AHEAD = 0.08  # of the picture: so far the middle of what is above, or left of, another must be
+MIN_OFFSET = 0.08  # of the picture: the least distance that counts as "above" or "left of"
 
-Verdict = dict[str, bool | None]  # None: the prompt leaves it open
+# Maps each attribute to whether it holds, or to None if the prompt leaves it open.
+Verdict = dict[str, bool | None]
 
 
-def judge(prompt: str, picture: Pixels) -> Verdict | None:
-    """Say for each attribute whether the picture has what the prompt asks for.
+def judge_picture(prompt: str, picture: Pixels) -> Verdict | None:
+    """Return for each attribute whether the picture shows what the prompt asks for.
 
-    An attribute holds if it holds for everything the prompt says about it. None as a whole if the
-    prompt names no shape of the world.
+    An attribute holds only if it holds for everything that the prompt says about it. The result is
+    None if the prompt names no known shape.
     """
-    scene = asked(prompt)
-    return None if scene is None else compare(scene, look(picture))
+    scene = parse_prompt(prompt)
+    return None if scene is None else compare_scene(scene, read_picture(picture))
 
 
 def fidelity(verdict: Verdict) -> float:
-    """Return the part of the asked attributes that hold, 0 to 1."""
-    held = [right for right in verdict.values() if right is not None]
-    return sum(held) / len(held)
+    """Return the fraction of the requested attributes that hold, 0 to 1."""
+    results = [holds for holds in verdict.values() if holds is not None]
+    return sum(results) / len(results)
 
 
-def compare(scene: Scene, sight: Sight) -> Verdict:
-    """Compare a scene that was asked for with what was seen."""
-    shares = _share_out(scene.groups, sight.things)
-    pairs = list(zip(scene.groups, shares, strict=True))
+def compare_scene(scene: Scene, content: PictureContent) -> Verdict:
+    """Compare the scene that a prompt requests with the content of a picture."""
+    assignment = _assign_shapes(scene.groups, content.shapes)
+    pairs = list(zip(scene.groups, assignment, strict=True))
     return {
-        "background": _same(scene.background, [sight.background]),
-        "colour": _all(_same(group.colour, [t.colour for t in share]) for group, share in pairs),
-        "shape": _all(_same(group.shape, [t.shape for t in share]) for group, share in pairs),
-        "count": _all(
-            None if group.count is None else len(share) == group.count for group, share in pairs
-        ),
-        "position": _position(scene, shares),
-        "size": _all(_same(group.size, [t.size for t in share]) for group, share in pairs),
-        "texture": _all(
+        "background": _all_equal(scene.background, [content.background]),
+        "colour": _combine(_all_equal(g.colour, [s.colour for s in shapes]) for g, shapes in pairs),
+        "shape": _combine(_all_equal(g.shape, [s.shape for s in shapes]) for g, shapes in pairs),
+        "count": _combine(None if g.count is None else len(s) == g.count for g, s in pairs),
+        "position": _position_holds(scene, assignment),
+        "size": _combine(_all_equal(g.size, [s.size for s in shapes]) for g, shapes in pairs),
+        "texture": _combine(
             [
-                _same(scene.background_texture, [sight.background_texture]),
-                *(_same(group.texture, [t.texture for t in share]) for group, share in pairs),
+                _all_equal(scene.background_texture, [content.background_texture]),
+                *(_all_equal(g.texture, [s.texture for s in shapes]) for g, shapes in pairs),
             ]
         ),
     }
 
 
-def _share_out(groups: tuple[Group, ...], things: tuple[Thing, ...]) -> list[list[Thing]]:
-    """Give each thing to the group that it is most like; to the first of equals."""
-    shares: list[list[Thing]] = [[] for _ in groups]
-    for thing in things:
-        likeness = [
-            2 * (thing.colour == group.colour)
-            + 2 * (thing.shape == group.shape)
-            + (thing.size == group.size)
+def _assign_shapes(
+    groups: tuple[Group, ...], shapes: tuple[DetectedShape, ...]
+) -> list[list[DetectedShape]]:
+    """Assign each shape to the group that it resembles most; a tie goes to the first group."""
+    assignment: list[list[DetectedShape]] = [[] for _ in groups]
+    for shape in shapes:
+        similarity = [
+            2 * (shape.colour == group.colour)
+            + 2 * (shape.shape == group.shape)
+            + (shape.size == group.size)
             for group in groups
         ]
-        shares[likeness.index(max(likeness))].append(thing)
-    return shares
+        assignment[similarity.index(max(similarity))].append(shape)
+    return assignment
 
 
-def _same(wanted: str | None, seen: list[str]) -> bool | None:
-    return None if wanted is None else bool(seen) and all(value == wanted for value in seen)
+def _all_equal(target: str | None, values: list[str]) -> bool | None:
+    return None if target is None else bool(values) and all(value == target for value in values)
 
 
-def _all(parts: Iterable[bool | None]) -> bool | None:
-    said = [part for part in parts if part is not None]
-    return all(said) if said else None
+def _combine(results: Iterable[bool | None]) -> bool | None:
+    """Return whether all results hold, ignoring None; None if there is no other result."""
+    decisive = [holds for holds in results if holds is not None]
+    return all(decisive) if decisive else None
 
 
-def _position(scene: Scene, shares: list[list[Thing]]) -> bool | None:
+def _position_holds(scene: Scene, assignment: list[list[DetectedShape]]) -> bool | None:
     if scene.place is None and scene.relation is None:
         return None
-    if not all(shares):
+    if not all(assignment):
         return False
     if scene.place is not None:
         left, top, right, bottom = PLACES[scene.place]
-        return all(left <= t.x <= right and top <= t.y <= bottom for t in shares[0])
-    (x0, y0), (x1, y1) = (([t.x for t in share], [t.y for t in share]) for share in shares)
-    gaps = (min(y1) - max(y0), min(y0) - max(y1), min(x1) - max(x0), min(x0) - max(x1))
-    return dict(zip(RELATIONS, gaps, strict=True))[str(scene.relation)] >= AHEAD
+        return all(left <= s.x <= right and top <= s.y <= bottom for s in assignment[0])
+    (x0, y0), (x1, y1) = (([s.x for s in shapes], [s.y for s in shapes]) for shapes in assignment)
+    # One offset for each relation, in the order of RELATIONS.
+    offsets = (min(y1) - max(y0), min(y0) - max(y1), min(x1) - max(x0), min(x0) - max(x1))
+    return dict(zip(RELATIONS, offsets, strict=True))[str(scene.relation)] >= MIN_OFFSET

@@ -1,4 +1,4 @@
-"""A prompt's words back to the scene that they ask for, and to what they leave open."""
+"""Parses a prompt into the scene that it asks for."""
 
 import re
 from collections.abc import Iterator
@@ -8,36 +8,37 @@ from functools import cache
 from sdbatch.shapes import vocabulary
 from sdbatch.shapes.world import Group, Scene
 
-END = ("end", "")  # of a clause
-_WEIGHT = re.compile(r":\s*[+-]?[\d.]+\s*(?=[)\]])")  # as in (red:1.3), where prompts have weights
+END = ("end", "")  # the end of a clause
+_WEIGHT = re.compile(r":\s*[+-]?[\d.]+\s*(?=[)\]])")  # the weight in a prompt such as (red:1.3)
 
 
-def asked(prompt: str) -> Scene | None:
-    """Return what `prompt` asks for; None if it names no shape of the world.
+def parse_prompt(prompt: str) -> Scene | None:
+    """Return the scene that `prompt` asks for, or None if it names no known shape.
 
-    Words that are not the world's are skipped, as a model that never saw them would.
+    Attributes that the prompt does not mention are None. Unknown words are skipped, because a
+    model that never saw them cannot use them either.
     """
-    reader = _Reader()
+    parser = _PromptParser()
     for kind, value in _terms(prompt):
-        reader.take(kind, value)
-    return reader.scene() if reader.groups else None
+        parser.add_term(kind, value)
+    return parser.scene() if parser.groups else None
 
 
 @dataclass
-class _Reader:
+class _PromptParser:
     groups: list[Group] = field(default_factory=list)
-    adjectives: dict[str, str] = field(default_factory=dict)  # not yet of anything
+    adjectives: dict[str, str] = field(default_factory=dict)  # of the next noun, by kind
     background: dict[str, str] = field(default_factory=dict)
     places: list[str] = field(default_factory=list)
     relation: str | None = None
 
-    def take(self, kind: str, value: str) -> None:
-        if kind in ("one", "several"):
-            self._group(value, 1 if kind == "one" else None)
-        elif kind == "background" or (kind == "end" and self._waits_for_a_background()):
+    def add_term(self, kind: str, value: str) -> None:
+        if kind in ("singular", "plural"):
+            self._add_group(value, 1 if kind == "singular" else None)
+        elif kind == "background" or (kind == "end" and self._ends_with_bare_colour()):
             self.background = self.background or self.adjectives
             self.adjectives = {}
-        elif kind == "after" and self.groups:
+        elif kind == "texture suffix" and self.groups:
             self.groups[-1] = replace(self.groups[-1], texture=value)
         elif kind == "place":
             self.places.append(value)
@@ -46,19 +47,20 @@ class _Reader:
         elif kind in ("colour", "size", "texture", "count"):
             self.adjectives[kind] = value
 
-    def _waits_for_a_background(self) -> bool:
+    def _ends_with_bare_colour(self) -> bool:
+        """Return whether a colour without a noun follows a group: "a circle on blue"."""
         return bool(self.groups) and "colour" in self.adjectives
 
-    def _group(self, shape: str, count: int | None) -> None:
-        said = self.adjectives
-        number = int(said["count"]) if "count" in said else count
+    def _add_group(self, shape: str, default_count: int | None) -> None:
+        adjectives = self.adjectives
+        count = int(adjectives["count"]) if "count" in adjectives else default_count
         self.groups.append(
             Group(
                 shape=shape,
-                colour=said.get("colour"),
-                count=number,
-                size=said.get("size"),
-                texture=said.get("texture"),
+                colour=adjectives.get("colour"),
+                count=count,
+                size=adjectives.get("size"),
+                texture=adjectives.get("texture"),
             )
         )
         self.adjectives = {}
@@ -66,8 +68,8 @@ class _Reader:
     def scene(self) -> Scene:
         relation, place = None, None
         if len(self.groups) == 2:
-            sides = {pair: name for name, pair in vocabulary.SIDES.items()}
-            relation = self.relation or sides.get(tuple(self.places))  # type: ignore[arg-type]
+            relations = {pair: name for name, pair in vocabulary.RELATION_PLACES.items()}
+            relation = self.relation or relations.get(tuple(self.places))  # type: ignore[arg-type]
         elif len(self.groups) == 1 and self.places:
             place = self.places[0]
         return Scene(
@@ -80,43 +82,48 @@ class _Reader:
 
 
 def _terms(prompt: str) -> Iterator[tuple[str, str]]:
-    """Yield what the phrases of `prompt` mean, the longest phrase first where several begin."""
-    tokens = _tokens(prompt)
-    meanings = _meanings()
+    """Yield kind and meaning of each known phrase; where several begin, the longest one."""
+    tokens = _tokenize(prompt)
+    meanings = _phrase_meanings()
     longest = max(len(phrase) for phrase in meanings)
-    at = 0
-    while at < len(tokens):
+    position = 0
+    while position < len(tokens):
         for length in range(longest, 0, -1):
-            meaning = meanings.get(tuple(tokens[at : at + length]))
+            meaning = meanings.get(tuple(tokens[position : position + length]))
             if meaning is not None:
                 yield meaning
                 break
-        at += length
+        position += length
     yield END
 
 
 @cache
-def _meanings() -> dict[tuple[str, ...], tuple[str, str]]:
-    """Return every phrase of the world with its kind and its meaning."""
+def _phrase_meanings() -> dict[tuple[str, ...], tuple[str, str]]:
+    """Return the kind and the meaning of every known phrase, by the tokens of the phrase."""
     phrases = {",": END, ".": END, "with": END}
-    for kind, names in (
+    for kind, vocabulary_of_kind in (
         ("colour", vocabulary.COLOURS),
         ("size", vocabulary.SIZES),
         ("texture", vocabulary.TEXTURES),
-        ("count", {str(count): said for count, said in vocabulary.COUNTS.items()}),
+        ("count", {str(count): names for count, names in vocabulary.COUNTS.items()}),
         ("place", vocabulary.PLACES),
         ("relation", vocabulary.RELATIONS),
-        ("after", vocabulary.AFTER),
+        ("texture suffix", vocabulary.TEXTURE_SUFFIXES),
         ("background", {"background": vocabulary.BACKGROUNDS}),
-        ("one", vocabulary.SHAPES),
+        ("singular", vocabulary.SHAPES),
         (
-            "several",
-            {name: tuple(map(vocabulary.plural, said)) for name, said in vocabulary.SHAPES.items()},
+            "plural",
+            {
+                shape: tuple(map(vocabulary.plural, names))
+                for shape, names in vocabulary.SHAPES.items()
+            },
         ),
     ):
-        phrases |= {phrase: (kind, meaning) for meaning, said in names.items() for phrase in said}
-    return {tuple(_tokens(phrase)): meaning for phrase, meaning in phrases.items()}
+        phrases |= {
+            name: (kind, meaning) for meaning, names in vocabulary_of_kind.items() for name in names
+        }
+    return {tuple(_tokenize(phrase)): meaning for phrase, meaning in phrases.items()}
 
 
-def _tokens(text: str) -> list[str]:
+def _tokenize(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+|[,.]", _WEIGHT.sub(" ", text.lower()))

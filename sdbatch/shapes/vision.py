@@ -1,6 +1,6 @@
-"""Reads a picture of the world by rules, from its pixels alone: what is where, in which colour.
+"""Reads a picture of a scene from its pixels alone, by rules: the shapes, their colours and places.
 
-# H, W = 128; colours are numbered in the order of world.COLOURS.
+The arrays have H = W = 128. A colour index counts in the order of world.COLOURS.
 """
 
 import math
@@ -12,24 +12,24 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from sdbatch.shapes.picture import SIZE, Floats, Pixels, outline
+from sdbatch.shapes.picture import PICTURE_SIZE, Floats, Pixels, outline
 from sdbatch.shapes.world import COLOURS, SHAPES
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]  # (H, W)
-Names = np.ndarray[Any, np.dtype[np.intp]]  # (H, W), numbers of colours
+Indices = np.ndarray[Any, np.dtype[np.intp]]  # (H, W), indices of colours
 
-LEAST = 30  # pixels of a thing: the thinnest small shape has about 100
-EDGE = 6  # pixels of the border that tell the background
-SIDE = 32  # of the masks that shapes are compared by
-SIZES = ((15.0, "small"), (22.0, "medium"), (math.inf, "large"))  # radii up to
-RIM = 3  # pixels of a thing whose tone is not to be trusted
-MARKED = 0.12  # of a surface in the darker tone: not plain
-BANDED = 0.6  # of the darker tone's variance lies between rows: striped
+MIN_PIXELS = 30  # of a shape: the thinnest small shape has about 100
+BORDER_WIDTH = 6  # pixels: the border determines the background colour
+TEMPLATE_SIZE = 32  # pixels: shapes are compared at this width and height
+MAX_RADII = ((15.0, "small"), (22.0, "medium"), (math.inf, "large"))  # pixels
+RIM_WIDTH = 3  # pixels: the tone of a shape's rim is unreliable
+MIN_DARK_SHARE = 0.12  # a surface with less of the darker tone is plain
+MIN_ROW_VARIANCE = 0.6  # stripes: share of the darker tone's variance that lies between rows
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
-    """One shape that was seen; its middle in parts of the picture."""
+class DetectedShape:
+    """One shape of a picture; x and y of its center are fractions of the picture."""
 
     shape: str
     colour: str
@@ -40,89 +40,99 @@ class Thing:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """All that was seen in a picture."""
+class PictureContent:
+    """The background and the shapes of a picture."""
 
     background: str
     background_texture: str
-    things: tuple[Thing, ...]
+    shapes: tuple[DetectedShape, ...]
 
 
-def look(picture: Pixels) -> Sight:
-    """Read a picture: (H, W, 3) uint8 of any size, read at 128x128."""
-    if picture.shape[:2] != (SIZE, SIZE):
-        picture = np.asarray(Image.fromarray(picture).resize((SIZE, SIZE), Image.Resampling.BOX))
-    names, dark = _name(picture)
-    border = np.ones((SIZE, SIZE), dtype=np.bool_)
-    border[EDGE:-EDGE, EDGE:-EDGE] = False
-    background = int(np.bincount(names[border]).argmax())
-    objects = names != background
-    labels, _ = ndimage.label(objects, np.ones((3, 3)))
-    things = []
-    for number, box in enumerate(ndimage.find_objects(labels), start=1):
-        mask = labels[box] == number
-        if mask.sum() >= LEAST:
-            things.append(_thing(mask, names[box], dark[box], box))
-    around = ~ndimage.binary_dilation(objects, iterations=2)
-    return Sight(list(COLOURS)[background], _texture(dark, around, "checked"), tuple(things))
+def read_picture(picture: Pixels) -> PictureContent:
+    """Detect the background and the shapes of a picture.
+
+    Args:
+        picture: (height, width, 3) uint8 of any size; other sizes are resized to 128x128.
+    """
+    if picture.shape[:2] != (PICTURE_SIZE, PICTURE_SIZE):
+        image = Image.fromarray(picture).resize((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.BOX)
+        picture = np.asarray(image)
+    colours, dark = _classify_pixels(picture)
+    border = np.ones((PICTURE_SIZE, PICTURE_SIZE), dtype=np.bool_)
+    border[BORDER_WIDTH:-BORDER_WIDTH, BORDER_WIDTH:-BORDER_WIDTH] = False
+    background = int(np.bincount(colours[border]).argmax())
+    foreground = colours != background
+    labels, _ = ndimage.label(foreground, np.ones((3, 3)))
+    shapes = []
+    for label, box in enumerate(ndimage.find_objects(labels), start=1):
+        mask = labels[box] == label
+        if mask.sum() >= MIN_PIXELS:
+            shapes.append(_describe_shape(mask, colours[box], dark[box], box))
+    surroundings = ~ndimage.binary_dilation(foreground, iterations=2)
+    texture = _classify_texture(dark, surroundings, "checked")
+    return PictureContent(list(COLOURS)[background], texture, tuple(shapes))
 
 
-def _name(picture: Pixels) -> tuple[Names, Mask]:
-    """Return the nearest colour of each pixel, and whether its darker tone is nearer still."""
+def _classify_pixels(picture: Pixels) -> tuple[Indices, Mask]:
+    """Return the index of each pixel's nearest colour, and whether its darker tone is nearer."""
     red, green, blue = np.moveaxis(picture >> 2, -1, 0)
-    nearest = _nearest()[red, green, blue]
-    return nearest // 2, nearest % 2 == 1
+    tones = _nearest_tones()[red, green, blue]
+    return tones // 2, tones % 2 == 1
 
 
 @cache
-def _nearest() -> Names:
-    """Return the number of the tone that is nearest to each colour of 6 bits; (64, 64, 64)."""
+def _nearest_tones() -> Indices:
+    """Return the index of the nearest tone for each colour of 6 bits per channel; (64, 64, 64)."""
     tones = np.array(list(COLOURS.values()), dtype=np.float32).reshape(-1, 3)
     levels = np.arange(64, dtype=np.float32) * 4 + 2
-    away: Any = sum(
+    distances: Any = sum(
         np.square(np.expand_dims(levels, axis)[..., None] - tones[:, channel])
         for channel, axis in enumerate([(1, 2), (0, 2), (0, 1)])
     )
-    return np.asarray(away.argmin(-1))
+    return np.asarray(distances.argmin(-1))
 
 
-def _thing(mask: Mask, names: Names, dark: Mask, box: tuple[slice, slice]) -> Thing:
-    inner = ndimage.binary_erosion(mask)
-    if inner.sum() < LEAST / 2:
-        inner = mask
-    colour = int(np.bincount(names[inner]).argmax())
-    shape = _shape(mask)
+def _describe_shape(
+    mask: Mask, colours: Indices, dark: Mask, box: tuple[slice, slice]
+) -> DetectedShape:
+    interior = ndimage.binary_erosion(mask)
+    if interior.sum() < MIN_PIXELS / 2:
+        interior = mask
+    colour = int(np.bincount(colours[interior]).argmax())
+    shape = _classify_shape(mask)
     height, width = mask.shape
-    _, wide, high = _ideal(shape)
-    radius = (height / high + width / wide) / 2
-    return Thing(
+    _, width_in_radii, height_in_radii = _template(shape)
+    radius = (height / height_in_radii + width / width_in_radii) / 2
+    without_rim = ndimage.binary_erosion(mask, iterations=RIM_WIDTH)
+    return DetectedShape(
         shape=shape,
         colour=list(COLOURS)[colour],
-        size=next(name for limit, name in SIZES if radius <= limit),
-        texture=_texture(dark, ndimage.binary_erosion(mask, iterations=RIM), "spotted"),
-        x=(box[1].start + box[1].stop) / 2 / SIZE,
-        y=(box[0].start + box[0].stop) / 2 / SIZE,
+        size=next(size for limit, size in MAX_RADII if radius <= limit),
+        texture=_classify_texture(dark, without_rim, "spotted"),
+        x=(box[1].start + box[1].stop) / 2 / PICTURE_SIZE,
+        y=(box[0].start + box[0].stop) / 2 / PICTURE_SIZE,
     )
 
 
-def _shape(mask: Mask) -> str:
-    """Return the shape whose mask, stretched over the same box, overlaps most with `mask`."""
-    seen = np.asarray(Image.fromarray(mask).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
-    part = seen / 255
-    flat = mask.shape[1] / mask.shape[0]
-    best = {}
+def _classify_shape(mask: Mask) -> str:
+    """Return the shape whose template, stretched over the same box, overlaps most with `mask`."""
+    image = Image.fromarray(mask).convert("L")
+    image = image.resize((TEMPLATE_SIZE, TEMPLATE_SIZE), Image.Resampling.BOX)
+    coverage = np.asarray(image) / 255
+    aspect_ratio = mask.shape[1] / mask.shape[0]
+    scores = {}
     for shape in SHAPES:
-        ideal, wide, high = _ideal(shape)
-        overlap = np.minimum(part, ideal).sum() / np.maximum(part, ideal).sum()
-        best[shape] = overlap - abs(math.log(flat * high / wide)) / 2
-    return max(best, key=lambda shape: best[shape])
+        template, width, height = _template(shape)
+        overlap = np.minimum(coverage, template).sum() / np.maximum(coverage, template).sum()
+        scores[shape] = overlap - abs(math.log(aspect_ratio * height / width)) / 2
+    return max(scores, key=lambda shape: scores[shape])
 
 
 @cache
-def _ideal(shape: str) -> tuple[Floats, float, float]:
-    """Return how much of its own box `shape` covers, and how many radii wide and high the box is.
+def _template(shape: str) -> tuple[Floats, float, float]:
+    """Return the coverage of the bounding box of `shape`, and the box's width and height in radii.
 
-    The cover is (SIDE, SIDE), from 0 to 1.
+    The coverage is (TEMPLATE_SIZE, TEMPLATE_SIZE), from 0 to 1.
     """
     radius = 256
     image = Image.new("L", (2 * radius, 2 * radius))
@@ -130,20 +140,21 @@ def _ideal(shape: str) -> tuple[Floats, float, float]:
     for fill, polygon in zip((255, 0), outline(shape), strict=False):
         pen.polygon([((1 + x) * radius, (1 + y) * radius) for x, y in polygon], fill=fill)
     box = image.getbbox()
-    assert box is not None, f"{shape} has an outline"
-    cover = image.resize((SIDE, SIDE), Image.Resampling.BOX, box=box)
-    wide, high = (box[2] - box[0]) / radius, (box[3] - box[1]) / radius
-    return np.asarray(cover) / 255, wide, high
+    assert box is not None, f"the outline of {shape} covers no pixel"
+    coverage = image.resize((TEMPLATE_SIZE, TEMPLATE_SIZE), Image.Resampling.BOX, box=box)
+    width, height = (box[2] - box[0]) / radius, (box[3] - box[1]) / radius
+    return np.asarray(coverage) / 255, width, height
 
 
-def _texture(dark: Mask, where: Mask, other: str) -> str:
-    """Return the texture of the surface `where`: striped, the `other` one that it may have, or
-    plain, as what is too small to tell is.
+def _classify_texture(dark: Mask, area: Mask, alternative: str) -> str:
+    """Return the texture of the pixels in `area`: "plain", "striped" or `alternative`.
+
+    An area that is too small to classify is plain.
     """
-    marks = dark[where]
-    if len(marks) < LEAST or marks.mean() < MARKED:
+    tones = dark[area]
+    if len(tones) < MIN_PIXELS or tones.mean() < MIN_DARK_SHARE:
         return "plain"
-    weight = where.sum(1)
-    rows = (dark & where).sum(1) / np.maximum(weight, 1)
-    between = np.average((rows - marks.mean()) ** 2, weights=weight)
-    return "striped" if between > BANDED * marks.var() else other
+    row_sizes = area.sum(1)
+    row_means = (dark & area).sum(1) / np.maximum(row_sizes, 1)
+    row_variance = np.average((row_means - tones.mean()) ** 2, weights=row_sizes)
+    return "striped" if row_variance > MIN_ROW_VARIANCE * tones.var() else alternative

@@ -1,9 +1,9 @@
-"""The words of the world: for each thing a scene can hold, what people call it.
+"""The words for each part of a scene.
 
-The first name of each list is the most common one in training.
+The first name of each list is the most common one in training captions.
 """
 
-SHAPES = {  # singular; a plural adds s, or es after s and x
+SHAPES = {  # in the singular; see `plural`
     "circle": ("circle", "disc", "ball", "dot"),
     "square": ("square", "box"),
     "triangle": ("triangle",),
@@ -45,7 +45,8 @@ TEXTURES = {
     "spotted": ("spotted", "dotted", "polka-dot"),
     "checked": ("checked", "checkered", "chequered"),
 }
-AFTER = {"striped": ("with stripes",), "spotted": ("with spots", "with dots")}  # the shape
+# Phrases that follow the noun, instead of an adjective before it.
+TEXTURE_SUFFIXES = {"striped": ("with stripes",), "spotted": ("with spots", "with dots")}
 BACKGROUNDS = ("background", "backdrop")
 PLACES = {
     "top left": ("top left", "upper left", "top left corner", "upper left corner"),
@@ -64,7 +65,7 @@ RELATIONS = {
     "left of": ("to the left of", "left of", "on the left of"),
     "right of": ("to the right of", "right of", "on the right of"),
 }
-SIDES = {  # a relation said as two places
+RELATION_PLACES = {  # the places of two groups that express their relation
     "above": ("top", "bottom"),
     "below": ("bottom", "top"),
     "left of": ("left", "right"),
@@ -74,5 +75,5 @@ OPENINGS = ("a picture of", "an image of", "a drawing of", "picture of", "there 
 
 
 def plural(name: str) -> str:
-    """Return the plural of a shape's name."""
+    """Return the plural of a shape's name: it adds "es" after s and x, otherwise "s"."""
     return name + ("es" if name.endswith(("s", "x")) else "s")

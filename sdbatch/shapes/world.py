@@ -1,13 +1,13 @@
-"""Scenes: one or two groups of alike shapes on a background, imagined from a seed.
+"""Scenes: one or two groups of identical shapes on a background, and random scenes from a seed.
 
-A scene that a prompt asks for has None for whatever the prompt leaves open.
+In a scene that is parsed from a prompt, None marks what the prompt leaves open.
 """
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# A colour and its darker tone, which textures are drawn in: sRGB, 0 to 255.
+# Each colour with its darker tone, which draws the textures: sRGB, 0 to 255.
 COLOURS = {
     "red": ((220, 40, 40), (150, 20, 25)),
     "orange": ((245, 135, 25), (190, 90, 5)),
@@ -22,11 +22,12 @@ COLOURS = {
     "gray": ((140, 140, 140), (100, 100, 100)),
 }
 SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "ring", "moon")
-RADII = {"small": (11.5, 13.0), "medium": (17.0, 19.0), "large": (25.0, 28.0)}  # pixels of 128
+# Range of the radius, in pixels of a picture of 128x128.
+RADII = {"small": (11.5, 13.0), "medium": (17.0, 19.0), "large": (25.0, 28.0)}
 TEXTURES = ("plain", "striped", "spotted")
 BACKGROUND_TEXTURES = ("plain", "striped", "checked")
 RELATIONS = ("above", "below", "left of", "right of")
-# (left, top, right, bottom) as parts of the picture.
+# (left, top, right, bottom) as fractions of the picture.
 PLACES = {
     "top left": (0.0, 0.0, 0.5, 0.5),
     "top": (0.15, 0.0, 0.85, 0.5),
@@ -38,14 +39,18 @@ PLACES = {
     "bottom": (0.15, 0.5, 0.85, 1.0),
     "bottom right": (0.5, 0.5, 1.0, 1.0),
 }
-MOST = 5  # of a group
-# How many of a size fit: in the whole picture, in a half, in a place.
-ROOM = {"small": (5, 5, 3), "medium": (4, 2, 1), "large": (2, 2, 1)}
+MAX_COUNT = 5  # shapes in a group
+# How many shapes of a size fit into an area.
+CAPACITY = {
+    "small": {"picture": 5, "half": 5, "place": 3},
+    "medium": {"picture": 4, "half": 2, "place": 1},
+    "large": {"picture": 2, "half": 2, "place": 1},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Alike shapes of a scene."""
+    """A group of identical shapes."""
 
     shape: str
     colour: str | None = None
@@ -56,83 +61,83 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What a picture shows, or what a prompt asks for: then None is what it leaves open."""
+    """The content of a picture, or what a prompt asks for; None where the prompt says nothing."""
 
     groups: tuple[Group, ...]
     background: str | None = None
     background_texture: str | None = None
-    place: str | None = None  # of a group that is alone
+    place: str | None = None  # only if there is one group
     relation: str | None = None  # of the first group to the second
 
 
 def is_held_out(group: Group) -> bool:
-    """Say whether training never shows this shape in this colour.
+    """Return whether training excludes this pair of shape and colour.
 
-    About one pair in seven, so that each colour and each shape is seen in other pairs.
+    About one pair in seven is held out. Each colour and each shape still occurs in other pairs.
     """
     colour, shape = list(COLOURS).index(str(group.colour)), SHAPES.index(group.shape)
     return (colour + 3 * shape) % 7 == 0
 
 
-def imagine(chance: random.Random, wanted: Callable[[Scene], bool] = lambda scene: True) -> Scene:
-    """Imagine a scene that is `wanted`; the state of `chance` alone decides which."""
+def random_scene(rng: random.Random, accept: Callable[[Scene], bool] = lambda scene: True) -> Scene:
+    """Generate random scenes until `accept` returns true for one; return that scene."""
     while True:
-        scene = _alone(chance) if chance.random() < 0.5 else _pair(chance)
-        if wanted(scene):
+        scene = _random_single_group(rng) if rng.random() < 0.5 else _random_pair(rng)
+        if accept(scene):
             return scene
 
 
 def is_for_training(scene: Scene) -> bool:
-    """Say whether no group of `scene` is held out."""
+    """Return whether no group of `scene` is held out."""
     return not any(is_held_out(group) for group in scene.groups)
 
 
 def is_for_testing(scene: Scene) -> bool:
-    """Say whether the first group of `scene` is held out."""
+    """Return whether the first group of `scene` is held out."""
     return is_held_out(scene.groups[0])
 
 
-def _alone(chance: random.Random) -> Scene:
-    background = chance.choice(list(COLOURS))
-    place = chance.choice(list(PLACES)) if chance.random() < 0.6 else None
+def _random_single_group(rng: random.Random) -> Scene:
+    background = rng.choice(list(COLOURS))
+    place = rng.choice(list(PLACES)) if rng.random() < 0.6 else None
     return Scene(
-        groups=(_group(chance, background, room=0 if place is None else 2),),
+        groups=(_random_group(rng, background, area="picture" if place is None else "place"),),
         background=background,
-        background_texture=_texture(chance, BACKGROUND_TEXTURES),
+        background_texture=_choose_texture(rng, BACKGROUND_TEXTURES),
         place=place,
     )
 
 
-def _pair(chance: random.Random) -> Scene:
-    background = chance.choice(list(COLOURS))
-    first = _group(chance, background, room=1)
-    second = _group(chance, background, room=1)
+def _random_pair(rng: random.Random) -> Scene:
+    background = rng.choice(list(COLOURS))
+    first = _random_group(rng, background, area="half")
+    second = _random_group(rng, background, area="half")
     while (first.shape, first.colour) == (second.shape, second.colour):
-        second = _group(chance, background, room=1)
+        second = _random_group(rng, background, area="half")
     return Scene(
         groups=(first, second),
         background=background,
-        background_texture=_texture(chance, BACKGROUND_TEXTURES),
-        relation=chance.choice(RELATIONS),
+        background_texture=_choose_texture(rng, BACKGROUND_TEXTURES),
+        relation=rng.choice(RELATIONS),
     )
 
 
-def _group(chance: random.Random, background: str, room: int) -> Group:
-    size = chance.choice(list(RADII))
-    most = ROOM[size][room]
+def _random_group(rng: random.Random, background: str, area: str) -> Group:
+    size = rng.choice(list(RADII))
+    capacity = CAPACITY[size][area]
     return Group(
-        shape=chance.choice(SHAPES),
-        colour=chance.choice([colour for colour in COLOURS if colour != background]),
-        count=1 if chance.random() < 0.35 else chance.randint(1, most),
+        shape=rng.choice(SHAPES),
+        colour=rng.choice([colour for colour in COLOURS if colour != background]),
+        count=1 if rng.random() < 0.35 else rng.randint(1, capacity),
         size=size,
-        texture=texture(chance, size),
+        texture=random_texture(rng, size),
     )
 
 
-def texture(chance: random.Random, size: str) -> str:
-    """Choose a shape's texture: small ones have no room for one."""
-    return "plain" if size == "small" else _texture(chance, TEXTURES)
+def random_texture(rng: random.Random, size: str) -> str:
+    """Choose the texture of a shape; small shapes are always plain, as a texture does not fit."""
+    return "plain" if size == "small" else _choose_texture(rng, TEXTURES)
 
 
-def _texture(chance: random.Random, textures: tuple[str, ...]) -> str:
-    return "plain" if chance.random() < 0.7 else chance.choice(textures[1:])
+def _choose_texture(rng: random.Random, textures: tuple[str, ...]) -> str:
+    return "plain" if rng.random() < 0.7 else rng.choice(textures[1:])

@@ -1,32 +1,33 @@
-"""Scenes in words and back: whatever is said is read as it was meant."""
+"""Captions and prompts: every caption parses back into the scene that it describes."""
 
 import random
 
 import pytest
 
 from sdbatch.shapes import captions, vocabulary, world
-from sdbatch.shapes.parse import asked
+from sdbatch.shapes.parse import parse_prompt
 from sdbatch.shapes.world import Group, Scene
 
 
-def test_every_way_of_saying_a_scene_is_read_back_as_that_scene():
-    chance = random.Random(5)
+def test_every_caption_parses_back_into_its_scene():
+    rng = random.Random(5)
     for _ in range(5000):
-        scene = world.imagine(chance)
-        prompt = captions.say(scene, chance)
-        read = asked(prompt)
-        assert read is not None, prompt
-        assert len(read.groups) == len(scene.groups), prompt
-        for said, meant in zip(read.groups, scene.groups, strict=True):
-            assert (said.shape, said.colour, said.count) == (meant.shape, meant.colour, meant.count)
-            assert said.size in (None, meant.size), prompt
-            assert said.texture in (None, meant.texture), prompt
+        scene = world.random_scene(rng)
+        prompt = captions.write_caption(scene, rng)
+        result = parse_prompt(prompt)
+        assert result is not None, prompt
+        assert len(result.groups) == len(scene.groups), prompt
+        for actual, group in zip(result.groups, scene.groups, strict=True):
+            assert (actual.shape, actual.colour) == (group.shape, group.colour), prompt
+            assert actual.count == group.count, prompt
+            assert actual.size in (None, group.size), prompt
+            assert actual.texture in (None, group.texture), prompt
         for name in ("background", "background_texture", "place", "relation"):
-            assert getattr(read, name) in (None, getattr(scene, name)), (name, prompt)
+            assert getattr(result, name) in (None, getattr(scene, name)), (name, prompt)
 
 
-def test_things_that_a_mere_and_joins_can_be_said_in_the_order_in_which_they_are_read():
-    chance = random.Random(8)
+def test_reading_order_puts_the_upper_group_first_where_and_joins_two_groups():
+    rng = random.Random(8)
     groups = (
         Group(shape=shape, colour="red", count=1, size="large", texture="plain")
         for shape in ("ring", "square")
@@ -34,36 +35,43 @@ def test_things_that_a_mere_and_joins_can_be_said_in_the_order_in_which_they_are
     scene = Scene(
         groups=tuple(groups), background="blue", background_texture="plain", relation="below"
     )
-    for in_order, shapes in ((True, ["square", "ring"]), (False, ["ring", "square"])):
-        read = [asked(captions.say(scene, chance, in_order=in_order)) for _ in range(200)]
-        joined = [scene for scene in read if scene.relation is None]
-        assert len(joined) > 10
-        assert all([group.shape for group in scene.groups] == shapes for scene in joined)
+    for reading_order, shapes in ((True, ["square", "ring"]), (False, ["ring", "square"])):
+        prompts = [
+            captions.write_caption(scene, rng, reading_order=reading_order) for _ in range(200)
+        ]
+        results = [parse_prompt(prompt) for prompt in prompts]
+        without_relation = [result for result in results if result.relation is None]
+        assert len(without_relation) > 10
+        for result in without_relation:
+            assert [group.shape for group in result.groups] == shapes
 
 
-def test_prompts_vary_and_use_every_name():
-    chance = random.Random(6)
-    scene = world.imagine(chance)
-    assert len({captions.say(scene, chance) for _ in range(200)}) > 100
-    text = " ".join(captions.say(world.imagine(chance), chance) for _ in range(8000)).lower()
-    lists = (
+def test_captions_vary_and_use_every_word():
+    rng = random.Random(6)
+    scene = world.random_scene(rng)
+    assert len({captions.write_caption(scene, rng) for _ in range(200)}) > 100
+    text = " ".join(
+        captions.write_caption(world.random_scene(rng), rng) for _ in range(8000)
+    ).lower()
+    tables = (
         vocabulary.COLOURS,
         vocabulary.SIZES,
         vocabulary.TEXTURES,
         vocabulary.PLACES,
         vocabulary.RELATIONS,
+        vocabulary.SHAPES,
     )
-    names = [
-        name for table in (*lists, vocabulary.SHAPES) for said in table.values() for name in said
-    ]
+    names = [name for table in tables for synonyms in table.values() for name in synonyms]
     assert [name for name in names if name not in text] == []
 
 
-def test_most_of_a_scene_is_said():
-    chance = random.Random(7)
-    read = [asked(captions.say(world.imagine(chance), chance)) for _ in range(2000)]
-    assert sum(scene.background is not None for scene in read) > 0.9 * len(read)
-    sizes = [group.size for scene in read for group in scene.groups]
+def test_captions_mention_most_of_a_scene():
+    rng = random.Random(7)
+    results = [
+        parse_prompt(captions.write_caption(world.random_scene(rng), rng)) for _ in range(2000)
+    ]
+    assert sum(scene.background is not None for scene in results) > 0.9 * len(results)
+    sizes = [group.size for scene in results for group in scene.groups]
     assert sum(size is not None for size in sizes) > 0.5 * len(sizes)
 
 
@@ -104,12 +112,12 @@ GREEN = Group(shape="square", colour="green", count=1, size="large")
         ("a (red:1.3) circle on a [blue] background", Scene(groups=(RED,), background="blue")),
     ],
 )
-def test_what_a_user_would_type_is_read(prompt, scene):
-    assert asked(prompt) == scene
+def test_typical_user_prompts_are_parsed(prompt, scene):
+    assert parse_prompt(prompt) == scene
 
 
 @pytest.mark.parametrize(
     "prompt", ["", " ", "a photo of a cat", "red, blue and green", "二匹の猫 🐈"]
 )
-def test_a_prompt_that_names_no_shape_asks_for_nothing(prompt):
-    assert asked(prompt) is None
+def test_a_prompt_without_a_known_shape_has_no_scene(prompt):
+    assert parse_prompt(prompt) is None

@@ -3,23 +3,23 @@
 import pytest
 import torch
 
-from training.muon import Muon, orthogonal
+from training.muon import Muon, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 40), (3, 40, 16), (1, 1, 8), (2, 24, 24)])
-def test_matrices_become_orthogonal_with_the_same_singular_vectors(shape):
+def test_orthogonalize_keeps_the_singular_vectors(shape):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    found = orthogonal(matrices)
-    assert found.shape == shape
-    values = torch.linalg.svdvals(found)
+    result = orthogonalize(matrices)
+    assert result.shape == shape
+    values = torch.linalg.svdvals(result)
     assert values.max() < 1.3
     assert values.median() > 0.6
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
-    along = (left.mT @ found @ right.mT).diagonal(dim1=1, dim2=2)
-    assert torch.allclose(along.sort().values, values.sort().values, atol=1e-3)
+    projections = (left.mT @ result @ right.mT).diagonal(dim1=1, dim2=2)
+    assert torch.allclose(projections.sort().values, values.sort().values, atol=1e-3)
 
 
-def test_a_step_is_as_long_as_the_rate_says_whatever_the_gradient():
+def test_the_length_of_a_step_depends_on_the_rate_and_not_on_the_gradient():
     for scale in (1e-3, 1e3):
         weight = torch.nn.Parameter(torch.zeros(32, 8, 3, 3))
         weight.grad = scale * torch.randn(32, 8, 3, 3, generator=torch.Generator().manual_seed(0))
@@ -34,14 +34,14 @@ def test_weights_decay():
     assert torch.allclose(weight, torch.full((4, 4), 0.95))
 
 
-def test_a_convolution_is_learnt():
+def test_muon_trains_a_convolution():
     torch.manual_seed(0)
-    asked, network = (torch.nn.Conv2d(4, 8, 3, bias=False) for _ in range(2))
+    target, network = (torch.nn.Conv2d(4, 8, 3, bias=False) for _ in range(2))
     optimizer = Muon(network.parameters(), lr=0.02, weight_decay=0)
     losses = []
     for _ in range(300):
         x = torch.randn(8, 4, 6, 6)
-        loss = (network(x) - asked(x).detach()).square().mean()
+        loss = (network(x) - target(x).detach()).square().mean()
         network.zero_grad()
         loss.backward()
         optimizer.step()

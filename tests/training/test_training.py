@@ -1,4 +1,4 @@
-"""The whole training command in its miniature: the losses fall, and what it leaves is a model."""
+"""The training command with --miniature: the losses fall, and the result is a usable model."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from training import curves, loop
 from training.__main__ import NETWORKS
 
 ROOT = Path(__file__).parent.parent.parent
-pytestmark = pytest.mark.timeout(900)  # whichever comes first waits for the training
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the training
 
 
 @pytest.fixture(scope="module")
@@ -25,34 +25,34 @@ def folder(tmp_path_factory):
 
 
 def train(folder):
-    """Run the command; return what it printed."""
-    done = subprocess.run(
+    """Run the command; return its output."""
+    process = subprocess.run(
         [sys.executable, "-m", "training", str(folder), "--miniature"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_losses_fall(folder, network):
-    curve = [line["loss"] for line in loop.curve(folder / network)]
-    assert len(curve) > 1
-    assert curve[-1] < 0.8 * curve[0]
+    losses = [line["loss"] for line in loop.read_curve(folder / network)]
+    assert len(losses) > 1
+    assert losses[-1] < 0.8 * losses[0]
 
 
-def test_the_curves_are_drawn_with_their_numbers_beside(folder, tmp_path):
-    curves.draw(folder, tmp_path)
-    with Image.open(tmp_path / curves.PLOT) as plot:
+def test_plot_curves_writes_a_plot_and_its_numbers(folder, tmp_path):
+    curves.plot_curves(folder, tmp_path)
+    with Image.open(tmp_path / curves.PLOT_FILE) as plot:
         assert plot.size > (800, 300)
-    numbers = json.loads((tmp_path / curves.NUMBERS).read_text())
-    assert numbers == {name: loop.curve(folder / name) for name in NETWORKS}
+    numbers = json.loads((tmp_path / curves.NUMBERS_FILE).read_text())
+    assert numbers == {name: loop.read_curve(folder / name) for name in NETWORKS}
 
 
-def test_the_model_is_one_of_diffusers_in_float16(folder):
+def test_diffusers_loads_the_model_which_is_saved_in_float16(folder):
     pipe = StableDiffusionPipeline.from_pretrained(folder / "model")
     pipe.set_progress_bar_config(disable=True)
     noise = torch.Generator().manual_seed(0)
@@ -63,7 +63,7 @@ def test_the_model_is_one_of_diffusers_in_float16(folder):
     assert sum(file.stat().st_size for file in files) <= 12e6
 
 
-def test_a_finished_training_is_not_done_again(folder):
+def test_a_finished_training_is_not_repeated(folder):
     def weights():
         return {file: file.read_bytes() for file in (folder / "model").rglob("*.safetensors")}
 
