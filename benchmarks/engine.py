@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from sides import draw_alike
 
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.request import Request
-from sdbatch.models.sd1.loading import Build, Model, assemble
+from sdbatch.models.build import Build
+from sdbatch.models.sd1.family import StableDiffusion1
+from sdbatch.models.sd1.loading import Model, assemble
 
 SAMPLERS = ("ddim", "euler", "dpmpp_2m", "unipc")
 BATCHES = (1, 4, 8, 16, 32)
@@ -84,7 +87,7 @@ def draw_with_diffusers(
 
 
 @dataclass
-class Spent:
+class EngineTimes:
     """Where an engine's seconds went."""
 
     unet: float = 0.0
@@ -96,18 +99,18 @@ class Spent:
 
     @property
     def own_share(self) -> float:
-        """Return the engine's own work between its calls of the model, as a part of all."""
+        """Return the part of the time that the engine spends outside its calls of the model."""
         return 1 - (self.unet + self.decode) / self.total
 
 
 @dataclass
-class Measured:
+class Rates:
     """The rates of one side, run by run."""
 
     images_per_s: list[float] = field(default_factory=list)
 
     def time(self, count: int, draw: Callable[[], None]) -> float:
-        """Time one run of so many images; returns its seconds."""
+        """Time a run that draws `count` images; returns its seconds."""
         began = time.perf_counter()
         draw()
         seconds = time.perf_counter() - began
@@ -124,11 +127,11 @@ class TimedEngine:
     """An engine whose calls of the model are timed."""
 
     def __init__(self, model: Model, lanes: int) -> None:
-        self.spent = Spent()
-        self._engine = Engine(model, lanes=lanes, threads=1)
-        sd = self._engine._sd
-        sd.denoise = self._timed("unet", sd.denoise)  # type: ignore[method-assign]
-        sd.decode = self._timed("decode", sd.decode)  # type: ignore[method-assign]
+        self.times = EngineTimes()
+        family: Any = StableDiffusion1(model)
+        family.denoise = self._timed("unet", family.denoise)
+        family.decode = self._timed("decode", family.decode)
+        self._engine = Engine(family, lanes=lanes, threads=1)
 
     def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any) -> Any:
@@ -136,7 +139,8 @@ class TimedEngine:
             try:
                 return call(*args)
             finally:
-                setattr(self.spent, name, getattr(self.spent, name) + time.perf_counter() - began)
+                spent = time.perf_counter() - began
+                setattr(self.times, name, getattr(self.times, name) + spent)
 
         return timed
 
@@ -145,11 +149,11 @@ class TimedEngine:
         before, began = self._engine.usage, time.perf_counter()
         for future in [self._engine.submit(request) for request in requests]:
             future.result()
-        self.spent.total += time.perf_counter() - began
+        self.times.total += time.perf_counter() - began
         after = self._engine.usage
-        self.spent.ticks += after.ticks - before.ticks
-        self.spent.filled += after.filled - before.filled
-        self.spent.rows += after.rows - before.rows
+        self.times.ticks += after.ticks - before.ticks
+        self.times.filled += after.filled - before.filled
+        self.times.rows += after.rows - before.rows
 
     def close(self) -> None:
         """Stop the engine."""
@@ -162,41 +166,39 @@ def best_batch(
     """Return the batch size at which diffusers draws fastest, and the rate of each."""
     rates = {}
     for most in BATCHES:
-        measured = Measured()
-        measured.time(
-            len(requests), lambda most=most: draw_with_diffusers(pipe, model, requests, most)
-        )
-        rates[most] = measured.median
+        rate = Rates()
+        rate.time(len(requests), partial(draw_with_diffusers, pipe, model, requests, most))
+        rates[most] = rate.median
     return max(rates, key=lambda most: rates[most]), rates
 
 
 def compare(model: Model, requests: list[Request], lanes: int, repeats: int) -> dict[str, Any]:
-    """Draw the requests with both, in turns; return what was found."""
+    """Draw the requests with both, in turns; return the rates and what explains them."""
     torch.set_num_threads(1)
     pipe = pipeline(model)
     pipe.scheduler = DDIMScheduler.from_config(model.scheduler_config)
     most, rates = best_batch(pipe, model, requests[: max(BATCHES)])
     engine = TimedEngine(model, lanes)
     engine.draw(requests[:2])
-    engine.spent = Spent()
-    ours, theirs = Measured(), Measured()
+    engine.times = EngineTimes()
+    ours, theirs = Rates(), Rates()
     for turn in range(repeats):
-        sides: list[tuple[Measured, Callable[[], None]]] = [
-            (theirs, lambda: draw_with_diffusers(pipe, model, requests, most)),
-            (ours, lambda: engine.draw(requests)),
+        sides: list[tuple[Rates, Callable[[], None]]] = [
+            (theirs, partial(draw_with_diffusers, pipe, model, requests, most)),
+            (ours, partial(engine.draw, requests)),
         ]
-        for measured, draw in sides if turn % 2 == 0 else sides[::-1]:
-            measured.time(len(requests), draw)
+        for rate, draw in sides if turn % 2 == 0 else sides[::-1]:
+            rate.time(len(requests), draw)
     engine.close()
-    spent = engine.spent
+    times = engine.times
     return {
         "engine_images_per_s": ours.median,
         "diffusers_images_per_s": theirs.median,
         "ratio": round(ours.median / theirs.median, 3),
         "lanes": lanes,
-        "occupancy": round(spent.filled / spent.rows, 3),
-        "unet_ms_a_tick": round(1000 * spent.unet / spent.ticks, 2),
-        "own_share": round(spent.own_share, 4),
+        "occupancy": round(times.filled / times.rows, 3),
+        "unet_ms_a_tick": round(1000 * times.unet / times.ticks, 2),
+        "own_share": round(times.own_share, 4),
         "diffusers_batch": most,
         "diffusers_batches": rates,
     }
@@ -216,11 +218,11 @@ def main(
     for name in names or ("tiny", models.EMBEDDED):
         pixels = models.pixels(name)
         model = assemble(models.parts(name), Build("cpu", "float32", channels_last=True))
-        for kind, asked in (
+        for kind, batch in (
             ("uniform", uniform(requests, pixels)),
             ("mixed", mixed(requests, pixels)),
         ):
-            result = compare(model, asked, lanes, repeats)
+            result = compare(model, batch, lanes, repeats)
             found[f"{name} {kind}"] = result
             print(
                 f"{name:9} {kind:8} engine {result['engine_images_per_s']:7.2f} images/s, "

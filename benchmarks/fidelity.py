@@ -1,12 +1,11 @@
-"""How well builtin:shapes obeys its prompts, by guidance and by steps; read by the judge.
+"""How well builtin:shapes obeys its prompts, by guidance and by steps, as the judge reads them.
 
     python benchmarks/fidelity.py --output benchmarks/results/fidelity
 
 Draws scenes whose first group has a pair of shape and colour that training never showed, with
 guidance 1 to 10, on the same prompts and seeds; then, on others, with the best one, in 25 steps
-and in 8. Beside these stand the most that there is to reach: what the judge says of the scenes as
-they are rendered, and as the autoencoder hands them back. Prints tables, and writes them with the
-curve over guidance as a plot.
+and in 8. The upper bounds are the judge's verdicts on the scenes as they are rendered, and as the
+autoencoder returns them. Prints tables, and writes them with the curve over guidance as a plot.
 """
 
 import os
@@ -24,33 +23,38 @@ from matplotlib.figure import Figure
 
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.request import Drawn, Request
-from sdbatch.models import find_model
+from sdbatch.job import Model as ModelSettings
+from sdbatch.job import Safety
+from sdbatch.models.build import Build
+from sdbatch.models.find_model import find_model
 from sdbatch.models.sd1 import loading
-from sdbatch.models.sd1.loading import Build, Model
+from sdbatch.models.sd1.family import StableDiffusion1
+from sdbatch.models.sd1.loading import Model
+from sdbatch.registry import EMBEDDED_MODEL
 from sdbatch.shapes import captions, judge, parse, picture, world
 from sdbatch.shapes.world import Scene
 
 GUIDANCE = (1, 1.5, 2, 2.5, 3, 4, 6, 8, 10)
 STEPS, FEW = 25, 8
 SIDE = 128  # pixels
-WHOLE = "fidelity"  # the mean over images of the part of what was asked that holds
+WHOLE = "fidelity"  # the mean part of a prompt that its picture shows
 SEVERAL = "count, of two or more"
 
-Rates = dict[str, str | float]  # by attribute, %, of the images whose prompts ask for it
-Asked = tuple[Scene, str]  # and its prompt
+Rates = dict[str, str | float]  # by attribute, %, of the images whose prompts name it
+Caption = tuple[Scene, str]  # a scene and its prompt
 
 
-def prompts(count: int) -> list[Asked]:
+def prompts(count: int) -> list[Caption]:
     """Return held-out scenes and their prompts, always the same."""
     chance = random.Random("fidelity")
-    scenes = (world.imagine(chance, world.is_for_testing) for _ in range(count))
-    return [(scene, captions.say(scene, chance)) for scene in scenes]
+    scenes = (world.random_scene(chance, world.is_for_testing) for _ in range(count))
+    return [(scene, captions.write_caption(scene, chance)) for scene in scenes]
 
 
-def draw(engine: Engine, asked: list[Asked], guidance: float, steps: int) -> Rates:
+def draw(engine: Engine, captioned: list[Caption], guidance: float, steps: int) -> Rates:
     """Draw the prompts and judge the pictures."""
     drawn: list[tuple[str, Future[Drawn]]] = []
-    for seed, (_, prompt) in enumerate(asked):
+    for seed, (_, prompt) in enumerate(captioned):
         request = Request(
             prompt=prompt,
             seed=seed,
@@ -64,10 +68,10 @@ def draw(engine: Engine, asked: list[Asked], guidance: float, steps: int) -> Rat
     return rates([(prompt, future.result().image) for prompt, future in drawn])
 
 
-def reachable(model: Model, asked: list[Asked]) -> dict[str, Rates]:
+def upper_bounds(model: Model, captioned: list[Caption]) -> dict[str, Rates]:
     """Judge the scenes as they are rendered, and after the autoencoder."""
     rendered, decoded = [], []
-    for number, (scene, prompt) in enumerate(asked):
+    for number, (scene, prompt) in enumerate(captioned):
         pixels = picture.render(scene, random.Random(f"fidelity-{number}"))
         rendered.append((prompt, pixels))
         x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 127.5 - 1
@@ -79,8 +83,8 @@ def reachable(model: Model, asked: list[Asked]) -> dict[str, Rates]:
 
 
 def rates(pictures: list[tuple[str, picture.Pixels]]) -> Rates:
-    """Return what holds of what the prompts ask for, in %."""
-    verdicts = [(prompt, judge.judge(prompt, pixels)) for prompt, pixels in pictures]
+    """Return how much of what the prompts name the pictures show, in %."""
+    verdicts = [(prompt, judge.judge_picture(prompt, pixels)) for prompt, pixels in pictures]
     read = [(prompt, verdict) for prompt, verdict in verdicts if verdict is not None]
     whole = [judge.fidelity(verdict) for _, verdict in read]
     found: Rates = {WHOLE: round(100 * sum(whole) / len(whole), 1)}
@@ -90,18 +94,18 @@ def rates(pictures: list[tuple[str, picture.Pixels]]) -> Rates:
     return found
 
 
-def _rate(held: list[bool | None]) -> str | float:
-    asked = [holds for holds in held if holds is not None]
-    return round(100 * sum(asked) / len(asked), 1) if asked else "never asked"
+def _rate(verdicts: list[bool | None]) -> str | float:
+    named = [holds for holds in verdicts if holds is not None]
+    return round(100 * sum(named) / len(named), 1) if named else "never asked"
 
 
 def _is_several(prompt: str) -> bool:
-    scene = parse.asked(prompt)
+    scene = parse.parse_prompt(prompt)
     return scene is not None and any((group.count or 1) > 1 for group in scene.groups)
 
 
 def plot(curve: dict[str, Rates], path: Path) -> None:
-    """Draw what holds over guidance, a line an attribute."""
+    """Plot the rates over guidance, a line for each attribute."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for name in (WHOLE, *judge.ATTRIBUTES):
@@ -111,7 +115,7 @@ def plot(curve: dict[str, Rates], path: Path) -> None:
             [float(scale) for scale in curve], values, marker="o", label=name, linewidth=width
         )
     axes.set_xlabel("guidance_scale")
-    axes.set_ylabel("images that have what is asked, %")
+    axes.set_ylabel("images that show what their prompts name, %")
     axes.set_title(f"builtin:shapes, held-out prompts, dpmpp_2m, {STEPS} steps")
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -128,20 +132,19 @@ def main(images: int, curve: int, threads: int, output: Path | None) -> None:
     findings = Findings(output)
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     findings.add("machine", {"device": machine, "date": time.strftime("%Y-%m-%d"), **versions()})
-    model = loading.load(
-        find_model.find(find_model.SHAPES, None, ""), Build("cpu", "float32", True)
-    )
-    engine = Engine(model, lanes=32, threads=threads)
-    asked = prompts(curve + images)
-    findings.add(f"% right at most, {images} images", reachable(model, asked[curve:]))
-    found = {f"{scale:g}": draw(engine, asked[:curve], scale, STEPS) for scale in GUIDANCE}
+    files = find_model(ModelSettings(path=EMBEDDED_MODEL), Safety())
+    model = loading.load(files, Build("cpu", "float32", channels_last=True))
+    engine = Engine(StableDiffusion1(model), lanes=32, threads=threads)
+    captioned = prompts(curve + images)
+    findings.add(f"% right at most, {images} images", upper_bounds(model, captioned[curve:]))
+    found = {f"{scale:g}": draw(engine, captioned[:curve], scale, STEPS) for scale in GUIDANCE}
     findings.add(f"% right over guidance, {STEPS} steps, {curve} images each", found)
     if output:
         plot(found, output.with_suffix(".png"))
     best = max(found, key=lambda scale: float(found[scale][WHOLE]))
     settings = [(best, STEPS), (best, FEW), ("1", STEPS)]
     of_steps = {
-        f"guidance {scale}, {steps} steps": draw(engine, asked[curve:], float(scale), steps)
+        f"guidance {scale}, {steps} steps": draw(engine, captioned[curve:], float(scale), steps)
         for scale, steps in settings
     }
     findings.add(f"% right, {images} other images each", of_steps)

@@ -1,4 +1,4 @@
-"""What a benchmark has found, and on what: printed for people, and written as JSON."""
+"""The results of a benchmark, with machine and versions: printed for people, written as JSON."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sdbatch.output.plan import LIBRARIES
+from sdbatch.output.identity import LIBRARIES
 
 
 def versions() -> dict[str, str]:
@@ -23,22 +23,22 @@ def versions() -> dict[str, str]:
     return found
 
 
-def report(output: Path | None, **found: Any) -> None:
-    """Print all that was found on the last line, with date, machine and versions; write it."""
-    result = {
+def report(output: Path | None, **results: Any) -> None:
+    """Print the results on the last line, with date, machine and versions; write them."""
+    everything = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "versions": versions(),
-        **found,
+        **results,
     }
     if output:
-        output.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+        output.write_text(json.dumps(everything, indent=2) + "\n")
+    print(json.dumps(everything))
 
 
 @dataclass
 class Findings:
-    """What was found so far; written after every part, so that a run that is cut off counts."""
+    """The results so far; written after every part, so that an interrupted run counts."""
 
     path: Path | None
     values: dict[str, Any] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Findings:
 
 
 def _lines(found: Any) -> str:
-    """Return findings as a Markdown table where they are rows of columns, else as a list."""
+    """Return results as a Markdown table if they are rows of columns, else as a list."""
     rows = [row for row in found.values() if isinstance(row, dict)]
     if not rows or len(rows) < len(found):
         return "\n".join(f"- {name}: {value}" for name, value in found.items())

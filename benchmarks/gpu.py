@@ -9,9 +9,9 @@ No network: random weights in the true shape of Stable Diffusion 1.5, which cost
     B3  with channels_last, fused QKV and torch.compile, max-autotune, Inductor's documented flags
     S   the engine, float16, channels_last    Sc  with engine.compile
 
-B1 and B2 at their own best batch size; B3, whose every size takes minutes to compile, at B2's, and
-for guided images alone. Rates are of two runs, in turns forwards and backwards (A-B-B-A), with new
-prompts each. Writes NAME.json and NAME.md after every part: a run that is cut off still counts.
+B1 and B2 at their own best batch size; B3, which takes minutes to compile for each size, at B2's,
+and for guided images alone. Rates are of two runs, in turns forwards and backwards (A-B-B-A), with
+new prompts each. Writes NAME.json and NAME.md after every part, so that an interrupted run counts.
 """
 
 import json
@@ -21,7 +21,9 @@ import random
 import shutil
 import statistics
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +36,23 @@ from sides import Diffusers, Ours, Side, draw_alike, median_seconds, model_ms, s
 
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.request import Request
-from sdbatch.models.sd1.loading import Build, Model, assemble
+from sdbatch.models.build import Build
+from sdbatch.models.sd1.family import StableDiffusion1
+from sdbatch.models.sd1.loading import Model, assemble
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured, and on what."""
+    """A model, a device, and the sizes of what is measured."""
 
     name: str  # of models.SIZES
     device: str
     dtype: str
-    steps: tuple[int, ...]  # the last one without guidance, as few-step models are used
+    steps: tuple[int, ...]  # the last one without guidance, as for models of few steps
     batches: tuple[int, ...]
     lanes: int
     images: int  # a run
-    matmul: int  # side of the matrices
+    matmul: int  # rows and columns of the matrices
     tune: bool  # B3 with autotuning
 
     @property
@@ -62,12 +66,12 @@ SMALL = Setting("tiny", "cpu", "float32", (6, 3, 2), (2, 4), 8, 8, 512, tune=Fal
 
 
 def ceilings(setting: Setting) -> dict[str, Any]:
-    """Return what the machine can do at most: TFLOP/s of matrix products, TB/s of copies."""
+    """Measure the machine's limits: TFLOP/s of matrix products, TB/s of copies."""
     device, n = torch.device(setting.device), setting.matmul
     found: dict[str, Any] = {}
     for dtype in (torch.bfloat16, torch.float16):
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-        seconds = median_seconds(lambda a=a, b=b: a @ b, device, repeats=20)
+        seconds = median_seconds(partial(torch.matmul, a, b), device, repeats=20)
         found[f"matmul {dtype} TFLOP/s".replace("torch.", "")] = round(2 * n**3 / seconds / 1e12, 3)
     source = torch.empty(n * n * 16, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -98,8 +102,7 @@ def mixed(setting: Setting, count: int) -> list[Request]:
     draw = random.Random(0)
     most = setting.steps[0]
     return [
-        replace(
-            request,
+        request.updated(
             sampler=draw.choice(["ddim", "euler", "dpmpp_2m", "unipc"]),
             num_inference_steps=draw.randint(most // 5, most),
             guidance_scale=1.0 if draw.random() < 1 / 3 else 7.5,
@@ -115,25 +118,25 @@ def model(setting: Setting, dtype: str | None = None, **build: bool) -> Model:
     return assemble(parts, Build(setting.device, dtype, **build))
 
 
-def best_batch(setting: Setting, found: Model) -> tuple[int, dict[str, float]]:
-    """Return the batch size of the cheapest UNet row, guided, and each one's milliseconds."""
+def best_batch(setting: Setting, nets: Model) -> tuple[int, dict[str, float]]:
+    """Return the guided batch size whose UNet rows are fastest, and the milliseconds of each."""
     costs = {
-        batch: model_ms(found, 2 * batch, min(batch, 4), setting.pixels)[0]
+        batch: model_ms(nets, 2 * batch, min(batch, 4), setting.pixels)[0]
         for batch in setting.batches
     }
     best = min(costs, key=lambda batch: costs[batch])
     return best, {f"batch {batch}": round(ms, 3) for batch, ms in costs.items()}
 
 
-def in_turns(setting: Setting, sides: dict[str, Side], asked: list[Request]) -> dict[str, Any]:
+def in_turns(setting: Setting, sides: Mapping[str, Side], batch: list[Request]) -> dict[str, Any]:
     """Draw the requests with all sides forwards and backwards; return images/s, and idle shares."""
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     idle: dict[str, float] = {}
-    for turn, name in enumerate([*sides, *reversed(sides)]):
+    for turn, name in enumerate([*sides, *reversed(list(sides))]):
         side = sides[name]
-        fresh = [replace(request, prompt=f"{request.prompt}, turn {turn}") for request in asked]
-        if isinstance(side, Diffusers):  # whole batches, which a user of it would fill
-            fresh = (fresh * side.batch)[: -(-len(asked) // side.batch) * side.batch]
+        fresh = [request.updated(prompt=f"{request.prompt}, turn {turn}") for request in batch]
+        if isinstance(side, Diffusers):  # full batches, as its user would choose them
+            fresh = (fresh * side.batch)[: -(-len(batch) // side.batch) * side.batch]
         if isinstance(side, Ours):
             side.busy_seconds()
         began = time.perf_counter()
@@ -145,23 +148,23 @@ def in_turns(setting: Setting, sides: dict[str, Side], asked: list[Request]) -> 
             idle[name] = round(1 - side.busy_seconds() / seconds, 4)
     return {
         name: {
-            "images/s": round(statistics.median(found), 3),
+            "images/s": round(statistics.median(values), 3),
             "outside UNet and VAE": idle.get(name, ""),
         }
-        for name, found in speeds.items()
+        for name, values in speeds.items()
     }
 
 
 def rates(
     setting: Setting, sides: dict[str, Side], ceiling: float, several: tuple[int, ...] = ()
 ) -> dict[str, Any]:
-    """Return every side's rate at `several` or all steps, with its arithmetic a second."""
+    """Return every side's rate at `several` or all numbers of steps, also in TFLOP/s."""
     unet, vae = models.flop(setting.name)
     found: dict[str, Any] = {}
     for steps in several or setting.steps:
-        asked = requests(setting, steps, setting.images)
-        rows = steps * (2 if asked[0].guided else 1)
-        for name, row in in_turns(setting, sides, asked).items():
+        batch = requests(setting, steps, setting.images)
+        rows = steps * (2 if batch[0].guided else 1)
+        for name, row in in_turns(setting, sides, batch).items():
             tflops = row["images/s"] * (rows * unet + vae)
             share = {"TFLOP/s": round(tflops, 3), "of the ceiling": round(tflops / ceiling, 3)}
             found[f"{name}, {steps} steps"] = {**row, **share}
@@ -174,31 +177,31 @@ def rates(
 
 def accuracy(setting: Setting, b1: Model, engines: dict[str, Model]) -> dict[str, Any]:
     """Return how far diffusers and the engine are from float32, and if lanes change bits."""
-    asked = requests(setting, setting.steps[1], 4)
+    batch = requests(setting, setting.steps[1], 4)
     torch.backends.cudnn.allow_tf32 = False  # or float32 convolutions keep ten bits
-    exact = _by_diffusers(model(setting, "float32"), asked)
+    exact = _by_diffusers(model(setting, "float32"), batch)
     torch.backends.cudnn.allow_tf32 = True
-    drawn = {"B1": _by_diffusers(b1, asked)}
-    drawn |= {name: _images(one, asked, setting.lanes) for name, one in engines.items()}
+    drawn = {"B1": _by_diffusers(b1, batch)}
+    drawn |= {name: _images(one, batch, setting.lanes) for name, one in engines.items()}
     found: dict[str, Any] = {}
     for name, images in drawn.items():
         off = (images - exact).abs()
         found[f"{name} to float32, counts"] = f"mean {off.mean():.3f}, most {int(off.max())}"
     for name, one in engines.items():
-        beside = [*mixed(setting, 6), *asked[::-1]]
-        again = _images(one, beside, setting.lanes)[6:].flip(0)
+        with_others = [*mixed(setting, 6), *batch[::-1]]
+        again = _images(one, with_others, setting.lanes)[6:].flip(0)
         same = bool(torch.equal(again, drawn[name]))
         found[f"{name}: same bits in other lanes beside others"] = same
     return found
 
 
-def _by_diffusers(found: Model, asked: list[Request]) -> torch.Tensor:
-    return torch.from_numpy(draw_alike(pipeline(found), found, asked)).float()
+def _by_diffusers(nets: Model, batch: list[Request]) -> torch.Tensor:
+    return torch.from_numpy(draw_alike(pipeline(nets), nets, batch)).float()
 
 
-def _images(found: Model, asked: list[Request], lanes: int) -> torch.Tensor:
-    engine = Engine(found, lanes=lanes, threads=1)
-    futures = [engine.submit(request) for request in asked]
+def _images(nets: Model, batch: list[Request], lanes: int) -> torch.Tensor:
+    engine = Engine(StableDiffusion1(nets), lanes=lanes, threads=1)
+    futures = [engine.submit(request) for request in batch]
     images = [torch.from_numpy(future.result().image).float() for future in futures]
     engine.close()
     return torch.stack(images)
@@ -245,17 +248,17 @@ def measure(setting: Setting, found: Findings) -> None:
 def _warm(
     setting: Setting, found: Findings, name: str, side: Side, several: tuple[int, ...]
 ) -> None:
-    """Draw twice as it will be timed, for what the first images of a shape cause: compilation."""
+    """Draw twice before the timing, as the first images of a shape cause compilation."""
     began = time.perf_counter()
     for steps in {several[0], several[-1]}:
-        asked = [replace(r, num_inference_steps=2) for r in requests(setting, steps, 1)]
-        side.draw(asked)
-        side.draw(asked)
+        short = [r.updated(num_inference_steps=2) for r in requests(setting, steps, 1)]
+        side.draw(short)
+        side.draw(short)
     found.add(f"{name}: first images", {"seconds": round(time.perf_counter() - began, 1)})
 
 
-def _calls(setting: Setting, found: Findings, those: dict[str, Model]) -> None:
-    for name, one in those.items():
+def _calls(setting: Setting, found: Findings, nets: dict[str, Model]) -> None:
+    for name, one in nets.items():
         unet, vae = model_ms(one, setting.lanes, 4, setting.pixels)
         cost = {"UNet ms a lane": round(unet, 3), "VAE ms an image": round(vae, 3)}
         found.add(f"{name}: calls in {setting.lanes} lanes", cost)
@@ -289,9 +292,9 @@ def main(small: bool, output: Path | None) -> None:
 
 
 def _driver() -> str:
-    """Return the driver's version, as the kernel tells it."""
+    """Return the version of the GPU's driver, as the kernel reports it."""
     path = Path("/proc/driver/nvidia/version")
-    return path.read_text().splitlines()[0] if path.exists() else "not told"
+    return path.read_text().splitlines()[0] if path.exists() else "unknown"
 
 
 if __name__ == "__main__":

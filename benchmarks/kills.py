@@ -1,9 +1,9 @@
-"""Kill a run again and again, go on each time, and compare with a run that was left alone.
+"""Kill a run many times, resume it each time, and compare its output with an undisturbed run's.
 
     python benchmarks/kills.py JOB [--kills 10] [--seed 0] [--victim driver|actor]
 
-Checks, and exits with 1 if one fails: `data/` is byte-identical, no file is left over, no shard
-that had its receipt was drawn again, and `sdbatch verify` finds no fault. Linux only (/proc).
+Checks, and exits with 1 if a check fails: `data/` is byte-identical, no file is left over, no shard
+with a receipt was drawn again, and `sdbatch verify` finds no fault. Linux only (/proc).
 """
 
 import hashlib
@@ -19,7 +19,8 @@ from pathlib import Path
 
 import click
 
-MARK = "SDBATCH_KILLS_RUN"  # in the environment of a run's processes, so that they can be found
+MARK = "SDBATCH_KILLS_RUN"  # in the environment of a run's processes, to find them
+ACTOR = b"DrawingActor"  # in the title of its process
 SDBATCH = str(Path(sys.executable).parent / "sdbatch")
 
 
@@ -31,30 +32,30 @@ def run(job: Path, output: Path, *extra: str) -> int:
 def kill_and_resume(
     job: Path, output: Path, kills: int, seed: int, victim: str
 ) -> tuple[list[int], list[str]]:
-    """Run the job with up to `kills` kill -9 at random moments, going on each time.
+    """Run the job with up to `kills` kill -9 at random moments, resuming it each time.
 
-    The moments are drawn over shards, so that they fall into all parts of the run. A driver that
-    was killed is started again; after an actor's death the run must go on by itself.
+    The moments are random numbers of shards, so that they fall into all parts of the run. A driver
+    that was killed is started again; after an actor's death the run must go on by itself.
 
     Returns:
         How many shards were committed at each kill, and which of those were drawn again.
     """
     rng = random.Random(seed)
     moments: list[int] = []
-    proved: dict[str, bytes] = {}
+    receipts: dict[str, bytes] = {}  # at the kills
     process = _start(job, output)
     for left in range(kills, 0, -1):
         before = len(_receipts(output))
         target = before + rng.randint(0, max(1, (_planned(output) - before) // left))
-        # Where no shard need be awaited, the moment falls anywhere into the start, too.
+        # If there is no shard to wait for, the moment may fall into the start, too.
         pause = rng.uniform(0, 12) if target == before else rng.uniform(0, 0.5)
         while process.poll() is None and len(_receipts(output)) < target:
             time.sleep(0.02)
         time.sleep(pause)
         if process.poll() is not None:
-            break  # it was faster than its killer
-        proved |= _receipts(output)
-        moments.append(len(proved))
+            break  # it ended before the kill
+        receipts |= _receipts(output)
+        moments.append(len(receipts))
         if victim == "driver":
             process.kill()
             process.wait()
@@ -64,20 +65,20 @@ def kill_and_resume(
     if (code := process.wait()) != 0:
         raise SystemExit(f"the last run ended with exit code {code}")
     now = _receipts(output)
-    again = [f"{name} was drawn again" for name, text in proved.items() if now[name] != text]
+    again = [f"{name} was drawn again" for name, text in receipts.items() if now[name] != text]
     return moments, again
 
 
 def compare(alone: Path, killed: Path) -> list[str]:
-    """Return what differs in `killed` from the undisturbed output, and what is left over."""
+    """Return the differences of `killed` from the undisturbed output."""
     faults = []
     for folder in ("data", "failed"):
         one, two = _hashes(alone / folder), _hashes(killed / folder)
         faults += [f"{folder}/{name} differs" for name in one if two.get(name) != one[name]]
         faults += [f"{folder}/{name} is left over" for name in two if name not in one]
     names = {path.relative_to(killed).as_posix() for path in killed.rglob("*") if path.is_file()}
-    wanted = {path.relative_to(alone).as_posix() for path in alone.rglob("*") if path.is_file()}
-    return faults + [f"{name} is left over or missing" for name in sorted(names ^ wanted)]
+    expected = {path.relative_to(alone).as_posix() for path in alone.rglob("*") if path.is_file()}
+    return faults + [f"{name} is left over or missing" for name in sorted(names ^ expected)]
 
 
 def _start(job: Path, output: Path, *extra: str) -> subprocess.Popen[bytes]:
@@ -96,7 +97,7 @@ def _kill_actor(process: subprocess.Popen[bytes]) -> None:
                 ours = process.mark.encode() in (entry / "environ").read_bytes()  # type: ignore[attr-defined]
             except OSError:
                 continue
-            if ours and b"DrawImages" in command and command.startswith(b"ray::"):
+            if ours and ACTOR in command and command.startswith(b"ray::"):
                 os.kill(int(entry.name), signal.SIGKILL)
                 return
         time.sleep(0.1)

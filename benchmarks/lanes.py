@@ -1,10 +1,10 @@
-"""How many lanes draw fastest, by image size and memory layout: the rule of actors.lanes.
+"""How many lanes draw fastest, by image size and memory layout: the rule of engine/limits.py.
 
     python benchmarks/lanes.py [--model tiny] [--device cpu]
 
-Times one UNet call of random weights for 2 to 64 lanes at several sizes, and prints milliseconds a
-lane, and the fewest lanes within 10 % of the fastest: fewer stay fuller as a job ends. On the last
-line JSON.
+Times one UNet call of random weights for 2 to 64 lanes at several sizes. Prints milliseconds a lane
+and the fewest lanes within 10 % of the fastest, as fewer lanes stay fuller when a job ends; JSON on
+the last line.
 """
 
 from pathlib import Path
@@ -16,10 +16,11 @@ import torch
 from findings import report
 from sides import model_ms
 
-from sdbatch.models.sd1.loading import Build, assemble
+from sdbatch.models.build import Build
+from sdbatch.models.sd1.loading import assemble
 
 LANES = (2, 4, 8, 16, 32, 64)
-MOST_SECONDS = 2.0  # of one call: no more lanes are tried beyond it
+MOST_SECONDS = 2.0  # of one call; more lanes than take so long are not tried
 
 
 def sweep(name: str, device: str, pixels: int, channels_last: bool) -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""Models in the classes of Stable Diffusion 1.5, in three sizes; but for the embedded one's random.
+"""Models in the classes of Stable Diffusion 1.5, in three sizes; random but for the embedded one.
 
-Random weights cost the same time as trained ones, and nothing has to be downloaded.
+Random weights take the same time as trained ones, and nothing has to be downloaded.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sdbatch.models.find_model import BUILTIN, PARTS
+from sdbatch.models.find_model import BUILTIN
+from sdbatch.models.sd1 import LAYOUT
 
 SCHEDULER = {  # of the published model
     "_class_name": "PNDMScheduler",
@@ -86,33 +87,33 @@ def _vae(size: Size) -> AutoencoderKL:
 
 
 def flop(name: str) -> tuple[float, float]:
-    """Return the TFLOP of the UNet a row, and of the VAE's decoder an image, by torch's count."""
+    """Return the TFLOP of the UNet for a row, and of the VAE's decoder for an image."""
     size = SIZES[name]
     side, width = size.pixels // 8, size.unet["cross_attention_dim"]
     with torch.device("meta"), torch.inference_mode():
         unet, vae = _unet(size), _vae(size)
-        with FlopCounterMode(display=False) as of_unet:
+        with FlopCounterMode(display=False) as unet_count:
             unet(torch.empty(1, 4, side, side), 1, encoder_hidden_states=torch.empty(1, 77, width))
-        with FlopCounterMode(display=False) as of_vae:
+        with FlopCounterMode(display=False) as vae_count:
             vae.decode(torch.empty(1, 4, side, side))
-    return of_unet.get_total_flops() / 1e12, of_vae.get_total_flops() / 1e12
+    return unet_count.get_total_flops() / 1e12, vae_count.get_total_flops() / 1e12
 
 
 def parts(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Return the parts of the model `name`, one of NAMES, as engine.loading.assemble takes them.
+    """Return the parts of the model `name`, one of NAMES, as sd1.loading.assemble takes them.
 
     Random weights are drawn in float32 on `device` and then rounded: the same on every call.
     """
     if name == EMBEDDED:
         pipe = StableDiffusionPipeline.from_pretrained(BUILTIN / "shapes", torch_dtype=dtype)
-        whole = {part: getattr(pipe, part) for part in ("tokenizer", *PARTS)}
-        return {**whole, "scheduler_config": SCHEDULER}
+        trained = {part: getattr(pipe, part) for part in ("tokenizer", *LAYOUT.weights)}
+        return {**trained, "scheduler_config": SCHEDULER}
     size = SIZES[name]
     tokenizer = CLIPTokenizer.from_pretrained(BUILTIN / "shapes" / "tokenizer")
     text = dict(size.text)
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
-        made: dict[str, torch.nn.Module] = {
+        random: dict[str, torch.nn.Module] = {
             "text_encoder": CLIPTextModel(
                 CLIPTextConfig(
                     vocab_size=len(tokenizer),
@@ -127,6 +128,6 @@ def parts(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
             "unet": _unet(size),
             "vae": _vae(size),
         }
-    for part in made.values():
+    for part in random.values():
         torch.nn.Module.to(part, dtype=dtype)  # diffusers' own `to` warns
-    return {"tokenizer": tokenizer, "scheduler_config": SCHEDULER, **made}
+    return {"tokenizer": tokenizer, "scheduler_config": SCHEDULER, **random}

@@ -1,4 +1,4 @@
-"""diffusers' own StableDiffusionPipeline, asked for what one request of ours asks for."""
+"""One of our requests, drawn by diffusers' own StableDiffusionPipeline."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def pipeline(model: Model) -> StableDiffusionPipeline:
 def draw(pipe: Any, request: Request, scheduler_config: dict[str, Any], **given: Any) -> Any:
     """Draw the request alone; returns (H, W, 3) in [0, 1], or latents with output_type="latent".
 
-    `given` goes to the pipeline and wins over what the request says.
+    `given` goes to the pipeline and replaces values of the request.
     """
     sampler, schedule = samplers.split(request.sampler)
     arguments = dict(sampler.arguments)

@@ -2,10 +2,10 @@
 
     python benchmarks/parity.py [--steps 10] [--dtype float32]
 
-Every sampler, with guidance and without, on the tiny random model: the engine in 8 lanes beside
-diffusers drawing the request alone. What is left is rounding: the UNet's batch has another shape
-(8 rows against 1 or 2), which moves each of its answers by about 1e-6 of their size, and a sampler
-hands that on from step to step. Prints a table and, on the last line, JSON.
+Every sampler, with guidance and without, on the tiny random model: the engine in 8 lanes against
+diffusers, which draws the request alone. The difference is rounding: the UNet's batch has another
+shape (8 rows against 1 or 2), which moves each of its answers by about 1e-6 of their size, and a
+sampler passes that on from step to step. Prints a table and, on the last line, JSON.
 """
 
 from pathlib import Path
@@ -20,31 +20,33 @@ from findings import report
 
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.request import Request
-from sdbatch.models.sd1.loading import Build, Model, assemble
+from sdbatch.models.build import Build
+from sdbatch.models.sd1.family import StableDiffusion1
+from sdbatch.models.sd1.loading import Model, assemble
 from sdbatch.samplers import NAMES
 
 
-class LatentsOf:
-    """Keeps the latents that an engine decodes."""
+class KeepsLatents(StableDiffusion1):
+    """Keeps the last latents that it decodes: (C, h, w)."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.last = torch.empty(0)
-        self._decode = engine._sd.decode
-        engine._sd.decode = self._keep  # type: ignore[method-assign]
+    last = torch.empty(0)
 
-    def _keep(self, latents: torch.Tensor, group: int) -> Any:
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Keep the first latents of the group, and decode it."""
         self.last = latents[0].clone()
-        return self._decode(latents, group)
+        return super().decode(latents)
 
 
-def difference(model: Model, engine: Engine, kept: LatentsOf, request: Request) -> dict[str, Any]:
+def difference(
+    model: Model, engine: Engine, family: KeepsLatents, request: Request
+) -> dict[str, Any]:
     """Draw the request with both; return the greatest differences."""
     pipe = oracle.pipeline(model)
     image = engine.submit(request).result().image.astype(int)
     reference = oracle.draw(pipe, request, model.scheduler_config)
     latents = oracle.draw(pipe, request, model.scheduler_config, output_type="latent").float()
     return {
-        "latents": float((kept.last - latents).abs().max()),
+        "latents": float((family.last - latents).abs().max()),
         "of": float(latents.abs().max()),
         "counts": int(np.abs(image - oracle.counts(reference)).max()),
     }
@@ -60,8 +62,8 @@ def main(steps: int, dtype: str, output: Path | None) -> None:
     model = assemble(
         models.parts("tiny", dtype=getattr(torch, dtype)), Build("cpu", dtype, channels_last=True)
     )
-    engine = Engine(model, lanes=8, threads=1)
-    kept = LatentsOf(engine)
+    family = KeepsLatents(model)
+    engine = Engine(family, lanes=8, threads=1)
     found: dict[str, dict[str, Any]] = {}
     print(f"{'':24} {'guided':>28} {'unguided':>28}")
     print(f"{'sampler':24}" + f" {'latents':>10} {'of':>8} {'counts':>8}" * 2)
@@ -77,7 +79,7 @@ def main(steps: int, dtype: str, output: Path | None) -> None:
                 height=64,
                 width=64,
             )
-            row[name] = difference(model, engine, kept, request)
+            row[name] = difference(model, engine, family, request)
         found[sampler] = row
         cells = [f" {d['latents']:10.1e} {d['of']:8.1f} {d['counts']:8}" for d in row.values()]
         print(f"{sampler:24}{''.join(cells)}")

@@ -1,19 +1,17 @@
-"""What the pipeline costs around the engine: an engine that draws nothing, and a bare loop.
+"""The cost of the pipeline around the engine: an engine that draws nothing, and a bare loop.
 
     python benchmarks/pipeline.py [--images 10000] [--repeats 3]
 
 Both write the same 512x512 images as JPEG into Parquet shards of 250 on two cores: sdbatch from a
-prompt table through Ray, with an engine that has a ready image at once; and one process that
-encodes in two threads and writes, and does nothing else. Then the driver's memory for 10,000 to
-1,000,000 planned images. Prints a table and, on the last line, JSON.
+prompt table through Ray, with an engine that returns a ready image; and one process that encodes
+and writes in two threads, and does nothing else. Then the driver's memory for 10,000 to 1,000,000
+planned images. Prints a table and, on the last line, JSON.
 """
 
 import asyncio
 import hashlib
 import io
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,19 +20,24 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
+import findings
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from PIL import Image
 
 from sdbatch.batch import pipeline
-from sdbatch.engine.request import Drawn, Request, Usage
+from sdbatch.batch.blocks import BlockStage
+from sdbatch.batch.drawing_actor import DrawingActor
+from sdbatch.batch.liveness import LivenessClient
+from sdbatch.batch.metrics import Metrics
+from sdbatch.engine.request import Drawn, Follow, Request, Usage
 from sdbatch.job import Job, parse
-from sdbatch.output.plan import versions
-from sdbatch.report.progress import Progress, Silent
+from sdbatch.output.image_file import encoding_of
+from sdbatch.report.progress import Progress, SilentDisplay
 from sdbatch.stages.draw import DrawImages
 from sdbatch.stages.read import ReadPrompts
 from sdbatch.stages.write import WriteShard
@@ -45,7 +48,7 @@ ACTORS = 2
 MEMORY_SECONDS = 8.0  # of drawing, before the driver's peak memory is read
 
 
-def picture() -> np.ndarray[Any, np.dtype[np.uint8]]:
+def picture() -> NDArray[np.uint8]:
     """Return a picture that is as hard to encode as a photograph: waves and some noise."""
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
     waves = np.stack([np.sin(9 * x + k) * np.cos(7 * y - k) for k in range(3)], axis=-1)
@@ -54,13 +57,18 @@ def picture() -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 class ReadyEngine:
-    """An engine whose image is ready before it is asked for."""
+    """An engine whose image is ready before it is requested; default: `picture`."""
 
-    def __init__(self) -> None:
+    stalled_seconds = 0.0
+
+    def __init__(self, image: NDArray[np.uint8] | None = None) -> None:
         self.usage = Usage()
-        self._drawn = Drawn(image=picture(), prompt_tokens=5, prompt_truncated=False, lanes=2)
+        image = picture() if image is None else image
+        self._drawn = Drawn(image=image, prompt_tokens=5, prompt_truncated=False, lanes=2)
 
-    def submit(self, request: Request) -> Future[Drawn]:
+    def submit(
+        self, request: Request, *, exact: bool = True, follow: Follow | None = None
+    ) -> Future[Drawn]:
         """Return the ready image."""
         self.usage.ticks += 1
         future: Future[Drawn] = Future()
@@ -68,7 +76,7 @@ class ReadyEngine:
         return future
 
 
-class EndsSoon(Silent):
+class TimeLimit(SilentDisplay):
     """Interrupts the run, as Ctrl-C does, some seconds after its first image."""
 
     def __init__(self, seconds: float) -> None:
@@ -76,7 +84,7 @@ class EndsSoon(Silent):
         self._end: float | None = None
 
     def show(self, progress: Progress) -> None:
-        """End the run when its time is over."""
+        """Interrupt the run when its time is over."""
         if progress.done and self._end is None:
             self._end = time.monotonic() + self._seconds
         if self._end is not None and time.monotonic() > self._end:
@@ -104,10 +112,10 @@ def write_table(path: Path, rows: int) -> None:
 
 
 def through_the_pipeline(folder: Path, images: int) -> tuple[float, float]:
-    """Return sdbatch's images/s once it draws, and as a whole with Ray's start."""
+    """Return sdbatch's images/s while it draws, and those of the whole run with Ray's start."""
     report = pipeline.draw(
         pipeline.prepare(job(folder / "table.parquet", folder / "out", SHARD)),
-        display=Silent(),
+        display=SilentDisplay(),
         make_engine=ReadyEngine,
     )
     assert report.images == images, report
@@ -131,58 +139,70 @@ def bare(folder: Path, images: int) -> float:
             file.flush()
             os.fsync(file.fileno())
 
-    begun = time.perf_counter()
+    began = time.perf_counter()
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(write, range(0, images, SHARD)))
-    return images / (time.perf_counter() - begun)
+    return images / (time.perf_counter() - began)
 
 
-class NoWatch:
-    """A run's watch where nobody looks."""
+class NoLiveness(LivenessClient):
+    """The liveness of a run without Ray: reports go nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
 
     def loading(self) -> None:
-        """Say nothing."""
+        """Report nothing."""
 
-    loaded = refused = loading
+    loaded = loading
 
     async def deaths(self, shard: int) -> int:
-        """Know of no death."""
+        """Return that nothing died."""
         return 0
 
-    async def begin(self, *_: object) -> bool:
-        """Let the run go on."""
+    async def begin(self, shard: int) -> None:
+        """Report nothing."""
+
+    async def beat(self, shard: int, drawn: int, failed: int, ticks: int) -> bool:
+        """Return that the run goes on."""
         return True
 
-    beat = end = begin
+    async def end(self, shard: int, drawn: int, failed: int) -> None:
+        """Report nothing."""
 
 
 def stages_by_hand(folder: Path, images: int) -> dict[str, float]:
     """Return each stage's milliseconds of one core an image, without Ray."""
     ready = pipeline.prepare(job(folder / "table.parquet", folder / "by-hand", SHARD))
-    asked, table = ready.plan.job, ready.plan.table
-    read = ReadPrompts(asked, table.columns, table.schema, table.extras)
-    draw = DrawImages(ReadyEngine, pipeline.encoding(asked), NoWatch())
-    write = WriteShard(asked.output, ready.store)
+    planned, metrics = ready.plan.job, Metrics()
+    read = BlockStage(ReadPrompts(planned, ready.plan.table), metrics)
+    draw = DrawingActor(DrawImages(ReadyEngine, encoding_of(planned)), NoLiveness(), metrics)
+    write = BlockStage(WriteShard(planned.output, ready.store), metrics)
     urls = ready.plan.urls()
     spent = {"read": 0.0, "draw": 0.0, "write": 0.0}
     loop = asyncio.new_event_loop()
     shards = ready.plan.shards[: images // SHARD]
     for shard in shards:
         block = pa.Table.from_pylist([{**asdict(shard), "url": urls[shard.source]}])
-        for name, stage in (("read", read), ("draw", draw), ("write", write)):
-            begun = time.process_time()
-            block = loop.run_until_complete(stage(block)) if name == "draw" else stage(block)
-            spent[name] += time.process_time() - begun
+        began = time.process_time()
+        block = read(block)
+        spent["read"] += time.process_time() - began
+        began = time.process_time()
+        block = loop.run_until_complete(draw(block))
+        spent["draw"] += time.process_time() - began
+        began = time.process_time()
+        write(block)
+        spent["write"] += time.process_time() - began
     return {name: round(1000 * s / (len(shards) * SHARD), 3) for name, s in spent.items()}
 
 
 def driver_memory(images: int, size: int) -> float:
-    """Return the driver's peak MiB for so many planned images, some of which are drawn."""
+    """Return the driver's peak MiB for a plan of `images`, some of which are drawn."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_table(folder / "table.parquet", images)
         ready = pipeline.prepare(job(folder / "table.parquet", folder / "out", size))
-        pipeline.draw(ready, display=EndsSoon(MEMORY_SECONDS), make_engine=ReadyEngine)
+        pipeline.draw(ready, display=TimeLimit(MEMORY_SECONDS), make_engine=ReadyEngine)
     status = Path("/proc/self/status").read_text()  # ru_maxrss would be the parent's at the fork
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
@@ -191,7 +211,7 @@ def driver_memory(images: int, size: int) -> float:
 @click.option("--images", default=10_000, help="Per run of either kind.")
 @click.option("--repeats", default=3)
 @click.option("--memory", type=(int, int), help="Print the driver's MiB for IMAGES in shards of N.")
-@click.option("--output", type=click.Path(path_type=Path), help="Where the JSON goes, too.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the JSON here, too.")
 def main(images: int, repeats: int, memory: tuple[int, int] | None, output: Path | None) -> None:
     """Measure the pipeline around an engine that draws nothing."""
     if memory:
@@ -210,27 +230,24 @@ def main(images: int, repeats: int, memory: tuple[int, int] | None, output: Path
     medians = {name: round(statistics.median(values), 1) for name, values in found.items()}
     sizes = [(10_000, 1000), (100_000, 1000), (1_000_000, 1000), (100_000, 100)]
     memories = {f"{n:,} images, {n // size:,} shards": _memory_of(n, size) for n, size in sizes}
-    result = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "versions": versions(),
-        "images": images,
-        "repeats": repeats,
-        "images_per_s": medians,
-        "of_the_bare_loop": round(medians["pipeline"] / medians["bare"], 3),
-        "core_ms_an_image": {**by_hand, "bare": round(2000 / medians["bare"], 3)},
-        "driver_mib": memories,
-    }
+    share = round(medians["pipeline"] / medians["bare"], 3)
+    core_ms = {**by_hand, "bare": round(2000 / medians["bare"], 3)}
     for name, value in medians.items():
         print(f"{name:22} {value:8.1f} images/s")
-    print(f"{'of the bare loop':22} {result['of_the_bare_loop']:8.3f}")
-    for name, value in result["core_ms_an_image"].items():
+    print(f"{'of the bare loop':22} {share:8.3f}")
+    for name, value in core_ms.items():
         print(f"{name:22} {value:8.3f} ms of a core an image")
     for name, value in memories.items():
         print(f"{name:34} {value:6.0f} MiB driver")
-    if output:
-        output.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    findings.report(
+        output,
+        images=images,
+        repeats=repeats,
+        images_per_s=medians,
+        of_the_bare_loop=share,
+        core_ms_an_image=core_ms,
+        driver_mib=memories,
+    )
 
 
 def _memory_of(images: int, size: int) -> float:

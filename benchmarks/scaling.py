@@ -2,13 +2,13 @@
 
     python benchmarks/scaling.py [--actors 1 --actors 2 ...] [--output benchmarks/results/scaling]
 
-Each engine is given the same work: 16 images take it 1.6 s, as a GPU with 10 images/s would,
-and it only sleeps, so that two cores do for 16 of them. All else is real: Ray, the prompt table,
-512x512 images as JPEG, Parquet shards on the disk. What is measured is read from the engines' own
-clocks. Prints a table and, on the last line, JSON; draws the curve.
+Each engine gets the same work: 16 images take 1.6 s, as on a GPU with 10 images/s, and it only
+sleeps, so that two cores are enough for 16 engines. All else is real: Ray, the prompt table,
+512x512 images as JPEG, Parquet shards on the disk. The figures come from the engines' own clocks.
+Prints a table and, on the last line, JSON; draws the curve.
 
-- efficiency: images/s an actor, from when all of them draw to when the first has nothing left to
-  do, of that with one actor.
+- efficiency: images/s of each actor, from the moment when all of them draw to the moment when the
+  first has no more work, as a part of the same with one actor.
 - tail: idle part of the actors' time, from the first image to the last.
 - start: seconds from the command to the first batch of the last actor.
 """
@@ -29,9 +29,9 @@ import findings
 from pipeline import picture, write_table
 
 from sdbatch.batch import pipeline
-from sdbatch.engine.request import Drawn, Request, Usage
+from sdbatch.engine.request import Drawn, Follow, Request, Usage
 from sdbatch.job import Job, parse
-from sdbatch.report.progress import Silent
+from sdbatch.report.progress import SilentDisplay
 
 IMAGES_PER_SECOND = 10.0  # of one GPU
 BATCH = 16  # images that an engine draws at a time
@@ -40,7 +40,9 @@ SHARDS = 24  # an actor
 
 
 class SleepingEngine:
-    """Draws BATCH images at a time by sleeping; writes down when, in a file of its own."""
+    """Draws BATCH images at a time by sleeping; records the times in a file of its own."""
+
+    stalled_seconds = 0.0
 
     def __init__(self, folder: str) -> None:
         self.usage = Usage()
@@ -51,7 +53,9 @@ class SleepingEngine:
         self._began = time.perf_counter()
         threading.Thread(target=self._run, daemon=True).start()
 
-    def submit(self, request: Request) -> Future[Drawn]:
+    def submit(
+        self, request: Request, *, exact: bool = True, follow: Follow | None = None
+    ) -> Future[Drawn]:
         """Queue a request."""
         future: Future[Drawn] = Future()
         with self._changed:
@@ -85,7 +89,7 @@ class SleepingEngine:
 
 @dataclass(frozen=True)
 class Run:
-    """What the clocks of `actors` engines say. Seconds from the command's start."""
+    """The clocks of `actors` engines. Seconds are from the start of the command."""
 
     actors: int
     images_per_s: float  # while all of them draw
@@ -97,7 +101,7 @@ class Run:
 
 
 def run(actors: int, folder: Path) -> Run:
-    """Draw SHARDS shards an actor; return what its engines' clocks say."""
+    """Draw SHARDS shards for each actor; return the clocks of the engines."""
     clocks = folder / "clocks"
     clocks.mkdir()
     images = actors * SHARDS * SHARD
@@ -105,7 +109,7 @@ def run(actors: int, folder: Path) -> Run:
     began = time.time()
     report = pipeline.draw(
         pipeline.prepare(job(folder, actors)),
-        display=Silent(),
+        display=SilentDisplay(),
         make_engine=partial(SleepingEngine, str(clocks)),
     )
     if report.images != images:
@@ -150,7 +154,7 @@ Batch = tuple[float, float, int]  # began, ended, images
 
 
 def _within(batch: Batch, start: float, end: float) -> float:
-    """Return the images of a batch that fall between two moments, in parts where it straddles."""
+    """Return how many images of a batch were drawn between two moments, in parts at its ends."""
     began, ended, count = batch
     return count * max(0.0, min(ended, end) - max(began, start)) / (ended - began)
 
@@ -177,7 +181,7 @@ def plot(runs: list[Run], efficiency: list[float], path: Path) -> None:
     curve.minorticks_off()
     curve.legend(loc="lower left")
     course.step(*zip(*runs[-1].busy, strict=True), where="post")
-    course.set(xlabel="seconds from the command", ylabel=f"of {counts[-1]} engines, that draw")
+    course.set(xlabel="seconds from the command", ylabel=f"engines that draw, of {counts[-1]}")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 

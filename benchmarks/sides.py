@@ -1,6 +1,6 @@
 """The sides that gpu.py compares: diffusers as its users run it, and the engine.
 
-A side draws requests of one kind, and says what one call of its UNet and its VAE costs.
+A side draws requests of one kind. `model_ms` times single calls of a model's UNet and VAE.
 """
 
 import statistics
@@ -16,6 +16,7 @@ from oracle import pipeline
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.request import Request
 from sdbatch.models.schedulers import make_scheduler
+from sdbatch.models.sd1.family import StableDiffusion1
 from sdbatch.models.sd1.loading import Model
 
 # https://huggingface.co/docs/diffusers/optimization/fp16, "torch.compile"
@@ -31,7 +32,7 @@ class Side(Protocol):
     """One way to draw."""
 
     def draw(self, requests: list[Request]) -> None:
-        """Draw all requests, which share size, sampler, steps and guidance, or at least size."""
+        """Draw all requests: alike but for prompt and seed; the engine takes any of one size."""
 
     def close(self) -> None:
         """Stop."""
@@ -76,7 +77,7 @@ class Diffusers:
         self.batch = batch
         self._model = model
         if compiled:
-            options = {"mode": "max-autotune"} if tune else {}
+            options: dict[str, Any] = {"mode": "max-autotune"} if tune else {}
             if tune:
                 for name, value in INDUCTOR.items():
                     setattr(torch._inductor.config, name, value)
@@ -88,35 +89,35 @@ class Diffusers:
         self._pipe = pipeline(model)
 
     def draw(self, requests: list[Request]) -> None:
-        """Draw in batches; a last one that is too small is filled up, as its shape is compiled."""
+        """Draw in batches; the last one is filled up, as only one shape is compiled."""
         for start in range(0, len(requests), self.batch):
             group = requests[start : start + self.batch]
             group += group[:1] * (self.batch - len(group))
             draw_alike(self._pipe, self._model, group)
 
     def close(self) -> None:
-        """Nothing runs on."""
+        """Do nothing, as nothing runs."""
 
 
 class Ours:
-    """The engine; counts the device's time in its UNet and VAE calls."""
+    """The engine; measures the device's time in its UNet and VAE calls."""
 
     def __init__(self, model: Model, lanes: int) -> None:
         self._device = model.device
-        self.engine = Engine(model, lanes=lanes, threads=torch.get_num_threads())
         self._spans: list[Any] = []
-        sd = self.engine._sd
-        sd.denoise = self._spanned(sd.denoise)  # type: ignore[method-assign]
-        sd.decode = self._spanned(sd.decode)  # type: ignore[method-assign]
+        family: Any = StableDiffusion1(model)
+        family.denoise = self._timed(family.denoise)
+        family.decode = self._timed(family.decode)
+        self.engine = Engine(family, lanes=lanes, threads=torch.get_num_threads())
 
-    def _spanned(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def spanned(*args: Any) -> Any:
+    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any) -> Any:
             began = self._mark()
             answer = call(*args)
             self._spans.append((began, self._mark()))
             return answer
 
-        return spanned
+        return timed
 
     def _mark(self) -> Any:
         if self._device.type != "cuda":
@@ -126,12 +127,12 @@ class Ours:
         return event
 
     def busy_seconds(self) -> float:
-        """Return the device's seconds inside the model since the last call of this."""
+        """Return the device's seconds in calls of the model since the last call of this method."""
         spans, self._spans = self._spans, []
         if self._device.type != "cuda":
             return float(sum(end - began for began, end in spans))
         torch.cuda.synchronize()
-        return sum(began.elapsed_time(end) for began, end in spans) / 1000
+        return float(sum(began.elapsed_time(end) for began, end in spans)) / 1000
 
     def draw(self, requests: list[Request]) -> None:
         """Draw all requests."""
@@ -158,7 +159,7 @@ def median_seconds(call: Callable[[], Any], device: torch.device, repeats: int =
 
 @torch.inference_mode()
 def model_ms(model: Model, rows: int, images: int, pixels: int) -> tuple[float, float]:
-    """Return the milliseconds of the UNet a row of `rows`, and of the VAE an image of `images`."""
+    """Return milliseconds: the UNet for each of `rows`, the VAE for each of `images`."""
     device, dtype, side = model.device, model.dtype, pixels // 8
     width = model.unet.config.cross_attention_dim
     latents = torch.randn(rows, 4, side, side, device=device, dtype=dtype)

@@ -176,7 +176,7 @@ def limits() -> str:
     """Return what the driver takes at 10^7 to 10^9 images, a thousand a shard."""
     driver = Driver.measured()
     lines = [
-        "| images | shards | driver CPU, all told | driver memory at the end | resume |",
+        "| images | shards | driver CPU in total | driver memory at the end | resume |",
         "|---|---|---|---|---|",
     ]
     for power in (7, 8, 9):
@@ -188,12 +188,13 @@ def limits() -> str:
         )
     lines += [
         "",
-        f"A shard costs the driver {driver.cpu_ms:.0f} ms of a core, {driver.most_cpu_ms:.0f} ms "
-        f"in a plan of a million; {driver.planned_kib:.1f} KiB once it is planned and "
-        f"{driver.drawn_kib:.1f} KiB more once it is drawn. A resume reads a receipt in "
-        f"{driver.resume_ms:.2f} ms from a local disk. One core of such a driver keeps up with "
-        f"{1000 / driver.cpu_ms * MOST_IMAGES:,.0f} images/s, in a plan of a million with "
-        f"{1000 / driver.most_cpu_ms * MOST_IMAGES:,.0f}.",
+        f"A shard takes {driver.cpu_ms:.0f} ms of one core of the driver, or "
+        f"{driver.most_cpu_ms:.0f} ms in a plan of a million shards. It takes "
+        f"{driver.planned_kib:.1f} KiB of memory when it is planned, and "
+        f"{driver.drawn_kib:.1f} KiB more when it is drawn. A resume reads a receipt in "
+        f"{driver.resume_ms:.2f} ms from a local disk. One core of such a driver is enough for "
+        f"{1000 / driver.cpu_ms * MOST_IMAGES:,.0f} images/s, or for "
+        f"{1000 / driver.most_cpu_ms * MOST_IMAGES:,.0f} in a plan of a million shards.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,10 +1,10 @@
-"""Whether Ray's object store spills to the disk when writing is far slower than drawing.
+"""Does Ray's object store spill to the disk when writing is far slower than drawing?
 
     python benchmarks/spill.py [--shards 80] [--store 300] [--output benchmarks/results/spill.json]
 
-An engine whose images are ready at once, a writer that waits a second with every shard, and an
-object store that holds a part of the images: drawing must wait for writing. Prints what the store
-held at most, what was spilled, and JSON on the last line.
+An engine whose images are ready at once, a writer that waits a second before every shard, and an
+object store that holds only a part of the images: drawing must wait for writing. Prints the most
+that the store held and how much was spilled; JSON on the last line.
 """
 
 import tempfile
@@ -19,7 +19,7 @@ from pipeline import ReadyEngine, write_table
 
 from sdbatch.batch import flow, pipeline
 from sdbatch.job import parse
-from sdbatch.report.progress import Progress, Silent
+from sdbatch.report.progress import Progress, SilentDisplay
 from sdbatch.stages.write import WriteShard
 
 SHARD = 200  # images
@@ -27,16 +27,16 @@ WAIT_SECONDS = 1.0
 
 
 class SlowWrite(WriteShard):
-    """Writes a shard after a while."""
+    """Waits before it writes a shard."""
 
-    def __call__(self, block: pa.Table) -> pa.Table:
+    def __call__(self, rows: pa.Table) -> pa.Table:
         """Wait, then write."""
         time.sleep(WAIT_SECONDS)
-        return super().__call__(block)
+        return super().__call__(rows)
 
 
-class Watching(Silent):
-    """Reads the object store as the run goes on."""
+class StoreGauge(SilentDisplay):
+    """Reads the object store during the run."""
 
     def __init__(self) -> None:
         self.held = 0
@@ -47,13 +47,13 @@ class Watching(Silent):
         """Take a reading every half second."""
         if time.monotonic() > self._next:
             self._next = time.monotonic() + 0.5
-            stats = store()
+            stats = store_stats()
             self.held = max(self.held, stats.object_store_bytes_used)
             self.spilled = stats.spilled_bytes_total
 
 
-def store() -> Any:
-    """Return what Ray says of the object store of this machine."""
+def store_stats() -> Any:
+    """Return Ray's statistics of the object store of this machine."""
     import ray
     from ray._private import internal_api
 
@@ -64,15 +64,15 @@ def store() -> Any:
 @click.command()
 @click.option("--shards", default=80, show_default=True)
 @click.option("--store", "mib", default=300, show_default=True, help="MiB of the object store.")
-@click.option("--output", type=click.Path(path_type=Path), help="Where the JSON goes, too.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the JSON here, too.")
 def main(shards: int, mib: int, output: Path | None) -> None:
     """Measure whether the object store spills."""
     import ray
 
     quiet = {"log_to_driver": False, "logging_level": "error", "include_dashboard": False}
     ray.init("local", num_cpus=4, object_store_memory=mib * 2**20, **quiet)
-    flow.WriteShard = SlowWrite  # type: ignore[misc]
-    watching = Watching()
+    flow.WriteShard = SlowWrite  # type: ignore[attr-defined]
+    gauge = StoreGauge()
     with tempfile.TemporaryDirectory() as name:
         write_table(Path(name) / "table.parquet", shards * SHARD)
         job = parse(
@@ -85,23 +85,23 @@ def main(shards: int, mib: int, output: Path | None) -> None:
             }
         )
         ready = pipeline.prepare(job)
-        report = pipeline.draw(ready, display=watching, make_engine=ReadyEngine)
+        report = pipeline.draw(ready, display=gauge, make_engine=ReadyEngine)
         size = sum(file.stat().st_size for file in Path(name, "out", "data").iterdir())
     if report.images != shards * SHARD:
         raise click.ClickException(f"{report.images} images: {report.stopped}")
     ray.shutdown()
-    found = {
+    figures = {
         "shards": shards,
         "store_mib": mib,
         "images_mib": round(size / 2**20),
         "file_kib": round(size / 1024 / (shards * SHARD), 1),  # of an image, with its row
-        "held_at_most_mib": round(watching.held / 2**20),
-        "spilled_mib": round(watching.spilled / 2**20, 1),
+        "held_at_most_mib": round(gauge.held / 2**20),
+        "spilled_mib": round(gauge.spilled / 2**20, 1),
         "seconds": report.seconds,
     }
-    for key, value in found.items():
+    for key, value in figures.items():
         print(f"{key:18} {value}")
-    findings.report(output, **found)
+    findings.report(output, **figures)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Where the seconds go before the first shard: `sdbatch run` on the embedded model, cold.
+"""How long each step of a start takes: `sdbatch run` on the embedded model, cold.
 
     python benchmarks/startup.py [--repeats 3]
 
-Seconds from the command to each step, medians over fresh processes: the interpreter and the checks,
-Ray up, the model in an actor, the first image, the first shard, the end. Prints a table and JSON.
+Seconds from the command to the end of each step, medians over fresh processes: the checks, Ray's
+start, the model in an actor, the first image, the first shard, the end. Prints a table and JSON.
 """
 
 import json
@@ -32,23 +32,23 @@ def start_once(folder: Path) -> dict[str, float]:
     )
     (folder / "job.yaml").write_text(JOB % (folder / "p.txt", folder / "out"))
     command = [str(Path(sys.executable).parent / "sdbatch"), "run", str(folder / "job.yaml")]
-    begun = time.time()
+    began = time.time()
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
     ended = time.time()
     report = json.loads(done.stdout.splitlines()[-1])
-    checked = report["began"] - begun
+    checked = report["began"] - began
     steps = {name: checked + seconds for name, seconds in report["startup"].items()}
     return {
         "checks": checked,
         **steps,
         "finished": checked + report["seconds"],
-        "exit": ended - begun,
+        "exit": ended - began,
     }
 
 
 @click.command()
 @click.option("--repeats", default=3)
-@click.option("--output", type=click.Path(path_type=Path), help="Where the JSON goes, too.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the JSON here, too.")
 def main(repeats: int, output: Path | None) -> None:
     """Measure the start of a run."""
     runs = []
