@@ -1,4 +1,4 @@
-# Run inside the virtual environment: `source .venv/bin/activate`, or PATH=.venv/bin:$PATH make check
+# Run in the virtual environment: `source .venv/bin/activate`, or PATH=.venv/bin:$PATH make check
 
 .PHONY: check lint test fix bench
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A batch run under Slurm, with a Ray cluster of its own on the nodes of the allocation.
+# A batch run under Slurm with its own Ray cluster on the nodes of the allocation.
 #
-#   up      nothing: sdbatch in a virtual environment that all nodes see, active as you submit
+#   up      nothing; sdbatch is in an active virtual environment that all nodes can read
 #   submit  sbatch cluster/slurm.sh jobs/sd15.yaml --set output.path=/shared/sd15
 #   look    squeue --me; tail -f sdbatch-JOBID.log; sdbatch status /shared/sd15 --watch
-#   down    scancel JOBID      what is drawn stays; submit it again to go on
+#   down    scancel JOBID      committed shards stay; submit it again to resume
 #
-# At its time limit, and when it is preempted, the job goes back into the queue and then goes on
-# where it was. Arguments are those of `sdbatch run`, and its exit code is the job's.
+# When the job reaches its time limit or is preempted, it returns to the queue and resumes later.
+# The arguments are those of `sdbatch run`, and its exit code becomes the exit code of the job.
 #SBATCH --job-name=sdbatch
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -19,21 +19,21 @@
 #SBATCH --signal=B:USR1@120
 #SBATCH --open-mode=append
 #SBATCH --output=sdbatch-%j.log
-# Where GPUs have types, or are a partition's, in place of --gpus-per-node:
+# If GPUs have types, or belong to a partition, use these instead of --gpus-per-node:
 ##SBATCH --gres=gpu:h100:8
 ##SBATCH --partition=gpu
 set -uo pipefail
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 ip=$(hostname -I | awk '{print $1}') # of the first node, where this script runs
-# Another job's Ray may stand on the same node: each has its ports, its folder and its token.
+# The Ray of another job may run on the same node, so each has its own ports, folder and token.
 port=$((20000 + SLURM_JOB_ID % 6000 * 2))
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_ADDRESS=$ip:$port RAY_TMPDIR=/tmp/ray-$SLURM_JOB_ID
-export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # all nodes end together
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # all nodes stop at the same time
 
 log=sdbatch-$SLURM_JOB_ID-ray.log
-node() { # HOW MANY, WHICH, how `ray start` is to start them
+node() { # NUMBER, NODES, arguments of `ray start`
   # shellcheck disable=SC2016
   srun --overlap --nodes="$1" --ntasks="$1" --nodelist="$2" bash -c 'mkdir -p "$RAY_TMPDIR" &&
     exec ray start "$@" --block --disable-usage-stats --num-cpus="$SLURM_CPUS_ON_NODE"' \
@@ -65,10 +65,10 @@ stop() {
     end 1
   fi
 }
-trap 'requeue=yes; stop' USR1 # the time is nearly over
+trap 'requeue=yes; stop' USR1 # the time limit is near
 trap stop TERM
 
-# What `actors: auto` counts are the nodes that are there.
+# `actors: auto` counts the nodes that have joined, so wait for all of them.
 if ! timeout 300 python - "${#nodes[@]}" 2>>"$log" <<'WAIT'; then
 import sys, time
 import ray
@@ -81,11 +81,11 @@ while not ray.is_initialized():
 while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[1]):
     time.sleep(1)
 WAIT
-  echo "Ray = not on all ${#nodes[@]} nodes after 300 s: the reason must be in $log." >&2
+  echo "Error: Ray did not start on all ${#nodes[@]} nodes within 300 s. See $log." >&2
   end 2
 fi
 
 sdbatch run "$@" &
 run=$!
-while wait "$run"; code=$?; kill -0 "$run" 2>/dev/null; do :; done # a signal ends a wait
+while wait "$run"; code=$?; kill -0 "$run" 2>/dev/null; do :; done # a signal interrupts wait
 end "$code"

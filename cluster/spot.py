@@ -1,7 +1,7 @@
-"""Drain this machine's Ray node when its cloud is about to take a spot machine back.
+"""Drain the Ray node of this spot machine when its cloud is about to reclaim the machine.
 
-aws.yaml and gcp.yaml start it on their workers, as Ray doesn't watch for these notices: the node
-takes no more shards and finishes what it can. Nothing is needed but Python and Ray.
+aws.yaml and gcp.yaml start this script on their workers, because Ray does not watch for these
+notices. A drained node takes no more shards and finishes what it can. Needs only Python and Ray.
 """
 
 import json
@@ -12,12 +12,12 @@ import urllib.error
 import urllib.request
 
 AWS, GCP = "http://169.254.169.254", "http://metadata.google.internal"
-SECONDS = {"aws": 120, "gcp": 30}  # between notice and end
+SECONDS = {"aws": 120, "gcp": 30}  # from the notice to the end of the machine
 POLL_SECONDS = 2.0
 
 
 def ask(url: str, method: str = "GET", **headers: str) -> str:
-    """Return what the metadata service answers; nothing where it has none."""
+    """Return the response of the metadata service; empty if it has none or does not respond."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     request = urllib.request.Request(url, method=method, headers=named)
     try:
@@ -29,7 +29,7 @@ def ask(url: str, method: str = "GET", **headers: str) -> str:
 
 
 def is_going(cloud: str, base: str) -> bool:
-    """Tell whether the cloud has said that it takes this machine back."""
+    """Tell whether the cloud has announced that it reclaims this machine."""
     if cloud == "gcp":
         path = "/computeMetadata/v1/instance/preempted"
         return ask(base + path, Metadata_Flavor="Google").strip() == "TRUE"
@@ -39,11 +39,11 @@ def is_going(cloud: str, base: str) -> bool:
 
 
 def main(cloud: str, base: str) -> int:
-    """Wait for the notice, then drain."""
+    """Wait for the notice, then drain the node."""
     while not is_going(cloud, base):
         time.sleep(POLL_SECONDS)
     drain = ["ray", "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
-    drain += ["--reason-message", f"{cloud} takes this spot machine back"]
+    drain += ["--reason-message", f"{cloud} reclaims this spot machine"]
     drain += ["--deadline-remaining-seconds", str(SECONDS[cloud])]
     return subprocess.run(drain, check=False).returncode
 

@@ -1,11 +1,12 @@
-"""Writes the lock files beside it, from the environment whose Python runs it:
+"""Write the lock files in this folder, from the environment of the Python that runs this script:
 
     .venv/bin/python docker/lock.py [TORCH_INDEX]
 
-requirements.lock holds what both flavours of the image install, torch-cpu.lock and torch-gpu.lock
-what differs: torch itself, and the CUDA libraries that PyPI's torch needs. pip resolves, with the
-environment's versions as constraints, and says which file it would take; so run it on what the
-image is: linux/amd64, Python 3.11. Development packages fall away as nothing asks for them.
+requirements.lock lists the packages that both flavours of the image install. torch-cpu.lock and
+torch-gpu.lock list the differences: torch, and the CUDA libraries that the torch on PyPI needs. pip
+resolves the packages with the versions of the environment as constraints, and reports the file of
+each. So run this script on the platform of the image: linux/amd64, Python 3.11. Development
+packages are left out, because no other package requires them.
 """
 
 import json
@@ -24,18 +25,18 @@ HEADER = """\
 
 
 def pip(*arguments: str) -> str:
-    """Run this Python's pip; return what it prints."""
+    """Run pip of this Python; return its output."""
     command = [sys.executable, "-m", "pip", *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def resolve(torch: str, index: str) -> dict[str, str]:
-    """Return the lock's line for each package of the image, with the `torch` of that version."""
+    """Return the line for the lock files of each package of the image with this torch."""
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())
-    # setuptools too: the image builds the project without asking a registry for it
+    # with setuptools: the image builds the project without a registry
     wanted = project["project"]["dependencies"] + project["build-system"]["requires"]
     here = pip("freeze", "--all", "--exclude-editable").splitlines()
-    # ===, as 2.13.0+cpu would do for ==2.13.0
+    # ===, because 2.13.0+cpu satisfies ==2.13.0
     held = [line for line in here if not line.startswith("torch==")] + [f"torch==={torch}"]
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
         constraints.write("\n".join(held))

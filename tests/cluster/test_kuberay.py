@@ -147,7 +147,7 @@ def test_a_gpu_worker_has_room_for_an_actor_and_for_reading_and_writing(name):
     limits = groups(name)["gpu-spot"]["template"]["spec"]["containers"][0]["resources"]["limits"]
     cpus, gpus = pool.per_actor(job(name).cluster, job(name).engine)
     assert float(limits["nvidia.com/gpu"]) == gpus
-    assert float(limits["cpu"]) >= cpus + pool.CHEAP_CPUS
+    assert float(limits["cpu"]) >= cpus + pool.FREE_CPUS
 
 
 def test_a_drawer_fits_a_gpu_worker_and_the_front_fits_only_its_own():
@@ -156,8 +156,8 @@ def test_a_drawer_fits_a_gpu_worker_and_the_front_fits_only_its_own():
         name: float(group["rayStartParams"]["num-cpus"])
         for name, group in groups("rayservice.yaml").items()
     }
-    assert cpus <= told["gpu-spot"] < cpus + pool.CHEAP_CPUS
-    assert told["front"] == pool.CHEAP_CPUS
+    assert cpus <= told["gpu-spot"] < cpus + pool.FREE_CPUS
+    assert told["front"] == pool.FREE_CPUS
 
 
 @every_file

@@ -87,7 +87,7 @@ def test_the_head_draws_nothing_and_gpu_workers_come_on_spot_as_a_job_asks(name)
     assert "auto" not in (job.engine.device, job.engine.dtype, job.engine.lanes)
     cpus, gpus = pool.per_actor(job.cluster, job.engine)
     assert workers["resources"]["GPU"] == gpus
-    assert workers["resources"]["CPU"] >= cpus + pool.CHEAP_CPUS
+    assert workers["resources"]["CPU"] >= cpus + pool.FREE_CPUS
 
 
 @every_file
