@@ -96,7 +96,7 @@ def rates(pictures: list[tuple[str, picture.Pixels]]) -> Rates:
 
 def _rate(verdicts: list[bool | None]) -> str | float:
     named = [holds for holds in verdicts if holds is not None]
-    return round(100 * sum(named) / len(named), 1) if named else "never asked"
+    return round(100 * sum(named) / len(named), 1) if named else "no prompt names it"
 
 
 def _is_several(prompt: str) -> bool:

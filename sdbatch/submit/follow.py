@@ -58,7 +58,7 @@ def _wait_for_end(jobs: Jobs, name: str, log: "_LogStream", view: "_View") -> St
         except JobError as error:
             if time.monotonic() - last_answer > LOST_SECONDS:
                 raise JobError(
-                    f"{error} It has not answered for {LOST_SECONDS / 60:.0f} minutes, but the job "
+                    f"{error} There was no answer for {LOST_SECONDS / 60:.0f} minutes, but the job "
                     f"may still run. Run the same command again to follow it."
                 ) from error
             if not silent:
@@ -123,7 +123,7 @@ class _LogStream:
         self._name = name
         self._texts: queue.Queue[str] = queue.Queue()
         self._characters = 0  # taken from the queue so far
-        self._partial_line = ""  # whose end has not arrived
+        self._partial_line = ""  # its end arrives later
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._receive, daemon=True)
         self._thread.start()

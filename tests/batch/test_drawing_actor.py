@@ -36,7 +36,7 @@ FAULT = "ValueError: this prompt cannot be drawn"
 
 
 class Listing(FakeEngine):
-    """Notes what it was asked to draw."""
+    """Keeps the prompts of its requests."""
 
     def __init__(self):
         super().__init__()
@@ -68,7 +68,7 @@ class Meeting(FakeEngine):
 
 
 class Refusing(FakeEngine):
-    """Cannot go on once it is asked to draw "refuse"."""
+    """Cannot go on after the prompt "refuse"."""
 
     def submit(self, request):
         if request.prompt != "refuse":
@@ -92,12 +92,12 @@ def request_of(rows, at):
 
 
 def test_draw_keeps_every_row_in_order_when_some_fail():
-    asked = requests(PROMPTS, tags=pa.array([["a"], [], None, ["b", "c"], ["d"]]))
-    (rows,) = draw_rows(block(PROMPTS, tags=asked["tags"]))
+    request_rows = requests(PROMPTS, tags=pa.array([["a"], [], None, ["b", "c"], ["d"]]))
+    (rows,) = draw_rows(block(PROMPTS, tags=request_rows["tags"]))
 
-    assert rows.schema == schema.failed(pa.schema([asked.schema.field("tags")]))
-    unchanged = [name for name in asked.column_names if name != "error"]
-    assert rows.select(unchanged).equals(asked.select(unchanged))
+    assert rows.schema == schema.failed(pa.schema([request_rows.schema.field("tags")]))
+    unchanged = [name for name in request_rows.column_names if name != "error"]
+    assert rows.select(unchanged).equals(request_rows.select(unchanged))
     assert rows["error"].to_pylist() == [None, FAULT, None, FAULT, None]
 
 
@@ -136,10 +136,14 @@ def test_draw_submits_no_row_that_has_an_error():
 
 def test_draw_keeps_a_row_whose_values_are_no_request():
     """Reading leaves null where a value of the table was no number at all."""
-    asked = requests(("a dog", "a cat"), errors={0: "height = 'tall': must be a whole number"})
-    at = asked.schema.get_field_index("height")
-    asked = asked.set_column(at, asked.schema.field("height"), pa.array([None, 8], pa.int32()))
-    (rows,) = draw_rows(pack(with_shard(asked, 0)))
+    request_rows = requests(
+        ("a dog", "a cat"), errors={0: "height = 'tall': must be a whole number"}
+    )
+    at = request_rows.schema.get_field_index("height")
+    request_rows = request_rows.set_column(
+        at, request_rows.schema.field("height"), pa.array([None, 8], pa.int32())
+    )
+    (rows,) = draw_rows(pack(with_shard(request_rows, 0)))
 
     assert rows["height"].to_pylist() == [None, 8]
     assert rows["error"].is_null().to_pylist() == [False, True]
@@ -147,10 +151,12 @@ def test_draw_keeps_a_row_whose_values_are_no_request():
 
 def test_draw_fails_one_row_alone_when_its_image_cannot_be_encoded():
     """A row key from the table may be longer than a JPEG's segments can hold."""
-    asked = requests(("a dog", "a cat"))
-    at = asked.schema.get_field_index("row_key")
-    asked = asked.set_column(at, asked.schema.field("row_key"), pa.array(["k" * 70_000, "1"]))
-    (rows,) = draw_rows(pack(with_shard(asked, 0)))
+    request_rows = requests(("a dog", "a cat"))
+    at = request_rows.schema.get_field_index("row_key")
+    request_rows = request_rows.set_column(
+        at, request_rows.schema.field("row_key"), pa.array(["k" * 70_000, "1"])
+    )
+    (rows,) = draw_rows(pack(with_shard(request_rows, 0)))
 
     assert rows.num_rows == 2
     assert rows["error"][1].as_py() is None
