@@ -31,7 +31,9 @@ class Serve(Section):
     timeout_s: float = Field(300, gt=0, description="a request that takes longer is canceled")
     keep_s: float = Field(3600, gt=0, description="how long images can be fetched by their URLs")
     keep_mib: int = Field(
-        1024, ge=1, description="of images, and as much of long jobs; the oldest are evicted"
+        1024,
+        ge=1,
+        description="of images, and as much of long jobs; the least recently fetched are evicted",
     )
     keys: str | None = Field(
         None,

@@ -7,13 +7,19 @@ Prompts are read as AUTOMATIC1111 reads them: with weights, and in chunks of 75 
 import base64
 import json
 import secrets
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
-from pydantic_core import core_schema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    create_model,
+)
 
 from sdbatch import samplers
 from sdbatch.engine.request import Request as EngineRequest
@@ -58,27 +64,19 @@ else:
     FileFormat = Literal[tuple(FILE_FORMATS)]
 
 
-@dataclass(frozen=True)
-class OnlyValue:
-    """Marks a boolean that must be `value`. Not a Literal: pydantic would accept 0 for False."""
+def _only(value: bool) -> tuple[AfterValidator, WithJsonSchema]:
+    """Require a boolean to be `value`. Not a Literal: pydantic would accept 0 for False."""
 
-    value: bool
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        """Return how pydantic validates it."""
-        return core_schema.no_info_after_validator_function(self._check, handler(source))
-
-    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        """Return its JSON Schema."""
-        return {"type": "boolean", "const": self.value}
-
-    def _check(self, given: bool) -> bool:
-        if given is not self.value:
-            raise ValueError(f"must be {str(self.value).lower()}, the only supported value")
+    def check(given: bool) -> bool:
+        if given is not value:
+            raise ValueError(f"must be {str(value).lower()}, the only supported value")
         return given
 
+    return AfterValidator(check), WithJsonSchema({"type": "boolean", "const": value})
 
-OnlyFalse = Annotated[bool, OnlyValue(False)] | None
+
+OnlyTrue = Annotated[bool, *_only(True)]
+OnlyFalse = Annotated[bool, *_only(False)] | None
 EmptyList = Annotated[list[Any], Field(max_length=0)] | None
 EmptyMapping = Annotated[dict[str, Any], Field(max_length=0)] | None
 
@@ -109,7 +107,7 @@ class _Txt2Img(BaseModel):
     n_iter: int = Field(1, ge=1, le=100)
     override_settings: Settings = Field(default_factory=Settings)
     override_settings_restore_afterwards: bool | None = True
-    send_images: Annotated[bool, OnlyValue(True)] = True
+    send_images: OnlyTrue = True
     # fields that are not supported, with their no-op defaults
     styles: EmptyList = None
     subseed: int = Field(-1, description="has no effect without subseed_strength")
@@ -166,10 +164,7 @@ def routes(service: Service) -> APIRouter:
     )
     async def txt2img(request: Request) -> Response:
         """Draw images."""
-        try:
-            body = Txt2Img.model_validate_json(await json_body(request))
-        except ValidationError as error:
-            raise invalid_body(error) from error
+        body = await json_body(request, Txt2Img)
         image_request = from_txt2img(body, model, request.state.key.limits)
         set_log_fields(request, image_request)
         with service.reserve(len(image_request.draw_requests), request.state.key):

@@ -7,14 +7,15 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import Response
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from sdbatch.serve import responses
-from sdbatch.serve.errors import ApiError, client_disconnected
+from sdbatch.serve.errors import ApiError, client_disconnected, invalid_body
 from sdbatch.serve.requests import ImageRequest
 
 DRAW_ERRORS = (400, 404, 413, 415, 429, 500, 503, 504)  # the statuses of a route that draws
+Body = TypeVar("Body", bound=BaseModel)
 Result = TypeVar("Result")
 
 
@@ -33,14 +34,16 @@ def documented_body(kind: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-async def json_body(request: Request) -> bytes:
-    """Return the request's body; raises an ApiError if its content type is not JSON."""
+async def json_body(request: Request, kind: type[Body]) -> Body:
+    """Return the request's body as `kind`; raises an ApiError if it is not one in JSON."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         text = f"content-type = {content_type!r}: must be application/json."
         raise ApiError(415, text, code="unsupported_media_type")
     try:
-        return await request.body()
+        return kind.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise invalid_body(error) from error
     except ClientDisconnect as error:
         raise client_disconnected() from error
 

@@ -22,14 +22,14 @@ from sdbatch.serve.service import LongJob, Service
 def routes(service: Service) -> APIRouter:
     """Return the routes over `service`."""
     router = APIRouter(prefix="/v1/images")
-    _add_job_routes(router, service)
-    _add_file_routes(router, service)
+    generation = requests.body_with_defaults(Generation, service.model.job)
+    _add_job_routes(router, service, generation)
+    _add_file_routes(router, service, generation)
     return router
 
 
-def _add_job_routes(router: APIRouter, service: Service) -> None:
+def _add_job_routes(router: APIRouter, service: Service, generation: type[Generation]) -> None:
     model = service.model
-    generation = requests.body_with_defaults(Generation, model.job)
 
     @router.post(
         "/jobs",
@@ -39,11 +39,10 @@ def _add_job_routes(router: APIRouter, service: Service) -> None:
     )
     async def begin(request: Request) -> Response:
         """Accept a long job: its images are drawn later, and fetched from its poll_url."""
-        body = requests.parse_body(generation, await json_body(request))
+        body = await json_body(request, generation)
         image_request = requests.from_generation(body, model, request.state.key.limits)
         set_log_fields(request, image_request)
-        name = service.start_job(image_request, request.state.key)
-        state = _state(service, name, request)
+        state = _state(service, service.start_job(image_request, request.state.key), request)
         headers = {"Location": state.poll_url, "Retry-After": "1"}
         return json_response(state, 202, headers)
 
@@ -53,7 +52,7 @@ def _add_job_routes(router: APIRouter, service: Service) -> None:
     )
     async def poll(name: str, request: Request) -> Response:
         """Return the progress of a long job, and its images once it has completed."""
-        return json_response(_state(service, name, request))
+        return json_response(_state(service, _find_job(service, name, request), request))
 
     @router.post(
         "/jobs/{name}/cancel",
@@ -61,13 +60,13 @@ def _add_job_routes(router: APIRouter, service: Service) -> None:
     )
     async def cancel(name: str, request: Request) -> Response:
         """Cancel a long job; its lanes are released at the next tick."""
-        await service.cancel_job(_find_job(service, name, request))
-        return json_response(_state(service, name, request))
+        job = _find_job(service, name, request)
+        await service.cancel_job(job)
+        return json_response(_state(service, job, request))
 
 
-def _add_file_routes(router: APIRouter, service: Service) -> None:
+def _add_file_routes(router: APIRouter, service: Service, generation: type[Generation]) -> None:
     model = service.model
-    generation = requests.body_with_defaults(Generation, model.job)
 
     @router.get(
         "/files/{name}",
@@ -79,11 +78,11 @@ def _add_file_routes(router: APIRouter, service: Service) -> None:
     )
     async def fetch(name: str) -> Response:
         """Return an image that was requested by URL. Its name is secret, so no key is needed."""
-        stored = service.files.get(name)
-        if stored is None:
+        file = service.files.get(name)
+        if file is None:
             text = "There is no image of this name, or no longer. Draw it again."
             raise ApiError(404, text, code="not_found")
-        file, media_type = stored
+        media_type = IMAGE_FORMATS[name.rpartition(".")[2]].media_type
         headers = {"Cache-Control": "private, max-age=3600, immutable"}
         return Response(file, media_type=media_type, headers=headers)
 
@@ -95,14 +94,14 @@ def _add_file_routes(router: APIRouter, service: Service) -> None:
     )
     async def job_file(request: Request) -> Response:
         """Return the job file whose batch run draws the images of this request; draws nothing."""
-        body = requests.parse_body(generation, await json_body(request))
+        body = await json_body(request, generation)
         image_request = requests.from_generation(body, model, request.state.key.limits)
         text = requests.job_file(image_request, model.job)
         return PlainTextResponse(text, media_type="text/yaml")
 
 
 def _find_job(service: Service, name: str, request: Request) -> LongJob:
-    job = service.jobs.get(name)
+    job = service.find_job(name)
     if job is None or job.key != request.state.key.name:
         text = (
             "There is no job of this name, or no longer: jobs are stored in memory for a limited "
@@ -112,7 +111,6 @@ def _find_job(service: Service, name: str, request: Request) -> LongJob:
     return job
 
 
-def _state(service: Service, name: str, request: Request) -> responses.JobState:
-    job = _find_job(service, name, request)
+def _state(service: Service, job: LongJob, request: Request) -> responses.JobState:
     position = service.queue_position(job.reservation)
-    return responses.job_state(name, job, position, service.model.name, base_url(request))
+    return responses.job_state(job, position, service.model.name, base_url(request))

@@ -2,15 +2,15 @@
 
 import asyncio
 import json
-import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
+from fastapi.sse import EventSourceResponse, format_sse_event
 
 from sdbatch.serve import requests, responses
-from sdbatch.serve.drawer import DrawRequest, Progress
+from sdbatch.serve.drawer import DrawRequest, EncodedImage, Progress
 from sdbatch.serve.errors import ApiError, internal_error, model_not_found
 from sdbatch.serve.http import (
     DRAW_ERRORS,
@@ -47,14 +47,14 @@ def routes(service: Service) -> APIRouter:
     )
     async def generate(request: Request) -> Response:
         """Draw images; streamed, with previews as server-sent events."""
-        body = requests.parse_body(generation, await json_body(request))
+        body = await json_body(request, generation)
         image_request = requests.from_generation(body, served, request.state.key.limits)
         set_log_fields(request, image_request)
         reservation = service.reserve(len(image_request.draw_requests), request.state.key)
         if image_request.stream:
             [draw_request] = image_request.draw_requests
             stream = _stream(service, draw_request, reservation)
-            return StreamingResponse(stream, media_type="text/event-stream", headers=_NO_CACHE)
+            return EventSourceResponse(stream, headers=_NO_CACHE)
         with reservation:
             images = await cancel_on_disconnect(request, service.draw(image_request))
         result = service.store(image_request, images)
@@ -77,57 +77,54 @@ def routes(service: Service) -> APIRouter:
 
 async def _stream(
     service: Service, draw_request: DrawRequest, reservation: Reservation
-) -> AsyncIterator[str]:
+) -> AsyncIterator[bytes]:
     """Yield previews and the image as OpenAI's events; queue position and steps as comments."""
-    events = service.draw_events(draw_request, reservation)
-    next_event: asyncio.Future[Any] | None = None
-    previews = 0
+    events: asyncio.Queue[Progress | EncodedImage | None] = asyncio.Queue()
+
+    async def draw() -> None:
+        async for event in service.draw_events(draw_request, reservation):
+            events.put_nowait(event)
+
+    drawing = asyncio.ensure_future(draw())
+    drawing.add_done_callback(lambda _: events.put_nowait(None))
+    seconds, previews = FIRST_COMMENT_SECONDS, 0
     try:
         while True:
-            next_event = next_event or asyncio.ensure_future(anext(events))
-            seconds = KEEP_ALIVE_SECONDS if previews else FIRST_COMMENT_SECONDS
-            await asyncio.wait({next_event}, timeout=seconds)
-            if not next_event.done():
+            try:
+                async with asyncio.timeout(seconds):
+                    event = await events.get()
+            except TimeoutError:
                 yield _comment(queue_position=service.queue_position(reservation))
                 continue
-            event, next_event = next_event.result(), None
+            if event is None:
+                drawing.result()  # raises what ended the drawing
+                return
             if isinstance(event, Progress):
                 yield _comment(step=event.step, steps=event.steps)
-                continue
-            created_at = int(time.time())
-            if not event.preview:
-                yield _event(responses.completed_event(draw_request, event, created_at))
-                return
-            yield _event(responses.partial_image_event(draw_request, event, created_at, previews))
-            previews += 1
+            elif event.preview:
+                yield _event(responses.partial_image_event(draw_request, event, previews))
+                seconds, previews = KEEP_ALIVE_SECONDS, previews + 1
+            else:
+                yield _event(responses.completed_event(draw_request, event))
     except ApiError as error:
         yield _error_event(error)
     except Exception:  # noqa: BLE001  headers are sent already, so the error goes into the stream
         log.exception("a streamed image failed")
         yield _error_event(internal_error())
     finally:
-        # in another task: when this one is cancelled, it must not await
-        service.run_in_background(_close(events, next_event))
+        drawing.cancel()  # releases its lanes and its reservation
 
 
-async def _close(events: AsyncGenerator[Any], next_event: asyncio.Future[Any] | None) -> None:
-    """End a stream's drawing, which releases its lanes and its reservation."""
-    if next_event is not None:
-        next_event.cancel()
-        await asyncio.wait({next_event})
-    await events.aclose()
+def _event(content: dict[str, object]) -> bytes:
+    return format_sse_event(event=str(content["type"]), data_str=json.dumps(content))
 
 
-def _event(content: dict[str, object]) -> str:
-    return f"event: {content['type']}\ndata: {json.dumps(content)}\n\n"
+def _error_event(error: ApiError) -> bytes:
+    return format_sse_event(event="error", data_str=json.dumps(error.body))
 
 
-def _error_event(error: ApiError) -> str:
-    return f"event: error\ndata: {json.dumps(error.body)}\n\n"
-
-
-def _comment(**values: int) -> str:
-    return f": {json.dumps(values)}\n\n"
+def _comment(**values: int) -> bytes:
+    return format_sse_event(comment=json.dumps(values))
 
 
 def _model(service: Service) -> dict[str, Any]:

@@ -112,14 +112,6 @@ def body_with_defaults(kind: type[Body], job: Job) -> type[Body]:
     return cast(type[Body], create_model(kind.__name__, __base__=kind, **fields))
 
 
-def parse_body(kind: type[Body], text: bytes) -> Body:
-    """Return the body in JSON as `kind`; raises an ApiError if it is not one."""
-    try:
-        return kind.model_validate_json(text)
-    except ValidationError as error:
-        raise invalid_body(error) from error
-
-
 def from_generation(body: Generation, model: ServedModel, limits: Limits) -> ImageRequest:
     """Return the images that `body` requests.
 

@@ -1,9 +1,10 @@
 """The responses of the API: their models for the documentation, and how they are built.
 
-All functions are pure: the service stores files and results before a response is built.
+Nothing is stored here: the service stores files and results before a response is built.
 """
 
 import base64
+import time
 from dataclasses import asdict
 from typing import Literal
 
@@ -97,22 +98,21 @@ def images(result: Result, model: str, base_url: str) -> Images:
     )
 
 
-def job_state(name: str, job: LongJob, queue_position: int, model: str, base_url: str) -> JobState:
+def job_state(job: LongJob, queue_position: int, model: str, base_url: str) -> JobState:
     """Return the state of a long job.
 
     Args:
-        name: of the job.
         job: the job.
         queue_position: the number of images before it.
         model: the name of the model in the API.
         base_url: of the service as the client knows it, with a slash at its end.
     """
     return JobState(
-        id=name,
+        id=job.name,
         object="image.job",
         status=job.status,
         created=job.created,
-        poll_url=f"{base_url}{JOBS}{name}",
+        poll_url=f"{base_url}{JOBS}{job.name}",
         queue_position=None if job.has_ended else queue_position,
         progress=job.progress,
         result=None if job.result is None else images(job.result, model, base_url),
@@ -121,24 +121,22 @@ def job_state(name: str, job: LongJob, queue_position: int, model: str, base_url
 
 
 def partial_image_event(
-    draw_request: DrawRequest, image: EncodedImage, created_at: int, index: int
+    draw_request: DrawRequest, image: EncodedImage, index: int
 ) -> dict[str, object]:
     """Return the server-sent event of a preview, as OpenAI sends it."""
     return {
         "type": "image_generation.partial_image",
-        **_event_fields(draw_request, image, created_at),
+        **_event_fields(draw_request, image),
         "partial_image_index": index,
     }
 
 
-def completed_event(
-    draw_request: DrawRequest, image: EncodedImage, created_at: int
-) -> dict[str, object]:
+def completed_event(draw_request: DrawRequest, image: EncodedImage) -> dict[str, object]:
     """Return the server-sent event of a finished image, as OpenAI sends it."""
     facts = image.facts
     return {
         "type": "image_generation.completed",
-        **_event_fields(draw_request, image, created_at),
+        **_event_fields(draw_request, image),
         "usage": {
             "input_tokens": facts.prompt_tokens,
             "input_tokens_details": {"text_tokens": facts.prompt_tokens, "image_tokens": 0},
@@ -160,14 +158,12 @@ def _image(draw_request: DrawRequest, image: ResultImage, base_url: str) -> Imag
     return Image.model_validate(values)
 
 
-def _event_fields(
-    draw_request: DrawRequest, image: EncodedImage, created_at: int
-) -> dict[str, object]:
+def _event_fields(draw_request: DrawRequest, image: EncodedImage) -> dict[str, object]:
     """Return the fields that both kinds of events have."""
     request = draw_request.request
     return {
         "b64_json": base64.b64encode(image.file).decode(),
-        "created_at": created_at,
+        "created_at": int(time.time()),
         "size": f"{request.width}x{request.height}",
         "quality": "auto",
         "background": "opaque",

@@ -5,6 +5,7 @@ Each accepted request ends with its images or with an error.
 
 import asyncio
 import logging
+import secrets
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
@@ -12,7 +13,8 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from sdbatch.registry import IMAGE_FORMATS
+from cachetools import TTLCache
+
 from sdbatch.serve.access import ApiKey
 from sdbatch.serve.drawer import (
     DrawFailure,
@@ -25,7 +27,6 @@ from sdbatch.serve.drawer import (
 from sdbatch.serve.errors import ApiError, internal_error, invalid_request, invalid_value
 from sdbatch.serve.metrics import Metrics
 from sdbatch.serve.requests import ImageRequest, ServedModel
-from sdbatch.serve.ttl_cache import TTLCache
 
 log = logging.getLogger("ray.serve.sdbatch")  # Ray Serve writes what is below its own name
 READY_SECONDS = 2.0  # to wait for the health of a replica
@@ -101,6 +102,7 @@ class Result:
 class LongJob:
     """A request that is accepted at once, drawn later, and polled."""
 
+    name: str
     request: ImageRequest
     key: str  # the name of its API key
     reservation: Reservation
@@ -123,6 +125,11 @@ class LongJob:
             return 1.0
         return sum(self.parts_done.values()) / len(self.request.draw_requests)
 
+    @property
+    def size(self) -> int:
+        """Return about how many bytes it takes once it has ended."""
+        return JOB_BYTES + (self.result.size if self.result else 0)
+
     def update(self, sample_index: int, progress: Progress) -> None:
         """Record the progress of one of its images."""
         self.status = "drawing"
@@ -138,14 +145,18 @@ class Service:
         self.metrics = Metrics()
         self._settings = model.job.serve
         seconds, max_bytes = self._settings.keep_s, self._settings.keep_mib * 2**20
-        self.files: TTLCache[tuple[bytes, str]] = TTLCache(seconds, max_bytes)  # with media type
-        self.jobs: TTLCache[LongJob] = TTLCache(seconds, max_bytes)
+        self.files: TTLCache[str, bytes] = TTLCache(  # by their secret names
+            max_bytes, seconds, getsizeof=lambda file: min(len(file), max_bytes)
+        )
+        self._running_jobs: dict[str, LongJob] = {}
+        self.ended_jobs: TTLCache[str, LongJob] = TTLCache(
+            max_bytes, seconds, getsizeof=lambda job: min(job.size, max_bytes)
+        )
         self._drawers = drawers
         self._queue: dict[int, int] = {}  # number of a reservation -> its images
         self._last_number = 0
         self._drawn_at: deque[float] = deque(maxlen=WAIT_IMAGES)
         self._stopping = False
-        self._background: set[asyncio.Future[None]] = set()
 
     @property
     def pending(self) -> int:
@@ -215,14 +226,12 @@ class Service:
 
     def store(self, image_request: ImageRequest, images: Sequence[EncodedImage]) -> Result:
         """Return the result of a drawn request; store the files that are fetched by URL."""
-        contents: list[bytes | str] = [image.file for image in images]
+        files = [image.file for image in images]
+        contents: Sequence[bytes | str] = files
         if image_request.by_url:
-            image_format = image_request.image_format
-            media_type = IMAGE_FORMATS[image_format].media_type
-            contents = [
-                self.files.put((image.file, media_type), len(image.file), f".{image_format}")
-                for image in images
-            ]
+            stored = {f"{_secret_name()}.{image_request.image_format}": file for file in files}
+            self.files.update(stored)
+            contents = list(stored)
         pairs = zip(images, contents, strict=True)
         return Result(
             image_request,
@@ -230,13 +239,17 @@ class Service:
             created=int(time.time()),
         )
 
-    def start_job(self, image_request: ImageRequest, key: ApiKey) -> str:
-        """Accept a long job; return its name."""
+    def start_job(self, image_request: ImageRequest, key: ApiKey) -> LongJob:
+        """Accept a long job."""
         reservation = self.reserve(len(image_request.draw_requests), key)
-        job = LongJob(image_request, key.name, reservation)
-        name = self.jobs.put(job, 0)
-        job.task = asyncio.ensure_future(self._run_job(job, name))
-        return name
+        job = LongJob(_secret_name(), image_request, key.name, reservation)
+        self._running_jobs[job.name] = job
+        job.task = asyncio.ensure_future(self._run_job(job))
+        return job
+
+    def find_job(self, name: str) -> LongJob | None:
+        """Return a long job; None if there is none of this name, or no longer."""
+        return self._running_jobs.get(name) or self.ended_jobs.get(name)
 
     async def cancel_job(self, job: LongJob) -> None:
         """Cancel a long job; its lanes are released at the next tick.
@@ -249,12 +262,6 @@ class Service:
             raise ApiError(409, text, code="job_ended")
         job.task.cancel()
         await asyncio.wait([job.task])
-
-    def run_in_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine in a task of its own, which nobody waits for."""
-        task = asyncio.ensure_future(coroutine)
-        self._background.add(task)  # without a reference it could be garbage collected
-        task.add_done_callback(self._background.discard)
 
     async def check_ready(self) -> None:
         """Raise an ApiError unless a replica drew recently, or is healthy."""
@@ -277,7 +284,7 @@ class Service:
             await asyncio.sleep(0.05)
         return self.pending
 
-    async def _run_job(self, job: LongJob, name: str) -> None:
+    async def _run_job(self, job: LongJob) -> None:
         async def draw_one(draw_request: DrawRequest) -> EncodedImage:
             last: Event | None = None
             with self._measured():
@@ -299,7 +306,8 @@ class Service:
             except Exception:
                 log.exception("a long job failed")
                 job.status, job.error = "failed", internal_error().body["error"]
-        self.jobs.replace(name, job, JOB_BYTES + (job.result.size if job.result else 0))
+        del self._running_jobs[job.name]
+        self.ended_jobs[job.name] = job
 
     async def _gather(
         self, coroutines: Sequence[Coroutine[Any, Any, EncodedImage]]
@@ -354,6 +362,11 @@ class Service:
                 f"request fewer images or steps."
             )
             raise ApiError(504, text, code="timeout", retry_after=10) from error
+
+
+def _secret_name() -> str:
+    """Return a name that cannot be guessed."""
+    return secrets.token_urlsafe(18)
 
 
 def _shutting_down() -> ApiError:

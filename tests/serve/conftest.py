@@ -1,9 +1,9 @@
 """A real HTTP server on loopback around the service; the drawer is called directly, without Ray."""
 
+import asyncio
 import contextlib
 import socket
 import threading
-import time
 from concurrent.futures import Future
 
 import httpx
@@ -32,6 +32,7 @@ ENGINE = {
     "channels_last": False,
     "compile": False,
 }
+SECONDS = 60  # the longest wait for what another thread does
 ENCODING = Encoding("png", None, "tiny", "0123456789abcdef", "sdbatch test")
 
 
@@ -55,10 +56,13 @@ class PausedEngine(FakeEngine):
     def __init__(self):
         super().__init__()
         self.waiting = []
+        self._changed = threading.Condition()
 
     def submit(self, request, *, exact=True, follow=None):
         future: Future[Drawn] = Future()
+        future.add_done_callback(self._notify)
         self.waiting.append((future, request, follow))
+        self._notify()
         return future
 
     def draw_all(self):
@@ -71,13 +75,55 @@ class PausedEngine(FakeEngine):
     def cancelled(self):
         return sum(future.cancelled() for future, _, _ in self.waiting)
 
+    def wait_for(self, *, waiting=0, cancelled=0):
+        """Wait until it has at least `waiting` images, of which `cancelled` are cancelled."""
 
-def eventually(condition):
-    """Wait until the service's own thread has made `condition()` true."""
-    deadline = time.monotonic() + 20
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition()
+        def reached():
+            return len(self.waiting) >= waiting and self.cancelled >= cancelled
+
+        with self._changed:
+            assert self._changed.wait_for(reached, SECONDS), (len(self.waiting), self.cancelled)
+
+    def _notify(self, *_):
+        with self._changed:
+            self._changed.notify_all()
+
+
+class WatchedService(Service):
+    """Lets a test wait for a number of pending images."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._changed = threading.Condition()
+
+    def wait_for_pending(self, images):
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.pending == images, SECONDS), self.pending
+
+    def reserve(self, images, key):
+        reservation = super().reserve(images, key)
+        self._notify()
+        return reservation
+
+    def _release(self, reservation):
+        super()._release(reservation)
+        self._notify()
+
+    def _notify(self):
+        with self._changed:
+            self._changed.notify_all()
+
+
+class Uvicorn(uvicorn.Server):
+    """Tells when it accepts connections, and on which event loop."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.started_on: Future[asyncio.AbstractEventLoop] = Future()
+
+    async def startup(self, sockets=None):
+        await super().startup(sockets)
+        self.started_on.set_result(asyncio.get_running_loop())
 
 
 def metric(server, name):
@@ -91,32 +137,47 @@ class Server:
     def __init__(self, drawer, **sections):
         job = job_of(**sections)
         self.job = job
-        self.service = Service(ServedModel(job, "tiny", ENCODING), drawer)
+        self.drawer = drawer
+        self.service = WatchedService(ServedModel(job, "tiny", ENCODING), drawer)
         keys = Access(access.read_keys(job.serve), job.serve.limits)
         application = web.application(self.service, keys, log_prompts=job.serve.log_prompts)
         self._listener = socket.socket()
         self._listener.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._uvicorn = uvicorn.Server(
-            uvicorn.Config(application, log_level="error", lifespan="off")
+        config = uvicorn.Config(
+            application,
+            log_level="error",
+            lifespan="off",
+            # longer than the client's 5 s, or the client may send on a connection that just closes
+            timeout_keep_alive=3600,
         )
+        self._uvicorn = Uvicorn(config)
         self._thread = threading.Thread(
             target=self._uvicorn.run, kwargs={"sockets": [self._listener]}, daemon=True
         )
         self._thread.start()
         self.client = httpx.Client(base_url=self.url, timeout=60)
-        while not self._uvicorn.started:
-            time.sleep(0.01)
+        self._loop = self._uvicorn.started_on.result(SECONDS)
 
     def post(self, path="/v1/images/generations", **body):
         return self.client.post(path, json=body)
 
     def wait_for_pending(self, images):
         """Wait until `images` images wait or are being drawn."""
-        deadline = time.monotonic() + 20
-        while self.service.pending != images and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert self.service.pending == images
+        self.service.wait_for_pending(images)
+
+    def drain(self, seconds):
+        """Begin to shut the service down; return the future of how many images are left."""
+        begun = threading.Event()
+
+        async def drain():
+            draining = asyncio.ensure_future(self.service.drain(seconds))
+            self._loop.call_soon(begun.set)  # runs after the first step of `draining`
+            return await draining
+
+        images_left = asyncio.run_coroutine_threadsafe(drain(), self._loop)
+        assert begun.wait(SECONDS)
+        return images_left
 
     def close(self):
         self.client.close()
@@ -147,8 +208,8 @@ def serving():
     """Start services with other engines or settings; stop them at the end."""
     with contextlib.ExitStack() as stack:
 
-        def start(engine=None, policy="flag", **sections):
-            drawer = Drawer(lambda: engine or FakeEngine(), SafetyPolicy(policy))
+        def start(engine=None, policy="flag", drawer_type=Drawer, **sections):
+            drawer = drawer_type(lambda: engine or FakeEngine(), SafetyPolicy(policy))
             server = Server(drawer, **sections)
             stack.callback(server.close)
             return server

@@ -99,7 +99,9 @@ def test_format_and_clip_skip_are_override_settings(server):
 REJECTED = {
     "high resolution": ({"enable_hr": True}, "enable_hr"),
     "faces": ({"restore_faces": True}, "restore_faces"),
-    "tiling": ({"tiling": True}, "tiling"),
+    "tiling": ({"tiling": True}, "tiling = True: must be false, the only supported value"),
+    "tiling as number": ({"tiling": 0}, "tiling = 0: must be true or false"),
+    "no images": ({"send_images": False}, "send_images = False: must be true, the only"),
     "styles": ({"styles": ["x"]}, "styles"),
     "script": ({"script_name": "x/y/z plot"}, "script_name"),
     "always on": ({"alwayson_scripts": {"controlnet": {}}}, "alwayson_scripts"),

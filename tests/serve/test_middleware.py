@@ -1,11 +1,13 @@
 """What every request passes: body sizes, headers, unknown paths, internal errors."""
 
 import logging
-import time
+import queue
+from logging.handlers import QueueHandler
 
 import pytest
 
-from sdbatch.serve.service import Service
+from sdbatch.serve.service import Service, log
+from tests.serve.conftest import SECONDS
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["content-length", "chunked"])
@@ -43,22 +45,30 @@ def test_every_response_forbids_content_sniffing_and_frames(server):
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
 
 
-def test_an_internal_error_is_logged_and_not_shown(server, monkeypatch, caplog):
+@pytest.fixture
+def log_records():
+    """Return the queue of what the service logs from now on."""
+    records = queue.SimpleQueue()
+    handler = QueueHandler(records)
+    log.addHandler(handler)
+    yield records
+    log.removeHandler(handler)
+
+
+def test_an_internal_error_is_logged_and_not_shown(server, monkeypatch, log_records):
     def fail(self, images, key):
         raise ZeroDivisionError("a secret of the service")
 
     monkeypatch.setattr(Service, "reserve", fail)
-    with caplog.at_level(logging.ERROR, "ray.serve.sdbatch"):
-        answer = server.post(prompt="a dog")
+    answer = server.post(prompt="a dog")
     assert answer.status_code == 500
     assert "secret" not in answer.text
     assert answer.json()["error"]["message"] == (
         "The service failed because of an internal error. Its log has the details."
     )
-    deadline = time.monotonic() + 10  # it is logged after the response
-    while "a secret of the service" not in caplog.text and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert "a secret of the service" in caplog.text
+    record = log_records.get(timeout=SECONDS)  # it is logged after the response
+    assert record.levelno == logging.ERROR
+    assert "a secret of the service" in record.message
 
 
 def test_metrics_count_requests_by_route_and_never_by_name(server):

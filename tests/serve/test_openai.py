@@ -137,6 +137,12 @@ REJECTED = {
     "partial": ({"partial_images": 2}, "invalid_value", "must be 0 without stream"),
     "clip_skip": ({"clip_skip": 50}, "invalid_value", "clip_skip = 50: must be below 2"),
     "infinite": ({"guidance_scale": 1e999}, "invalid_value", "guidance_scale"),
+    "no number": ({"eta": float("nan")}, "invalid_value", "eta = nan: must be a number"),
+    "text number": ({"eta": "0"}, "invalid_value", "eta = '0': must be a number"),
+    "switch as number": ({"eta": True}, "invalid_value", "eta = True: must be a number"),
+    "fraction": ({"n": 1.0}, "invalid_value", "n = 1.0: must be a whole number"),
+    "number as switch": ({"stream": 0}, "invalid_value", "stream = 0: must be true or false"),
+    "text as switch": ({"exact": "true"}, "invalid_value", "exact = 'true': must be true or false"),
 }
 
 
@@ -177,7 +183,21 @@ def test_models_are_listed_and_described(client):
         client.models.retrieve("a/b")
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff", b'{"prompt": "a", "prompt":'])
+NOT_OBJECTS = {
+    "empty": b"",
+    "cut": b'{"prompt": "a", "prompt":',
+    "list": b"[]",
+    "text": b'"x"',
+    "null": b"null",
+    "not UTF-8": b'{"prompt": "\xff"}',
+    "UTF-16": '{"prompt": "a"}'.encode("utf-16"),
+    "half a character": b'{"prompt": "\\ud800"}',
+    "deep": b"[" * 100_000,
+    "long number": b'{"prompt": "a", "seed": ' + b"1" * 5000 + b"}",
+}
+
+
+@pytest.mark.parametrize("body", NOT_OBJECTS.values(), ids=NOT_OBJECTS)
 def test_body_that_is_not_a_json_object_is_rejected(server, body):
     headers = {"Content-Type": "application/json"}
     answer = server.client.post("/v1/images/generations", content=body, headers=headers)
@@ -187,8 +207,10 @@ def test_body_that_is_not_a_json_object_is_rejected(server, body):
     assert error["message"].startswith("The body must be a JSON object")
 
 
-def test_body_of_another_content_type_is_rejected(server):
-    answer = server.client.post("/v1/images/generations", data={"prompt": "a dog"})
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/x-www-form-urlencoded"}])
+@pytest.mark.parametrize("body", [b"", b'{"prompt": "a dog"}'])
+def test_body_of_another_content_type_is_rejected(server, headers, body):
+    answer = server.client.post("/v1/images/generations", content=body, headers=headers)
     assert answer.status_code == 415
     assert "must be application/json" in answer.json()["error"]["message"]
 

@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 from sdbatch.job import parse
 from sdbatch.serve.drawer import Drawer
 from sdbatch.stages.safety import SafetyPolicy
-from tests.serve.conftest import Server
+from tests.serve.conftest import SECONDS, Server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=SECONDS * 1000)
 PHONE = {"width": 360, "height": 740}
 
 
@@ -57,7 +57,7 @@ def draw(page, prompt, **values):
         page.fill(f"#{name}", str(value))
     page.keyboard.press("Control+Enter")
     status = page.locator("#told")
-    expect(status).to_have_text(re.compile("^Seed .* s, "), timeout=20_000)
+    expect(status).to_have_text(re.compile("^Seed .* s, "))
     return status.text_content()
 
 

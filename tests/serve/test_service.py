@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -12,7 +11,7 @@ from sdbatch.errors import ModelError
 from sdbatch.serve.drawer import Drawer
 from sdbatch.stages.safety import SafetyPolicy
 from tests.fakes import FakeEngine
-from tests.serve.conftest import PausedEngine, eventually, metric
+from tests.serve.conftest import SECONDS, PausedEngine, metric
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def test_requests_that_the_queue_cannot_hold_are_rejected_and_the_others_drawn(
     assert int(rejected.headers["retry-after"]) >= 1
     last = client_threads.submit(server.post, prompt="a", n=1)
     server.wait_for_pending(5)
-    eventually(lambda: len(engine.waiting) == 5)
+    engine.wait_for(waiting=5)
     engine.draw_all()
     assert [each.result().status_code for each in [*waiting, last]] == [200, 200, 200]
     assert metric(server, 'sdbatch_images_total{outcome="drawn"}') == 5
@@ -44,8 +43,22 @@ def test_requests_that_the_queue_cannot_hold_are_rejected_and_the_others_drawn(
 
 
 def test_overload_loses_no_accepted_request(serving, client_threads):
-    server = serving(FakeEngine(delay=0.03), serve={"queue": 8})
-    answers = list(client_threads.map(lambda i: server.post(prompt="a", seed=i), range(200)))
+    overloaded = threading.Event()
+
+    class DrawsOnceOverloaded(FakeEngine):
+        def _draw(self, request):
+            assert overloaded.wait(SECONDS)
+            return super()._draw(request)
+
+    server = serving(DrawsOnceOverloaded(delay=0.03), serve={"queue": 8})
+
+    def post(seed):
+        answer = server.post(prompt="a", seed=seed)
+        if answer.status_code == 503:
+            overloaded.set()
+        return answer
+
+    answers = list(client_threads.map(post, range(200)))
     statuses = [answer.status_code for answer in answers]
     assert set(statuses) == {200, 503}
     drawn = [answer.json()["data"][0]["seed"] for answer in answers if answer.status_code == 200]
@@ -59,7 +72,8 @@ def test_a_request_that_takes_too_long_ends_and_its_lanes_are_released(serving):
     answer = server.post(prompt="a", n=3)
     assert answer.status_code == 504
     assert answer.json()["error"]["code"] == "timeout"
-    eventually(lambda: engine.cancelled == len(engine.waiting) == 3)
+    engine.wait_for(waiting=3, cancelled=3)
+    assert len(engine.waiting) == 3
     server.wait_for_pending(0)
     with server.client.stream(
         "POST", "/v1/images/generations", json={"prompt": "a", "stream": True}
@@ -82,7 +96,7 @@ def test_an_image_that_fails_ends_its_request_and_cancels_the_others(serving):
     answer = server.post(prompt="a", seed=0, n=3)
     assert answer.status_code == 500
     assert answer.json()["error"]["message"] == "ArithmeticError: latents = not finite."
-    eventually(lambda: engine.cancelled == 2)
+    engine.wait_for(cancelled=2)
 
 
 def test_an_engine_that_cannot_go_on_is_an_internal_error(serving):
@@ -138,16 +152,15 @@ def test_shutdown_draws_accepted_requests_and_accepts_no_more(serving, client_th
     server = serving(engine)
     waiting = client_threads.submit(server.post, prompt="a")
     server.wait_for_pending(1)
-    drained = client_threads.submit(asyncio.run, server.service.drain(20))
-    while server.client.get("/readyz").status_code == 200:
-        time.sleep(0.01)
+    drained = server.drain(SECONDS)
+    assert server.client.get("/readyz").status_code == 503
     rejected = server.post(prompt="a")
     assert (rejected.status_code, rejected.json()["error"]["code"]) == (503, "stopping")
     assert not drained.done()
-    eventually(lambda: engine.waiting)
+    engine.wait_for(waiting=1)
     engine.draw_all()
     assert waiting.result().status_code == 200
-    assert drained.result() == 0
+    assert drained.result(SECONDS) == 0
 
 
 def test_shutdown_ends_in_time_and_returns_how_many_images_are_left(serving, client_threads):
@@ -155,8 +168,8 @@ def test_shutdown_ends_in_time_and_returns_how_many_images_are_left(serving, cli
     server = serving(engine)
     waiting = client_threads.submit(server.post, prompt="a", n=2)
     server.wait_for_pending(2)
-    assert asyncio.run(server.service.drain(0.1)) == 2
-    eventually(lambda: len(engine.waiting) == 2)
+    assert server.drain(0.1).result(SECONDS) == 2
+    engine.wait_for(waiting=2)
     engine.draw_all()
     waiting.result()
 
@@ -170,7 +183,7 @@ def test_lanes_of_a_stream_are_released_when_its_client_disconnects(serving):
         assert stream.status_code == 200
         server.wait_for_pending(1)
     server.wait_for_pending(0)
-    eventually(lambda: engine.cancelled == 1)
+    engine.wait_for(cancelled=1)
 
 
 def test_a_stream_reports_its_queue_position(serving, client_threads):
@@ -183,28 +196,40 @@ def test_a_stream_reports_its_queue_position(serving, client_threads):
     ) as stream:
         first = next(line for line in stream.iter_lines() if line)
     assert first == ': {"queue_position": 3}'
-    eventually(lambda: len(engine.waiting) >= 3)
+    engine.wait_for(waiting=3)
     engine.draw_all()
     waiting.result()
 
 
-def test_reservations_are_released_however_their_requests_end(serving):
+def test_a_stream_reports_its_steps_and_is_neither_cached_nor_buffered(serving):
+    engine = PausedEngine()
+    server = serving(engine)
+    with server.client.stream(
+        "POST", "/v1/images/generations", json={"prompt": "a", "stream": True}
+    ) as stream:
+        engine.wait_for(waiting=1)
+        [(_, _, follow)] = engine.waiting
+        follow.step(3, 4)
+        lines = (line for line in stream.iter_lines() if line and "queue_position" not in line)
+        assert next(lines) == ': {"step": 3, "steps": 4}'
+        engine.draw_all()
+        assert next(lines) == "event: image_generation.completed"
+    assert stream.headers["content-type"].startswith("text/event-stream")
+    assert stream.headers["cache-control"] == "no-store"
+    assert stream.headers["x-accel-buffering"] == "no"
+
+
+def test_reservations_are_released_however_their_requests_end(serving, client_threads):
     server = serving(FakeEngine(delay=0.01), serve={"queue": 4})
-    stop = threading.Event()
 
-    def disconnect_often():
-        while not stop.is_set():
-            with server.client.stream(
-                "POST", "/v1/images/generations", json={"prompt": "a", "stream": True}
-            ):
-                pass
+    def disconnect(_):
+        with server.client.stream(
+            "POST", "/v1/images/generations", json={"prompt": "a", "stream": True}
+        ) as stream:
+            return stream.status_code
 
-    threads = [threading.Thread(target=disconnect_often) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    time.sleep(1.0)
-    stop.set()
-    for thread in threads:
-        thread.join()
+    statuses = set(client_threads.map(disconnect, range(100)))
+    assert 200 in statuses
+    assert statuses <= {200, 503}
     server.wait_for_pending(0)
     assert server.post(prompt="a", n=4).status_code == 200
