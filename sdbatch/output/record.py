@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from sdbatch.errors import JobError, StorageError, one_line
-from sdbatch.job import Job, parse
+from sdbatch.job import Job, parse, strict_yaml
 from sdbatch.output import identity, names
 from sdbatch.schema import PLAN, Shard
 from sdbatch.storage import Store
@@ -49,9 +49,9 @@ def read_record(store: Store) -> Record | None:
     text = store.read_if_exists(names.JOB)
     if text is None:
         return None
-    broken = (yaml.YAMLError, KeyError, TypeError, ValueError, OSError, pa.ArrowException, JobError)
+    broken = (KeyError, TypeError, ValueError, OSError, pa.ArrowException, JobError)
     try:
-        values = yaml.safe_load(text)
+        values = strict_yaml.parse(text.decode(), names.JOB)
         job, libraries = parse(values["job"]), values["versions"]
     except broken as error:
         raise _unreadable(store.where(names.JOB), error) from error
