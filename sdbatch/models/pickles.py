@@ -1,10 +1,11 @@
 """The names of the tensors in a file of weights, without torch and without running its pickle."""
 
-import json
 import pickletools
 import zipfile
 import zlib
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from sdbatch.errors import ModelError, one_line
 
@@ -14,7 +15,7 @@ _SAFE_MODULES = (
     "collections",
     "_codecs",
 )
-# Raised by json, zipfile, zlib and pickletools for bytes of another format.
+# Raised by safetensors, zipfile, zlib and pickletools for bytes of another format.
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -23,6 +24,7 @@ _UNREADABLE = (
     RuntimeError,
     zlib.error,
     zipfile.BadZipFile,
+    SafetensorError,
 )
 
 
@@ -38,24 +40,14 @@ def tensor_names(file: Path, where: str) -> set[str]:
     """
     try:
         if file.suffix == ".safetensors":
-            return _names_in_safetensors(file)
+            with safe_open(file, "numpy") as header:
+                return set(header.keys())
         return _strings_in_pickle(file, where)
     except _UNREADABLE as error:
         raise ModelError(
-            f"{where} = {file}: cannot be read as weights ({one_line(error)}). "
+            f"{where} = {file}: cannot be read as weights ({one_line(error, 200)}). "
             f"Download the file again."
         ) from error
-
-
-def _names_in_safetensors(file: Path) -> set[str]:
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if not 0 < length < file.stat().st_size:
-            raise ValueError("no safetensors header")
-        header = json.loads(opened.read(length))
-    if not isinstance(header, dict):
-        raise ValueError("no safetensors header")
-    return set(header)
 
 
 def _strings_in_pickle(file: Path, where: str) -> set[str]:

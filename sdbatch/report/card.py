@@ -1,6 +1,6 @@
 """The dataset card: README.md of the output, with the front matter that Hugging Face reads."""
 
-import yaml
+from huggingface_hub import DatasetCardData
 
 from sdbatch.job import Job
 from sdbatch.output import formats, identity, names
@@ -14,17 +14,17 @@ _HUB_SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T
 def dataset_card(job: Job, report: Report) -> str:
     """Return README.md of a finished output: its content, how it was made and how to load it."""
     files = f"{names.DATA}/*.{formats.suffix(job.output)}"
-    front_matter = {
-        "pretty_name": job.title,
-        "annotations_creators": ["machine-generated"],
-        "task_categories": ["text-to-image"],
-        "tags": ["synthetic", "sdbatch"],
-        "size_categories": [size_category(report.images)],
-        "configs": [{"config_name": "default", "data_files": files}],
+    front_matter = DatasetCardData(
+        pretty_name=job.title,
+        annotations_creators=["machine-generated"],
+        task_categories=["text-to-image"],
+        tags=["synthetic", "sdbatch"],
+        size_categories=[size_category(report.images)],
+        configs=[{"config_name": "default", "data_files": files}],
         **formats.card_features(job.output),
-    }
+    )
     return _TEMPLATE.format(
-        front_matter=yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True),
+        front_matter=front_matter.to_yaml(),
         title=job.title,
         images=f"{report.images:,}",
         failed=f"{report.failed:,}",
@@ -61,7 +61,8 @@ def _reason_list(report: Report) -> str:
 
 
 _TEMPLATE = """---
-{front_matter}---
+{front_matter}
+---
 
 # {title}
 
