@@ -25,6 +25,7 @@ import numpy as np
 from pipeline import ReadyEngine, TimeLimit, write_table
 
 from sdbatch.batch import pipeline
+from sdbatch.cores import cores
 from sdbatch.job import Job, parse
 from sdbatch.output import names, receipts
 from sdbatch.report.progress import Progress
@@ -158,7 +159,7 @@ def main(
         print(json.dumps(resume(count, at) if step == "resume" else measure(count, at, seconds)))
         return
     result = findings.Findings(output)
-    result.add("on", {"date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count(), **_versions()})
+    result.add("on", {"date": time.strftime("%Y-%m-%d"), "cores": cores(), **_versions()})
     rows = {}
     for count in shards:
         where = tempfile.mkdtemp(dir=folder)

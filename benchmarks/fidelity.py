@@ -8,7 +8,6 @@ and in 8. The upper bounds are the judge's verdicts on the scenes as they are re
 autoencoder returns them. Prints tables, and writes them with the curve over guidance as a plot.
 """
 
-import os
 import platform
 import random
 import time
@@ -21,6 +20,7 @@ import torch
 from findings import Findings, versions
 from matplotlib.figure import Figure
 
+from sdbatch.cores import cores
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.request import Drawn, Request
 from sdbatch.job import Model as ModelSettings
@@ -130,7 +130,7 @@ def plot(curve: dict[str, Rates], path: Path) -> None:
 def main(images: int, curve: int, threads: int, output: Path | None) -> None:
     """Measure."""
     findings = Findings(output)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    machine = f"{platform.machine()}, {cores()} cores"
     findings.add("machine", {"device": machine, "date": time.strftime("%Y-%m-%d"), **versions()})
     files = find_model(ModelSettings(path=EMBEDDED_MODEL), Safety())
     model = loading.load(files, Build("cpu", "float32", channels_last=True))

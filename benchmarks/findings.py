@@ -1,7 +1,6 @@
 """The results of a benchmark, with machine and versions: printed for people, written as JSON."""
 
 import json
-import os
 import platform
 import time
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sdbatch.cores import cores
 from sdbatch.output.identity import LIBRARIES
 
 
@@ -27,7 +27,7 @@ def report(output: Path | None, **results: Any) -> None:
     """Print the results on the last line, with date, machine and versions; write them."""
     everything = {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.processor() or platform.machine()}, {cores()} cores",
         "versions": versions(),
         **results,
     }

@@ -15,7 +15,6 @@ new prompts each. Writes NAME.json and NAME.md after every part, so that an inte
 """
 
 import json
-import os
 import platform
 import random
 import shutil
@@ -34,6 +33,7 @@ from findings import Findings, versions
 from oracle import pipeline
 from sides import Diffusers, Ours, Side, draw_alike, median_seconds, model_ms, synchronize
 
+from sdbatch.cores import cores
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.request import Request
 from sdbatch.models.build import Build
@@ -278,7 +278,7 @@ def main(small: bool, output: Path | None) -> None:
         "machine",
         {
             "date": time.strftime("%Y-%m-%d"),
-            "device": gpu.name if gpu else f"{platform.machine()}, {os.cpu_count()} cores",
+            "device": gpu.name if gpu else f"{platform.machine()}, {cores()} cores",
             "cuda": torch.version.cuda,
             "driver": _driver() if gpu else None,
             "command": f"python benchmarks/gpu.py{' --small' if small else ''}",

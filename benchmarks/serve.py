@@ -33,6 +33,8 @@ from serve_sides import (
     send_to_sdbatch,
 )
 
+from sdbatch.cores import cores
+
 MIN_REQUESTS, REQUESTS_PER_CLIENT = 24, 4  # of a measurement: the larger number
 
 
@@ -210,7 +212,7 @@ def _resident() -> dict[str, float]:
 def main(clients: str, requests: int, output: Path | None) -> None:
     """Measure the service."""
     findings = Findings(output)
-    device = f"{platform.machine()}, {os.cpu_count()} cores"
+    device = f"{platform.machine()}, {cores()} cores"
     findings.add("machine", {"device": device, "date": time.strftime("%Y-%m-%d"), **versions()})
     findings.add("load", compare([int(number) for number in clients.split(",")]))
     findings.add("one client, one replica", alone())
