@@ -1,6 +1,6 @@
 # Run in the virtual environment: `source .venv/bin/activate`, or PATH=.venv/bin:$PATH make check
 
-.PHONY: check lint test fix bench
+.PHONY: check lint test slow fix bench
 
 check: lint test
 
@@ -8,10 +8,15 @@ lint:
 	ruff format --check .
 	ruff check .
 	mypy
+	deptry sdbatch
+	deptry . benchmarks --ignore DEP004  # these import what `dev` declares
 
 test:
-	pytest -n 2 -m "not ray"
-	pytest -m ray
+	pytest -n 2 -m "not ray and not slow"
+	pytest -m "ray and not slow"
+
+slow:
+	pytest -m slow
 
 fix:
 	ruff format .
