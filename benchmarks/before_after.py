@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,19 @@ import click
 from findings import report
 
 ROOT = Path(__file__).parent.parent
+
+
+@contextmanager
+def checked_out(revision: str) -> Iterator[Path]:
+    """Yield a folder with another state of this repository."""
+    git = ["git", "-C", str(ROOT), "worktree"]
+    with tempfile.TemporaryDirectory(prefix="before-") as parent:
+        folder = Path(parent, "state")
+        subprocess.run([*git, "add", "--detach", str(folder), revision], check=True)
+        try:
+            yield folder
+        finally:
+            subprocess.run([*git, "remove", "--force", str(folder)], check=True)
 
 
 def rates(values: Any, where: str = "") -> Iterator[tuple[str, float]]:
@@ -55,16 +69,11 @@ def main(
     revision: str, turns: int, output: Path | None, script: str, arguments: tuple[str, ...]
 ) -> None:
     """Compare this state of the code with that of REVISION."""
-    before = Path(tempfile.mkdtemp(prefix="before-")) / "state"
-    git = ["git", "-C", str(ROOT), "worktree"]
-    subprocess.run([*git, "add", "--detach", str(before), revision], check=True)
-    found: dict[Path, list[dict[str, float]]] = {before: [], ROOT: []}
-    try:
+    with checked_out(revision) as before:
+        found: dict[Path, list[dict[str, float]]] = {before: [], ROOT: []}
         for turn in range(turns):
             for state in (before, ROOT) if turn % 2 == 0 else (ROOT, before):
                 found[state].append(run(state, script, arguments))
-    finally:
-        subprocess.run([*git, "remove", "--force", str(before)], check=True)
     results = {}
     for name in found[ROOT][0]:
         old, new = (

@@ -22,21 +22,21 @@ from typing import Any
 import click
 import torch
 import yaml
+from before_after import ROOT, checked_out
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from diffusers import StableDiffusionPipeline  # noqa: E402  after the path
-from diffusers.pipelines.stable_diffusion.safety_checker import (  # noqa: E402
+from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.safety_checker import (
     StableDiffusionSafetyChecker,
 )
-from transformers import CLIPConfig  # noqa: E402
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD  # noqa: E402
+from transformers import CLIPConfig
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from tests import tiny  # noqa: E402
+from tests import tiny
 
 SAMPLERS = ("ddim", "euler_a", "dpmpp_2m_karras", "lms", "unipc", "dpmpp_sde", "tcd", "heun")
 RUN = "from sdbatch.cli import main; main()"
@@ -210,27 +210,24 @@ def compare(before: Path, inputs: Path, name: str, folder: Path) -> dict[str, An
 def main(revision: str, jobs: tuple[str, ...], keep: Path | None) -> None:
     """Compare this state of the code with that of REVISION."""
     folder = (keep or Path(tempfile.mkdtemp(prefix="same-bytes-"))).resolve()
-    before = folder / "state"
-    git = ["git", "-C", str(ROOT), "worktree"]
-    subprocess.run([*git, "add", "--detach", str(before), revision], check=True)
+    results = []
     try:
         inputs = folder / "inputs"
         inputs.mkdir(parents=True)
         made = write_inputs(inputs)
         for name, values in made.items():
             (inputs / f"{name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-        results = []
-        for name in jobs or made:
-            results.append(compare(before, inputs, name, folder))
-            result = results[-1]
-            verdict = ", ".join(result["differing"]) or "none"
-            print(
-                f"{name:14} {result['files']:3} files {result['images']:4} images "
-                f"{result['failed']:3} failed   differing: {verdict}",
-                flush=True,
-            )
+        with checked_out(revision) as before:
+            for name in jobs or made:
+                results.append(compare(before, inputs, name, folder))
+                result = results[-1]
+                verdict = ", ".join(result["differing"]) or "none"
+                print(
+                    f"{name:14} {result['files']:3} files {result['images']:4} images "
+                    f"{result['failed']:3} failed   differing: {verdict}",
+                    flush=True,
+                )
     finally:
-        subprocess.run([*git, "remove", "--force", str(before)], check=True)
         if keep is None:
             shutil.rmtree(folder)
     print(json.dumps({"revision": revision, "jobs": results}))

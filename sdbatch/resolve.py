@@ -162,17 +162,21 @@ def load_engine(
     """
     from sdbatch.engine import cuda
     from sdbatch.engine.engine import Engine
-    from sdbatch.models import safety_checker
+    from sdbatch.models.deferred import deferred_imports
 
     lanes = config.lanes.get(ANY_GPU) or cuda.lanes(config.lanes, cuda.name(config.device))
     models.check_hash(files)
-    family: Family = registry.load(files.family).load(files, config.build)
+    with deferred_imports(compile=config.compile, loras=bool(files.settings.loras)):
+        from sdbatch.models import safety_checker
+
+        family: Family = registry.load(files.family).load(files, config.build)
+        checker = safety_checker.load(files, config.build)
     engine = Engine(
         family,
         lanes=lanes,
         threads=config.threads,
         pixels=pixels,
-        checker=safety_checker.load(files, config.build),
+        checker=checker,
     )
     if example is not None:
         try:

@@ -19,6 +19,7 @@ from sdbatch.stages.draw import DrawImages, Drawing
 
 MOST_ATTEMPTS = 3  # a shard during which so many actors died is recorded as failed
 HEARTBEAT_SECONDS = 0.5
+FIRST_HEARTBEAT_SECONDS = 0.1  # until the actor has drawn an image
 
 
 class DrawingActor:
@@ -36,6 +37,7 @@ class DrawingActor:
         self._metrics = metrics
         self._gate = Gate()
         self._drawings: dict[int, _Counts] = {}  # shard -> its images
+        self._drew = False
         liveness.loaded()
 
     async def __call__(self, block: pa.Table) -> pa.Table:
@@ -84,13 +86,14 @@ class DrawingActor:
     async def _beat(self, shard: int, drawing: Drawing) -> None:
         going = True
         while going:
-            await asyncio.sleep(HEARTBEAT_SECONDS)
+            await asyncio.sleep(HEARTBEAT_SECONDS if self._drew else FIRST_HEARTBEAT_SECONDS)
             going = await self._report(shard, drawing)
         drawing.give_up(ModelError("The run has stopped, so this shard is not finished."))
 
     async def _report(self, shard: int, drawing: Drawing) -> bool:
         """Report how far a shard is; return whether the run goes on."""
         drawn, failed = self._drawings[shard].new()
+        self._drew |= drawn > 0
         self._metrics.images(drawn=drawn, failed=failed)
         usage = self._stage.engine.usage
         queue = sum(counts.open for counts in self._drawings.values())

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 WINDOW = 64  # shards of the plan in one block: with a block each Ray would take long to begin
 WINDOW_CPUS = 0.01  # a window may wait for long, and must not keep other tasks from running
+_WINDOW = "window"  # the column of a block that holds a window, as an Arrow stream
 ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}  # a block of one row: a shard
 
 
@@ -73,7 +74,9 @@ def lay_out(
 
     one = {"num_cpus": WINDOW_CPUS, "compute": TaskPoolStrategy(size=1)}
     with ray_setup.settings():
-        flow = ray.data.from_arrow(list(windows(todo, urls)))
+        # not from_arrow, which starts a process to look at the blocks before anything else begins
+        items = [{_WINDOW: to_bytes(window)} for window in windows(todo, urls)]
+        flow = ray.data.from_items(items, override_num_blocks=len(items))
         flow = flow.map_batches(one_by_one, batch_size=None, batch_format="pyarrow", **one)
         for stage in stages:
             flow = flow.map_batches(**_call(stage, setup), **pool.ray_options(stage.needs), **ONE)
@@ -105,6 +108,14 @@ def windows(shards: Sequence[Shard], urls: dict[str, str]) -> Iterator[pa.Table]
         )
 
 
-def one_by_one(window: pa.Table) -> pa.Table:
-    """Pass a window on; Ray cuts it into blocks of one row, see ray_setup.settings."""
-    return window
+def one_by_one(block: pa.Table) -> pa.Table:
+    """Return the window in a block; Ray cuts it into blocks of one row, see ray_setup.settings."""
+    return pa.ipc.open_stream(block[_WINDOW][0].as_buffer()).read_all()
+
+
+def to_bytes(window: pa.Table) -> bytes:
+    """Return a window as an Arrow stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, window.schema) as stream:
+        stream.write_table(window)
+    return bytes(sink.getvalue())

@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sdbatch.batch import pool
@@ -104,6 +105,8 @@ def _start(address: str, job: Job) -> None:
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address == "local":
+        # half a second, in which Ray's processes start
+        threading.Thread(target=import_module, args=("ray.data",), daemon=True).start()
         ray.init("local", num_cpus=_cpus(job), include_dashboard=False, **quiet)
         return
     host, colon, port = address.removeprefix("ray://").rpartition(":")

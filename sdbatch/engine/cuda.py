@@ -1,6 +1,7 @@
 """The device: its name, copies to it, its failure, and torch's compiler on it."""
 
 import re
+import sys
 from collections.abc import Mapping
 
 import torch
@@ -48,5 +49,6 @@ def device_failed(error: Exception) -> ModelError:
 
 def allow_many_shapes() -> None:
     """Let the calling thread compile any number of shapes: by default torch stops after eight."""
-    torch._dynamo.config.recompile_limit = 10_000
-    torch._dynamo.config.accumulated_recompile_limit = 10_000
+    if "torch._dynamo" in sys.modules:  # imported where something is compiled
+        torch._dynamo.config.recompile_limit = 10_000
+        torch._dynamo.config.accumulated_recompile_limit = 10_000

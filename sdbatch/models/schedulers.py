@@ -60,8 +60,10 @@ def make_scheduler(sampler: str, model_config: dict[str, Any], num_inference_ste
     arguments = dict(entry.arguments)
     if schedule not in (None, AYS):
         arguments[f"use_{schedule}_sigmas"] = True
-    training = {name: model_config[name] for name in _TRAINING if name in model_config}
-    scheduler = kind.from_config(training, **arguments)
+    for name in _TRAINING:
+        if name in model_config and _accepts(kind.__init__, name):
+            arguments.setdefault(name, model_config[name])
+    scheduler = kind(**arguments)  # not from_config, which imports all schedulers and scipy.stats
     most = scheduler.config.get("original_inference_steps", num_inference_steps)
     if num_inference_steps > most:  # diffusers' own message is about a strength
         raise ValueError(
