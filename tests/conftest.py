@@ -12,10 +12,8 @@ from sdbatch.job import Job, parse
 MARKED = ("ray", "s3", "gpu")
 
 
-def pytest_configure(config):
-    """Have torch, which is not there yet, use one thread in each of the processes of `-n`."""
-    if hasattr(config, "workerinput"):  # as xdist's documentation tells its processes apart
-        os.environ["OMP_NUM_THREADS"] = "1"
+# Before torch is imported: two threads take longer than one for tensors as small as the tests'.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items):
@@ -82,5 +80,15 @@ def write(tmp_path):
         else:
             path.write_bytes(content.encode() if isinstance(content, str) else content)
         return str(path)
+
+    return put
+
+
+@pytest.fixture
+def prompts(write):
+    """Write a table of prompts, one a line, and return its path."""
+
+    def put(*lines: str, name: str = "table.txt") -> str:
+        return write(name, "".join(f"{line}\n" for line in lines))
 
     return put

@@ -1,6 +1,7 @@
 """An output made without Ray: the stages called by hand, with the fake engine."""
 
 import asyncio
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -53,13 +54,15 @@ class Result:
 
 
 class LocalLiveness(LivenessClient):
-    """A run's Liveness in this process."""
+    """A run's Liveness in this process, for several threads."""
 
     def __init__(self, actors: int = 1) -> None:
         self.state = Liveness(actors)
+        self._lock = threading.Lock()
 
     def _call(self, method, *arguments):
-        return Result(getattr(self.state, method)(*arguments))
+        with self._lock:
+            return Result(getattr(self.state, method)(*arguments))
 
     def _wait(self, result, seconds=None):
         return result.value

@@ -297,38 +297,65 @@ HEAD = """
 """
 
 
-@pytest.fixture
-def extended(tmp_path):
-    """Make an extension in a copy of the package; return the folder that holds the copy."""
+RUN = """
+import os, runpy, sys
 
-    def extend(edits) -> Path:
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    runpy.run_path("probe.py")
+"""
+
+
+@pytest.fixture
+def probe(tmp_path):
+    """Make extensions in a copy of the package, and run their probes, each in its own folder."""
+
+    def run(*extensions: str) -> None:
         package = tmp_path / "copy" / "sdbatch"
         ignored = shutil.ignore_patterns("__pycache__", "builtin")
         shutil.copytree(ROOT / "sdbatch", package, ignore=ignored)
         os.symlink(ROOT / "sdbatch" / "builtin", package / "builtin")
         os.symlink(ROOT / "tests", tmp_path / "copy" / "tests")
-        for name, after, text in edits:
-            file = package / name
-            if after is None:
-                file.parent.mkdir(exist_ok=True)
-                file.write_text(textwrap.dedent(text))
-            else:
-                source = file.read_text()
-                assert source.count(after) == 1, f"{name}: {after}"
-                file.write_text(source.replace(after, after + text))
-        return tmp_path / "copy"
+        for extension in extensions:
+            extend(package, EXTENSIONS[extension])
+            folder = tmp_path / extension
+            folder.mkdir()
+            text = textwrap.dedent(HEAD) + textwrap.dedent(PROBES[extension])
+            (folder / "probe.py").write_text(f"ROOT = {str(ROOT)!r}\n{text}")
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, *(str(tmp_path / extension) for extension in extensions)],
+            env={**os.environ, "PYTHONPATH": str(tmp_path / "copy")},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
 
-    return extend
+    return run
+
+
+def extend(package: Path, edits) -> None:
+    for name, after, text in edits:
+        file = package / name
+        if after is None:
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(textwrap.dedent(text))
+        else:
+            source = file.read_text()
+            assert source.count(after) == 1, f"{name}: {after}"
+            file.write_text(source.replace(after, after + text))
 
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
-def test_an_extension_touches_few_places_and_works_whole(extended, tmp_path, extension):
-    edits = EXTENSIONS[extension]
-    assert len(edits) == PLACES[extension]
-    probe = f"ROOT = {str(ROOT)!r}\n{textwrap.dedent(HEAD)}\n{textwrap.dedent(PROBES[extension])}"
-    (tmp_path / "probe.py").write_text(probe)
-    environment = {**os.environ, "PYTHONPATH": str(extended(edits)), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "probe.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+def test_an_extension_touches_few_places(extension):
+    assert len(EXTENSIONS[extension]) == PLACES[extension]
+
+
+def test_all_extensions_work_whole_together(probe):
+    probe(*EXTENSIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_an_extension_works_whole_alone(probe, extension):
+    probe(extension)

@@ -10,43 +10,50 @@ from sdbatch.engine.request import Usage
 
 
 class FakeMetric:
-    """A metric that keeps its values, by the values of its tags."""
+    """A metric of Ray that keeps its values, by those of its tags."""
 
-    def __init__(self):
-        self.values = {}
+    def __init__(self, tag_keys):
+        self.tag_keys, self.values = tag_keys, {}
 
     def inc(self, value, tags):
-        key = tuple(tags.values())
+        key = self._key(tags)
         self.values[key] = self.values.get(key, 0) + value
 
     def set(self, value, tags):
-        self.values[tuple(tags.values())] = value
+        self.values[self._key(tags)] = value
 
     def observe(self, value, tags):
-        self.values.setdefault(tuple(tags.values()), []).append(value)
+        self.values.setdefault(self._key(tags), []).append(value)
+
+    def _key(self, tags):
+        assert set(tags) == set(self.tag_keys)
+        return tuple(tags.values())
 
 
 @pytest.fixture
 def reported(monkeypatch):
-    """Keep what Ray would count."""
-    kept = {name: FakeMetric() for name in (*metrics.COUNTERS, *metrics.GAUGES, "stage_seconds")}
-    monkeypatch.setattr(metrics, "_metrics", lambda: kept)
-    return kept
+    """Keep what Ray would count, by the names of the metrics."""
+    kept = {}
+
+    def make(name, description, *options, tag_keys=None):
+        kept[name.removeprefix("sdbatch_")] = metric = FakeMetric(tag_keys or options[0])
+        return metric
+
+    for kind in ("Counter", "Gauge", "Histogram"):
+        monkeypatch.setattr(f"ray.util.metrics.{kind}", make)
+    metrics._metrics.cache_clear()
+    metrics._metrics()
+    yield kept
+    metrics._metrics.cache_clear()
 
 
 @pytest.fixture
-def log(monkeypatch):
-    """Catch the lines of the worker's log."""
-    lines = []
-
-    class Handler(logging.Handler):
-        def emit(self, record):
-            lines.append((record.levelname, record.getMessage()))
-
-    found = logging.Logger("here")
-    found.addHandler(Handler())
-    monkeypatch.setattr(metrics, "_log", lambda: found)
-    return lines
+def log(caplog):
+    """Catch the lines of the worker's log, which goes nowhere else."""
+    logger = logging.getLogger("sdbatch.shards")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 def test_engines_counters_grow_by_what_is_new(reported):
@@ -74,8 +81,10 @@ def test_images_are_counted_by_their_outcome(reported):
 def test_a_stage_leaves_two_lines_and_its_seconds(reported, log):
     with RayMetrics("dogs").stage("draw", 12, "50 rows, attempt 2"):
         pass
-    assert log[0] == ("INFO", "shard 000012 draw: begun, 50 rows, attempt 2")
-    assert log[1][1].startswith("shard 000012 draw: ended after 0.0")
+    begun, ended = log.records
+    assert begun.levelname == "INFO"
+    assert begun.getMessage() == "shard 000012 draw: begun, 50 rows, attempt 2"
+    assert ended.getMessage().startswith("shard 000012 draw: ended after 0.0")
     (seconds,) = reported["stage_seconds"].values[("dogs", "draw")]
     assert 0 <= seconds < 10
 
@@ -83,5 +92,6 @@ def test_a_stage_leaves_two_lines_and_its_seconds(reported, log):
 def test_a_stage_that_fails_says_why_and_is_not_timed(reported, log):
     with pytest.raises(OSError, match="disk"), RayMetrics("dogs").stage("write", 3):
         raise OSError("disk full")
-    assert log[1] == ("WARNING", "shard 000003 write: failed, OSError: disk full")
+    assert log.records[1].levelname == "WARNING"
+    assert log.records[1].getMessage() == "shard 000003 write: failed, OSError: disk full"
     assert reported["stage_seconds"].values == {}

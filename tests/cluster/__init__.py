@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 
 import yaml
-from ray.scripts import scripts
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "cluster"
@@ -49,6 +48,8 @@ def strict(schema: dict) -> dict:
 
 def read_by_ray(line: str) -> None:
     """Have Ray read the options of the `ray ...` in a line: it fails on an unknown one."""
+    from ray.scripts import scripts
+
     words = shlex.split(line)
     name, *options = words[words.index("ray") + 1 :]
     scripts.cli.commands[name].make_context(name, options)

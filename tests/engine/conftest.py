@@ -3,7 +3,6 @@
 Every property of the engine holds for Stable Diffusion 1.x and for a family unlike it.
 """
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from sdbatch.models.build import Build
 from sdbatch.models.find_model import find_model
 from sdbatch.samplers import NAMES
 from tests import flow_family
+from tests.engine.faulty_family import FaultyFamily, Hold
 from tests.sd1 import build_request
 
 BUILD = Build("cpu", "float32")
@@ -59,20 +59,10 @@ def family(kind):
     return kind.load()
 
 
-class Replaceable:
-    """A family of which a test replaces calls: `family.denoise = ...`."""
-
-    def __init__(self, family) -> None:
-        self._family = family
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._family, name)
-
-
 @pytest.fixture
-def replaceable(family) -> Replaceable:
+def faulty(family) -> FaultyFamily:
     """The family of the engines that `new_engine` starts."""
-    return Replaceable(family)
+    return FaultyFamily(family)
 
 
 @pytest.fixture(scope="session")
@@ -83,12 +73,12 @@ def engine(family):
 
 
 @pytest.fixture
-def new_engine(replaceable):
+def new_engine(faulty):
     """Start engines; close them in the end."""
     started = []
 
     def start(lanes=4) -> Engine:
-        started.append(Engine(replaceable, lanes=lanes, threads=1))
+        started.append(Engine(faulty, lanes=lanes, threads=1))
         return started[-1]
 
     yield start
@@ -97,17 +87,11 @@ def new_engine(replaceable):
 
 
 @pytest.fixture
-def held(replaceable, family):
-    """Hold the denoiser back, so that requests queue up; returns the event that releases it."""
-    go = threading.Event()
-
-    def wait(*args):
-        go.wait()
-        return family.denoise(*args)
-
-    replaceable.denoise = wait
-    yield go
-    go.set()
+def held(faulty):
+    """Hold the denoiser back, so that requests queue up."""
+    faulty.on_denoise = hold = Hold()
+    yield hold
+    hold.release()
 
 
 @pytest.fixture

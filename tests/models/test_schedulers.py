@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sdbatch.engine.cohort import Cohort, Ticket
 from sdbatch.engine.engine import Engine
+from sdbatch.engine.request import Follow
 from sdbatch.models.schedulers import make_scheduler
 from sdbatch.models.sd1.family import StableDiffusion1
-from sdbatch.samplers import NAMES, SAMPLERS, split, title
+from sdbatch.samplers import NAMES, SAMPLERS
 from tests.models.load import assert_as_diffusers, draw
 
 
@@ -33,8 +35,14 @@ def matches(engine, pipeline, model):
     return check
 
 
-@pytest.mark.parametrize("sampler", NAMES)
-@pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
+UNGUIDED = [
+    pytest.param(name, 1.0, marks=[] if name in SAMPLERS else pytest.mark.slow) for name in NAMES
+]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "guidance_scale"), [*((name, 7.5) for name in NAMES), *UNGUIDED]
+)
 def test_engine_draws_what_diffusers_draws(matches, request_for, sampler, guidance_scale):
     matches(
         request_for(
@@ -132,11 +140,23 @@ def test_sampling_keys_in_a_models_configuration_do_not_change_what_a_samplers_n
         assert plain.config == other.config
 
 
-def test_names_are_samplers_with_the_schedules_that_they_have():
-    assert len(set(NAMES)) == len(NAMES)
-    assert set(SAMPLERS) < set(NAMES)
-    assert "dpmpp_2m_karras" in NAMES
-    assert "ddim_karras" not in NAMES
-    assert split("dpm2_a") == (SAMPLERS["dpm2_a"], None)
-    assert split("dpm2_a_karras") == (SAMPLERS["dpm2_a"], "karras")
-    assert title("dpmpp_2m_sde_exponential") == "DPM++ 2M SDE Exponential"
+@pytest.mark.parametrize("sampler", ["ddim", "euler"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_a_preview_is_diffusers_own_estimate_of_the_image(model, request_for, sampler, prediction):
+    config = {**model.scheduler_config, "prediction_type": prediction}
+    family = StableDiffusion1(replace(model, scheduler_config=config))
+    request = request_for(guidance_scale=1.0, sampler=sampler, num_inference_steps=8)
+    ticket = Ticket(request, family.read(request), follow=Follow(print, print, previews=7))
+    ticket.ticks = 8
+    cohort = Cohort([ticket], family)
+    reference = make_scheduler(sampler, config, 8)
+    for step in range(7):
+        cohort.model_input()
+        answer = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(step))
+        timestep = reference.timesteps[step]
+        reference.scale_model_input(cohort.latents, timestep)
+        theirs = reference.step(answer, timestep, cohort.latents)
+        cohort.advance(answer)
+        [(_, ours)] = cohort.previews
+        torch.testing.assert_close(ours, theirs.pred_original_sample[0], rtol=2e-4, atol=2e-4)
+        assert torch.equal(cohort.latents, theirs.prev_sample)

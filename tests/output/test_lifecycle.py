@@ -66,19 +66,27 @@ def test_remove_takes_the_pictures_and_scores_that_were_made_of_the_output(
     assert not (tmp_path / "out").exists()
 
 
-def test_remove_takes_the_receipts_before_the_data_and_job_yaml_last(
-    make_job, prompts_of, monkeypatch
-):
+class RecordingStore(Store):
+    """Keeps the names that are removed."""
+
+    def __init__(self, url):
+        super().__init__(url)
+        self.removed = []
+
+    def remove(self, name):
+        self.removed.append(name)
+        super().remove(name)
+
+
+def test_remove_takes_the_receipts_before_the_data_and_job_yaml_last(make_job, prompts_of):
     """So an interrupted removal leaves no receipt without its data."""
-    store = finished.finish(make_job(prompts={"path": prompts_of(4)})).store
-    order = []
-    remove = Store.remove
-    monkeypatch.setattr(Store, "remove", lambda s, name: (order.append(name), remove(s, name)))
+    store = RecordingStore(finished.finish(make_job(prompts={"path": prompts_of(4)})).store.url)
     lifecycle.remove(store)
-    folders = [name.partition("/")[0] for name in order if "/" in name and "gallery" not in name]
+    names = [name for name in store.removed if "/" in name and "gallery" not in name]
+    folders = [name.partition("/")[0] for name in names]
     assert folders == sorted(folders, reverse=True)
     assert folders[0] == "receipts"
-    assert order[-1] == "job.yaml"
+    assert store.removed[-1] == "job.yaml"
 
 
 def test_remove_leaves_pictures_of_the_user_in_the_gallery(tmp_path):

@@ -1,4 +1,4 @@
-"""One local Ray for all tests of the folder; runs use a Ray that is there already."""
+"""One local Ray for the tests of a module; runs use a Ray that is there already."""
 
 import pytest
 
@@ -17,33 +17,19 @@ def ray_local():
         include_dashboard=False,
         log_to_driver=False,
         logging_level="error",
+        _system_config={"metrics_report_interval_ms": 1000},
     )
     yield
     ray.shutdown()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def draw(ray_local):
     """Run a job with the fake engine, or with another one; returns the report."""
 
-    def run(job, make_engine=FakeEngine, display=None, **options):
-        of_drawing = {name: options.pop(name) for name in ("max_failed",) if name in options}
-        ready = pipeline.prepare(job, **options)
+    def run(job, make_engine=FakeEngine, display=None):
         return pipeline.draw(
-            ready, display=display or SilentDisplay(), make_engine=make_engine, **of_drawing
+            pipeline.prepare(job), display=display or SilentDisplay(), make_engine=make_engine
         )
 
     return run
-
-
-@pytest.fixture
-def prompts(tmp_path):
-    """Write a table of prompts, one a line, and return its path."""
-
-    def write(*lines: str, name: str = "table.txt") -> str:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{line}\n" for line in lines))
-        return str(path)
-
-    return write

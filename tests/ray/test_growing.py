@@ -24,7 +24,9 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
 from sdbatch.batch import pipeline
 from sdbatch.report.progress import SilentDisplay
 from tests.fakes import FakeEngine
+from tests.wait import wait_until
 
+pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
 MOST = 2  # nodes
 LISTS = (  # keys of the launcher's configuration that must be there
@@ -98,9 +100,7 @@ def growing(tmp_path_factory):
             stdout=out,
             start_new_session=True,
         )
-    deadline = time.monotonic() + 60
-    while "will now block" not in said.read_text() and time.monotonic() < deadline:
-        time.sleep(0.2)
+    wait_until(lambda: "will now block" in said.read_text())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         ray.init(address, log_to_driver=False, logging_level="error")
@@ -149,7 +149,4 @@ def test_machines_come_for_a_job_and_go_as_it_runs_out_of_work(growing, make_job
     assert (report.images, report.stopped) == (42, None)
     assert (seen.there[0], max(seen.there)) == (0, MOST)
     assert seen.taken[-1][1] <= 1  # the last shard's alone: no GPU is held by those who wait
-    deadline = time.monotonic() + 60
-    while gpus() and time.monotonic() < deadline:
-        time.sleep(1)
-    assert gpus() == 0
+    wait_until(lambda: gpus() == 0)

@@ -1,22 +1,30 @@
-"""The data flow on a real Ray: nothing lost, shards shared out, faults where they belong."""
+"""The data flow on a real Ray: nothing lost, shards shared out, faults where they belong.
+
+tests/batch/test_pipeline.py has what needs no Ray.
+"""
 
 import hashlib
+import re
+import urllib.request
 from collections import Counter
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
 import pyarrow.dataset as ds
 import pytest
+import ray
 
 import sdbatch
-from sdbatch.batch import driver, pipeline
-from sdbatch.errors import JobError, ModelError
+from sdbatch.batch import pipeline
+from sdbatch.errors import ModelError
 from sdbatch.output import receipts
-from sdbatch.output.record import read_record
 from sdbatch.output.verify import verify_output
+from sdbatch.report.progress import SilentDisplay
 from sdbatch.storage import Store
+from tests import without_ray
 from tests.fakes import FakeEngine
+from tests.ray import engines
+from tests.wait import wait_until
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -28,12 +36,7 @@ def images_by_row(output: Path) -> dict[tuple[str, int], str]:
     return {(r["row_key"], r["sample_index"]): r["sha256"] for r in table.to_pylist()}
 
 
-def read_receipts(output: Path):
-    store = Store(str(output))
-    return receipts.read_receipts(store, receipts.committed_shards(store))
-
-
-class Recorder:
+class Recorder(SilentDisplay):
     """A display that keeps what it was shown."""
 
     def __init__(self):
@@ -61,136 +64,84 @@ def test_every_row_is_accounted_for_once(draw, make_job, prompts, tmp_path):
     assert display.report == report
     assert display.seen[-1].done == 80
 
-
-def test_two_clean_runs_give_identical_data(draw, make_job, tmp_path):
-    jobs = [make_job(output={"path": str(tmp_path / name)}) for name in ("one", "two")]
-    for job in jobs:
-        draw(job)
-    assert hashes(tmp_path / "one" / "data") == hashes(tmp_path / "two" / "data") != {}
+    again = job.updated(output=job.output.updated(path=str(tmp_path / "again")))
+    without_ray.draw(again)
+    for folder in ("data", "failed"):
+        assert hashes(tmp_path / "again" / folder) == hashes(tmp_path / "out" / folder) != {}
 
 
-def test_four_shards_on_two_actors_are_drawn_two_and_two(draw, make_job, prompts, tmp_path):
-    job = make_job(
-        prompts={"path": prompts(*(f"dog {i}" for i in range(8)))},
-        output={"images_per_shard": 2},
-        cluster={"actors": 2},
+class Telling(Recorder):
+    """Tells the engines that some images were shown as drawn."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self._folder = folder
+
+    def show(self, progress):
+        super().show(progress)
+        if progress.done:
+            (self._folder / "shown").touch()
+
+
+@pytest.fixture(scope="module")
+def shared_out(draw, tmp_path_factory):
+    """Draw four shards of two images with two actors, all at once; return output and display."""
+    folder = tmp_path_factory.mktemp("shared-out")
+    job = sdbatch.job.parse(
+        {
+            "prompts": {"rows": [{"prompt": f"dog {i}"} for i in range(8)]},
+            "model": "builtin:shapes",
+            "sampling": {"height": 64, "width": 64},
+            "cluster": {"actors": 2},
+            "output": {"path": str(folder / "out"), "images_per_shard": 2},
+        }
     )
-    draw(job, make_engine=partial(FakeEngine, delay=0.2))
-    actors = Counter(receipt.facts["pid"] for receipt in read_receipts(tmp_path / "out"))
+    display = Telling(folder)
+    draw(job, make_engine=partial(engines.Together, folder, 8), display=display)
+    return folder / "out", display
+
+
+def test_four_shards_on_two_actors_are_drawn_two_and_two(shared_out):
+    store = Store(str(shared_out[0]))
+    every = receipts.read_receipts(store, receipts.committed_shards(store))
+    actors = Counter(receipt.facts["pid"] for receipt in every)
     assert sorted(actors.values()) == [2, 2]
 
 
-def test_progress_moves_within_a_shard(draw, make_job, prompts):
-    job = make_job(prompts={"path": prompts(*(f"dog {i}" for i in range(12)))})
-    display = Recorder()
-    draw(job, make_engine=partial(FakeEngine, delay=0.3), display=display)
-    assert {progress.done for progress in display.seen} - {0, 12}
-
-
-def test_a_finished_output_is_not_drawn_again(draw, make_job, tmp_path):
-    draw(make_job())
-    before = hashes(tmp_path / "out" / "receipts")
-    report = draw(make_job(), make_engine=None)  # no engine is needed, and no Ray
-    assert (report.drawn_now, report.images) == (0, 6)
-    assert hashes(tmp_path / "out" / "receipts") == before
-
-
-def test_appended_files_become_new_shards(draw, make_job, prompts, tmp_path):
-    prompts("dog", "cat", name="table/b.txt")
-    job = make_job(prompts={"path": str(tmp_path / "table")})
-    draw(job)
-    before = hashes(tmp_path / "out" / "data")
-    prompts("cow", name="table/a.txt")
-    report = draw(job)
-    after = hashes(tmp_path / "out" / "data")
-    assert (report.images, report.drawn_now) == (3, 1)
-    assert before.items() <= after.items()
-
-
-def test_a_job_that_changed_is_refused_and_overwrite_starts_anew(draw, make_job, tmp_path):
-    draw(make_job())
-    changed = make_job(sampling={"guidance_scale": 3.0})
-    with pytest.raises(
-        JobError, match=r"sampling.guidance_scale = 3.0: must be 7.5, as in.*--overwrite"
-    ):
-        draw(changed)
-    report = draw(changed, overwrite=True)
-    assert report.drawn_now == 6
-    assert read_record(Store(str(tmp_path / "out"))).job.sampling.guidance_scale == 3.0
+def test_progress_moves_within_a_shard(shared_out):
+    done = {progress.done for progress in shared_out[1].seen}
+    assert done & {1, 2}  # the first image of an actor, or of both
+    assert max(done) == 8
 
 
 def test_a_shard_that_kills_its_actor_three_times_is_recorded_and_the_job_goes_on(
-    draw, make_job, prompts, tmp_path
+    draw, make_job, prompts
 ):
     table = prompts(*(f"dog {i}" for i in range(4)), "die", *(f"cat {i}" for i in range(11)))
     job = make_job(prompts={"path": table}, output={"images_per_shard": 4}, cluster={"actors": 1})
     report = draw(job, make_engine=partial(FakeEngine, delay=0.05))
     assert (report.images, report.failed) == (12, 4)
     assert report.reasons == {"Drawing this shard killed the actor 3 times.": 4}
-    again = draw(job, retry_failed=True)  # still deadly: the same end
-    assert (again.images, again.failed, again.drawn_now) == (12, 4, 0)
 
 
-def test_retry_failed_draws_the_shards_with_failed_rows_again(draw, make_job, prompts, tmp_path):
+@pytest.mark.slow
+def test_a_shard_that_is_still_deadly_ends_alike_when_it_is_retried(draw, make_job, prompts):
     job = make_job(
-        prompts={"path": prompts("dog", "fail", "cat", "cow")}, output={"images_per_shard": 2}
+        prompts={"path": prompts("dog", "cat", "die", "cow")},
+        output={"images_per_shard": 2},
+        cluster={"actors": 1},
     )
-    first = draw(job)
-    assert (first.images, first.failed) == (3, 1)
-    report = draw(job, make_engine=Tolerant, retry_failed=True)
-    assert (report.images, report.failed, report.drawn_now) == (4, 0, 2)
-    assert list((tmp_path / "out" / "failed").glob("*")) == []
-    assert list(verify_output(Store(str(tmp_path / "out")))) == []
-
-
-class Tolerant(FakeEngine):
-    """Draws what FakeEngine fails."""
-
-    def submit(self, request):
-        return super().submit(request.updated(prompt="anything"))
-
-
-def test_max_failed_stops_the_run_and_says_so(draw, make_job, prompts):
-    job = make_job(prompts={"path": prompts(*["fail"] * 30)}, output={"images_per_shard": 5})
-    report = draw(job, make_engine=partial(FakeEngine, delay=0.05), max_failed=3)
-    assert "more than --max-failed 3" in report.stopped
-    assert report.exit_code == 1
-
-
-class Stuck(FakeEngine):
-    """Never draws."""
-
-    def __init__(self):
-        super().__init__()
-        self.waiting = []
-
-    def submit(self, request):
-        self.waiting.append(Future())
-        return self.waiting[-1]
-
-
-def test_a_run_in_which_nothing_moves_ends(draw, make_job, monkeypatch):
-    monkeypatch.setattr(driver, "STALL_SECONDS", 3.0)
-    report = draw(make_job(), make_engine=Stuck)
-    assert "no progress for" in report.stopped
-
-
-def cannot_load():
-    raise ModelError("model.path = 'x': cannot be loaded")
+    assert draw(job).failed == 2
+    ready = pipeline.prepare(job, retry_failed=True)
+    again = pipeline.draw(ready, display=SilentDisplay(), make_engine=FakeEngine)
+    assert (again.images, again.failed, again.drawn_now) == (2, 2, 0)
+    assert again.reasons == {"Drawing this shard killed the actor 3 times.": 2}
 
 
 def test_a_model_that_cannot_be_loaded_leaves_nothing_behind(draw, make_job, tmp_path):
     with pytest.raises(ModelError, match=r"^model.path = 'x': cannot be loaded$"):
-        draw(make_job(), make_engine=cannot_load)
+        draw(make_job(), make_engine=engines.cannot_load)
     assert not (tmp_path / "out").exists()
-
-
-def loads_once(marker):
-    """The first actor draws and dies of a shard; none that comes after it can load."""
-    if Path(marker).exists():
-        raise ModelError("model.path = 'x': gone")
-    Path(marker).touch()
-    return FakeEngine(delay=0.05)
 
 
 def test_a_model_that_cannot_be_loaded_any_more_keeps_what_was_drawn(
@@ -201,49 +152,30 @@ def test_a_model_that_cannot_be_loaded_any_more_keeps_what_was_drawn(
         output={"images_per_shard": 2},
         cluster={"actors": 1},
     )
-    report = draw(job, make_engine=partial(loads_once, str(tmp_path / "marker")))
+    report = draw(job, make_engine=partial(engines.loads_once, tmp_path / "marker"))
     assert report.stopped == "model.path = 'x': gone"
     assert report.exit_code == 1
     assert report.images > 0
     store = Store(str(tmp_path / "out"))
     assert len(receipts.committed_shards(store)) * 2 == report.images
-    assert draw(job, make_engine=Tolerant).exit_code == 0
-
-
-def dies_while_loading():
-    import os
-
-    os._exit(1)
+    assert without_ray.draw(job, make_engine=engines.Tolerant).exit_code == 0
 
 
 def test_a_model_whose_loading_kills_its_actors_ends_the_run(draw, make_job, tmp_path):
     with pytest.raises(ModelError, match="Loading the model killed"):
-        draw(make_job(), make_engine=dies_while_loading)
+        draw(make_job(), make_engine=engines.dies_while_loading)
     assert not (tmp_path / "out").exists()
-
-
-def in_the_way(path):
-    Path(path).write_text("a file where a folder goes")
-    return FakeEngine()
 
 
 def test_an_output_that_cannot_be_written_stops_the_run_and_can_be_resumed(
     draw, make_job, tmp_path
 ):
     data = tmp_path / "out" / "data"
-    report = draw(make_job(), make_engine=partial(in_the_way, str(data)))
+    report = draw(make_job(), make_engine=partial(engines.in_the_way, data))
     assert "out/data/000000.parquet" in report.stopped
     assert report.exit_code == 1
     data.unlink()
-    assert draw(make_job()).exit_code == 0
-
-
-def test_an_output_folder_that_is_not_ours_is_left_alone(make_job, tmp_path):
-    (tmp_path / "out" / "data").mkdir(parents=True)
-    (tmp_path / "out" / "data" / "mine.parquet").write_text("precious")
-    with pytest.raises(sdbatch.errors.StorageError, match=r"holds data/ but no job.yaml"):
-        pipeline.prepare(make_job(), overwrite=True)
-    assert (tmp_path / "out" / "data" / "mine.parquet").read_text() == "precious"
+    assert without_ray.draw(make_job()).exit_code == 0
 
 
 def test_image_bytes_do_not_depend_on_actors_or_files(ray_local, make_job, prompts, tmp_path):
@@ -251,20 +183,64 @@ def test_image_bytes_do_not_depend_on_actors_or_files(ray_local, make_job, promp
     one = prompts(*lines, name="one.txt")
     for i in range(7):
         prompts(*lines[3 * i : 3 * i + 3], name=f"seven/{i}.txt")
-    runs = {
-        "one file, one actor": (one, 1, 32),
-        "one file, two actors": (one, 2, 5),
-        "seven files, two actors": (str(tmp_path / "seven"), 2, 2),
-    }
-    found = []
-    for name, (table, actors, size) in runs.items():
-        job = make_job(
+
+    def job(name, table, actors, size):
+        return make_job(
             prompts={"path": table, "images_per_row": 2},
             sampling={"sampler": "euler_a"},
             cluster={"actors": actors},
             output={"path": str(tmp_path / name), "images_per_shard": size},
         )
-        assert sdbatch.run(job).images == 42
-        found.append(images_by_row(tmp_path / name))
-    assert found[0] == found[1] == found[2]
-    assert len(set(found[0].values())) == 42
+
+    with without_ray.without_ray():
+        assert sdbatch.run(job("one file, one actor", one, 1, 32)).images == 42
+    assert sdbatch.run(job("one file, two actors", one, 2, 5)).images == 42
+    with without_ray.without_ray():
+        assert sdbatch.run(job("seven files", str(tmp_path / "seven"), 1, 2)).images == 42
+    names = ("one file, one actor", "one file, two actors", "seven files")
+    first, second, third = (images_by_row(tmp_path / name) for name in names)
+    assert first == second == third
+    assert len(set(first.values())) == 42
+
+
+def scrape():
+    """Return the metrics that Prometheus finds on the node: name -> tags -> value."""
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        text = answer.read().decode()
+    found = {}
+    for name, tags, value in re.findall(r"^ray_sdbatch_(\w+)\{(.*)\} (\S+)$", text, re.M):
+        values = dict(re.findall(r'(\w+)="([^"]*)"', tags))
+        if values["dataset"] == "counted":
+            kind = values.get("outcome") or values.get("stage")
+            key = name, kind
+            found[key] = found.get(key, 0) + float(value) * ("bucket" not in name)
+    return found
+
+
+def test_prometheus_finds_what_a_run_did_and_logs_tell_of_each_shard(draw, make_job, prompts):
+    table = prompts(*["a dog"] * 9, "fail")
+    job = make_job(
+        name="counted", prompts={"path": table}, output={"images_per_shard": 2},
+        cluster={"actors": 1},
+    )  # fmt: skip
+    report = draw(job, make_engine=engines.Working)
+    assert (report.images, report.failed) == (9, 1)
+    wait_until(lambda: scrape().get(("stage_seconds_count", "write")) == 5)
+    found = scrape()
+    assert found["images_total", "drawn"] == 9
+    assert found["images_total", "failed"] == 1
+    assert found["ticks_total", None] == 10
+    assert found["engine_seconds_total", None] == 5.0
+    assert found["engine_idle_seconds_total", None] == 1.25
+    assert (found["lanes_total", None], found["lanes_filled_total", None]) == (40, 30)
+    assert found["queue", None] == 0
+    assert found["images_planned", None] == 10
+    assert {found["stage_seconds_count", stage] for stage in ("read", "draw", "write")} == {5}
+
+    logs = Path(ray.worker.global_worker.node.get_session_dir_path()) / "logs"
+    text = "".join(file.read_text() for file in logs.glob("worker-*.err"))
+    for stage in ("read", "draw", "write"):
+        assert re.search(rf"shard 000003 {stage}: begun", text)
+        assert re.search(rf"shard 000003 {stage}: ended after \d+\.\d\d s", text)

@@ -1,23 +1,32 @@
-"""kill -9 at random moments, then the same command: the same bytes, nothing left over.
+"""kill -9 of an actor and of the driver, then the same command: the same bytes, nothing left over.
 
 Ten kills over a larger run: `python benchmarks/kills.py JOB`.
 """
 
+import os
 import random
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from benchmarks.kills import compare, kill_and_resume, run
+from benchmarks.kills import compare, kill_and_resume
+from sdbatch.job import load
 from sdbatch.output.verify import verify_output
 from sdbatch.storage import Store
+from tests import without_ray
+from tests.ray.processes import find_process, marked, ray_files
+from tests.wait import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+SDBATCH = str(Path(sys.executable).parent / "sdbatch")
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, tiny_model):
-    """A job of 20 shards, and its output from a run that was left alone."""
+    """A job of 20 shards, and its output from a run without Ray that was left alone."""
     folder = tmp_path_factory.mktemp("undisturbed")
     lines = [f"a dog, number {i}" for i in range(99)] + ["x" * 500]
     (folder / "prompts.txt").write_text("\n".join(lines))
@@ -28,14 +37,53 @@ def undisturbed(tmp_path_factory, tiny_model):
         "sampling: {sampler: euler_a, num_inference_steps: 10, height: 64, width: 64}\n"
         "output: {path: overridden, images_per_shard: 10}\n"
     )
-    assert run(job, folder / "alone") == 0
-    return job, folder / "alone"
+    alone = folder / "alone"
+    report = without_ray.draw(load(job, [f"output.path={alone}"]), make_engine=None)
+    assert report.exit_code == 0
+    return job, alone
 
 
-@pytest.mark.parametrize(("victim", "kills"), [("driver", 3), ("actor", 2)])
+@pytest.fixture
+def ray_folder():
+    with ray_files() as folder:
+        yield folder
+
+
 def test_data_is_byte_identical_and_nothing_is_left_over_after_kills(
-    undisturbed, tmp_path, victim, kills
+    undisturbed, tmp_path, ray_folder
 ):
+    job, alone = undisturbed
+    output = tmp_path / "killed"
+    command = [SDBATCH, "run", str(job), "--set", f"output.path={output}", "--json"]
+
+    def start():
+        return subprocess.Popen(command, env=marked(ray_folder), stdout=subprocess.DEVNULL)
+
+    def receipts():
+        return {path.name: path.read_bytes() for path in output.glob("receipts/*.json")}
+
+    def drawing_actor():
+        return find_process(ray_folder, "DrawingActor")
+
+    driver = start()
+    wait_until(lambda: receipts() and drawing_actor(), 120)
+    before = receipts()
+    os.kill(drawing_actor(), signal.SIGKILL)
+    wait_until(lambda: len(receipts()) > len(before), 120)  # it goes on by itself
+    before = receipts()
+    driver.kill()
+    driver.wait()
+    assert len(before) < 20
+    assert start().wait() == 0
+    after = receipts()
+    assert {name: after[name] for name in before} == before  # none was drawn again
+    assert compare(alone, output) == []
+    assert list(verify_output(Store(str(output)))) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "kills"), [("driver", 3), ("actor", 2)])
+def test_data_is_byte_identical_after_kills_at_random_moments(undisturbed, tmp_path, victim, kills):
     job, alone = undisturbed
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed of the moments: {seed}")  # noqa: T201  to have them again

@@ -1,4 +1,7 @@
-"""`sdbatch serve` as a user runs it: a Ray of its own, the embedded model, real requests."""
+"""`sdbatch serve` as a user runs it: a Ray of its own, the embedded model, real requests.
+
+tests/serve has the service without Ray.
+"""
 
 import base64
 import contextlib
@@ -8,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +22,11 @@ import pytest
 import yaml
 from PIL import Image
 
+import sdbatch
+from tests.ray.processes import find_process, marked, ray_files
+from tests.wait import wait_until
+from tests.without_ray import without_ray
+
 BIN = Path(sys.executable).parent
 JOB = {
     "prompts": {"rows": [{"prompt": "a red circle"}]},
@@ -28,10 +35,8 @@ JOB = {
     "output": {"path": "out"},
     "serve": {"timeout_s": 25},
 }
-
-
-# Minutes of work for one core.
-LONG = {"prompt": "a dog", "num_inference_steps": 150, "size": "1024x1024"}
+# A minute or more of work for one core.
+LONG = {"prompt": "a dog", "num_inference_steps": 150, "size": "768x768"}
 
 
 def free_port():
@@ -45,30 +50,32 @@ def pixels(file):
 
 
 class Served:
-    """A command that serves, from its start until it is told to stop."""
+    """A command that serves, from its start until it is stopped; with a Ray of its own."""
 
-    def __init__(self, folder, command, port, says=None):
+    def __init__(self, folder, command, port, ray_folder):
+        self.ray_folder = ray_folder
         self.url = f"http://127.0.0.1:{port}"
         self.client = httpx.Client(base_url=self.url, timeout=120)
         self._log = (folder / "log").open("w+")
         self.process = subprocess.Popen(
-            command, cwd=folder, stdout=self._log, stderr=self._log, start_new_session=True
+            command,
+            cwd=folder,
+            env=marked(ray_folder),
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
         )
         try:
-            self._wait()
+            wait_until(self._is_ready, 200)
         except BaseException:
             self.close()
             raise
 
-    def _wait(self):
-        deadline = time.monotonic() + 200
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.said
-            with contextlib.suppress(httpx.TransportError):
-                if self.client.get("/readyz").status_code == 200:
-                    return
-            time.sleep(0.2)
-        raise TimeoutError(self.said)
+    def _is_ready(self):
+        assert self.process.poll() is None, self.said
+        with contextlib.suppress(httpx.TransportError):
+            return self.client.get("/readyz").status_code == 200
+        return False
 
     @property
     def said(self):
@@ -77,21 +84,10 @@ class Served:
     def post(self, **body):
         return self.client.post("/v1/images/generations", json={"prompt": "a dog", **body})
 
-    def open_soon(self, images):
+    def wait_for_open(self, images):
         """Wait until so many images are open."""
-        deadline = time.monotonic() + 30
         line = f"sdbatch_images_open {images:.1f}"
-        while line not in self.client.get("/metrics").text and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert line in self.client.get("/metrics").text
-
-    def replica(self):
-        """Return the process of the one replica that draws."""
-        found = subprocess.run(
-            ["pgrep", "-f", "ServeReplica:.*:Drawer"], capture_output=True, text=True
-        ).stdout
-        [process] = [int(line) for line in found.split()]
-        return process
+        wait_until(lambda: line in self.client.get("/metrics").text)
 
     def stop(self):
         """Stop it as Ctrl-C does; return its exit code."""
@@ -114,36 +110,35 @@ def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     (folder / "job.yaml").write_text(yaml.safe_dump(JOB))
     port = free_port()
-    served = Served(folder, [str(BIN / "sdbatch"), "serve", "job.yaml", "--port", str(port)], port)
-    yield served
-    served.close()
+    command = [str(BIN / "sdbatch"), "serve", "job.yaml", "--port", str(port)]
+    with ray_files() as ray_folder:
+        served = Served(folder, command, port, ray_folder)
+        yield served
+        served.close()
 
 
 def test_it_says_where_it_is_and_draws(served):
-    deadline = time.monotonic() + 20  # it is ready a moment before it says so
-    while "serving" not in served.said and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: "serving" in served.said)  # it is ready a moment before it says so
     assert f"serving builtin:shapes at {served.url}/" in served.said
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
         image = client.images.generate(model="builtin:shapes", prompt="a red circle").data[0]
         assert pixels(base64.b64decode(image.b64_json)).shape == (64, 64, 3)
         streamed = list(client.images.generate(prompt="a dog", stream=True, partial_images=1))
         assert len(streamed) == 2
-    [log] = Path("/tmp/ray/session_latest/logs/serve").glob("replica_sdbatch_Front_*.log")
+    [log] = served.ray_folder.glob("ray/session_2*/logs/serve/replica_sdbatch_Front_*.log")
     assert '"route": "/v1/images/generations", "status": 200' in log.read_text()
     assert "red circle" not in log.read_text()
 
 
-def test_a_batch_run_draws_the_same_pixels(served, tmp_path):
+def test_a_batch_run_draws_the_same_pixels(served, tmp_path, monkeypatch):
     asked = {"prompt": "a green star", "seed": 2**40, "n": 2, "guidance_scale": 4.0}
     exact = served.post(**asked, exact=True).json()["data"]
     quick = served.post(**asked).json()["data"]
     job_file = served.client.post("/v1/images/job_file", json=asked).text
     (tmp_path / "again.yaml").write_text(job_file)
-    done = subprocess.run(
-        [str(BIN / "sdbatch"), "run", "again.yaml"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    with without_ray():
+        assert sdbatch.run(sdbatch.load_job("again.yaml")).exit_code == 0
     rows = ds.dataset(tmp_path / "out" / "again" / "data").to_table().to_pylist()
     assert [row["seed"] for row in rows] == [2**40, 2**40 + 1]
     drawn = [pixels(row["image"]["bytes"]) for row in rows]
@@ -170,13 +165,7 @@ def test_a_client_that_hangs_up_leaves_the_engine_free(served):
         "POST", "/v1/images/generations", json={**LONG, "stream": True}
     ) as stream:
         next(line for line in stream.iter_lines() if "step" in line)
-    served.open_soon(0)
-    assert alone(served)
-
-
-def test_a_request_out_of_time_leaves_the_engine_free(served):
-    answer = served.post(**LONG, n=2)
-    assert answer.status_code == 504, answer.text
+    served.wait_for_open(0)
     assert alone(served)
 
 
@@ -188,10 +177,15 @@ def alone(served):
 
 def test_a_killed_replica_fails_what_it_drew_with_a_retryable_error_and_comes_back(served):
     with ThreadPoolExecutor(4) as pool:
-        held = [pool.submit(served.post, num_inference_steps=150, size="256x256") for _ in range(4)]
-        served.open_soon(4)
-        time.sleep(1)  # they are on their way to the replica, or there
-        os.kill(served.replica(), signal.SIGKILL)
+        held = [pool.submit(served.post, num_inference_steps=150, size="512x512") for _ in range(4)]
+        served.wait_for_open(4)
+        with served.client.stream(
+            "POST", "/v1/images/generations", json={**LONG, "stream": True}
+        ) as stream:
+            lines = stream.iter_lines()
+            next(line for line in lines if "step" in line)  # the replica has those before it too
+            os.kill(find_process(served.ray_folder, ":Drawer"), signal.SIGKILL)
+            assert any("replica_lost" in line for line in lines)
         lost = [one.result() for one in held]
     assert [answer.status_code for answer in lost] == [503] * 4
     assert {answer.json()["error"]["code"] for answer in lost} == {"replica_lost"}
@@ -203,7 +197,7 @@ def test_a_killed_replica_fails_what_it_drew_with_a_retryable_error_and_comes_ba
 def test_stopping_draws_what_was_taken_in(served):
     with ThreadPoolExecutor(2) as pool:
         held = [pool.submit(served.post, num_inference_steps=150, size="128x128") for _ in range(2)]
-        served.open_soon(2)
+        served.wait_for_open(2)
         assert served.stop() == 0, served.said
         assert [one.result().status_code for one in held] == [200, 200]
     assert "stopping: accepted requests are still answered" in served.said
@@ -211,6 +205,7 @@ def test_stopping_draws_what_was_taken_in(served):
         served.client.get("/healthz")
 
 
+@pytest.mark.slow
 def test_ray_serves_own_command_serves_the_application_of_a_config(tmp_path):
     """As `serve run` and `serve deploy` take it, and KubeRay's RayService."""
     port = free_port()
@@ -225,64 +220,24 @@ def test_ray_serves_own_command_serves_the_application_of_a_config(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     # by name: else the address that a killed Ray has left in a file is waited for
     command = [str(BIN / "serve"), "run", "--address", "local", "config.yaml"]
-    served = Served(tmp_path, command, port)
-    try:
-        assert served.post().status_code == 200
-        options = served.client.get("/openapi.json").json()
-        body = options["paths"]["/v1/images/jobs"]["post"]["requestBody"]
-        values = body["content"]["application/json"]["schema"]["properties"]
-        assert values["num_inference_steps"]["default"] == 3
-    finally:
-        served.close()
+    with ray_files() as ray_folder:
+        served = Served(tmp_path, command, port, ray_folder)
+        try:
+            assert served.post().status_code == 200
+            options = served.client.get("/openapi.json").json()
+            body = options["paths"]["/v1/images/jobs"]["post"]["requestBody"]
+            values = body["content"]["application/json"]["schema"]["properties"]
+            assert values["num_inference_steps"]["default"] == 3
+        finally:
+            served.close()
 
 
-def refused(tmp_path, *options, **sections):
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump({**JOB, **sections}))
-    done = subprocess.run(
-        [str(BIN / "sdbatch"), "serve", "job.yaml", *options],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+@pytest.mark.slow
+def test_a_model_that_cannot_draw_the_job_is_refused_in_one_line(tmp_path):
+    job = {**JOB, "sampling": {**JOB["sampling"], "clip_skip": 90}}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    command = [str(BIN / "sdbatch"), "serve", "job.yaml", "--port", str(free_port())]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2, done.stdout + done.stderr
     [line] = done.stderr.splitlines()
-    return line
-
-
-def test_a_model_that_cannot_draw_the_job_is_refused_in_one_line(tmp_path):
-    sampling = {**JOB["sampling"], "clip_skip": 90}
-    line = refused(tmp_path, "--port", str(free_port()), sampling=sampling)
     assert "Error: sampling: the model cannot draw this: clip_skip = 90: must be below" in line
-
-
-def test_more_replicas_than_fit_are_refused(tmp_path):
-    line = refused(tmp_path, "--port", str(free_port()), serve={"min_replicas": 1000})
-    assert "serve.min_replicas = 1000: must be" in line
-
-
-def test_a_job_that_asks_for_more_than_its_own_limits_is_refused(tmp_path):
-    sampling = {**JOB["sampling"], "num_inference_steps": 500}
-    line = refused(tmp_path, "--port", str(free_port()), sampling=sampling)
-    assert "sampling.num_inference_steps = 500: must be 150 at most. Raise serve.limits" in line
-
-
-def test_a_port_that_is_taken_is_refused_before_anything_starts(tmp_path):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        line = refused(tmp_path, "--port", str(taken.getsockname()[1]))
-    assert "cannot listen there (Address already in use). Choose another port." in line
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
-def test_all_the_world_is_refused_without_keys(tmp_path, host):
-    line = refused(tmp_path, "--host", host)
-    words = "must be an address of this machine alone, as there are no API keys"
-    assert f"--host = '{host}': {words}" in line
-    assert "SDBATCH_API_KEYS" in line
-
-
-def test_a_host_that_is_not_this_machines_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("SDBATCH_API_KEYS", "0" * 16)
-    line = refused(tmp_path, "--host", "203.0.113.7")
-    assert "--host, --port = 203.0.113.7, 8000: cannot listen there" in line

@@ -1,7 +1,8 @@
-"""The scores of an output: how well its images match their prompts, each and on average."""
+"""The scores of an output: how well its images match their prompts; outputs that have none."""
 
 import io
 import json
+import os
 import random
 from dataclasses import asdict
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sdbatch.errors import StorageError
 from sdbatch.output import names, receipts
 from sdbatch.output.reader import open_images
 from sdbatch.report.scores import (
@@ -22,8 +24,9 @@ from sdbatch.report.scores import (
 )
 from sdbatch.report.where import choose_rows, parse_condition
 from sdbatch.shapes import captions, judge, picture, world
+from sdbatch.storage import Store
 from tests.fakes import Painter
-from tests.finished import finish, small_job
+from tests.finished import PROMPTS, finish, small_job
 
 RED_PROMPT = "one large plain red circle, center, plain blue background"
 GREEN_PROMPT = RED_PROMPT.replace("red", "green")
@@ -263,3 +266,67 @@ def test_score_text_warns_when_another_model_drew_the_pictures():
     table = pa.Table.from_pylist([row], SCHEMA)
     assert "the scorer is made for" not in summarise_scores("out", "builtin:shapes", table).text()
     assert "not of models/sd15" in summarise_scores("out", "models/sd15", table).text()
+
+
+def test_score_checks_that_the_output_is_writable_before_it_scores_an_image(
+    make_job, tmp_path, monkeypatch
+):
+    output = finish(small_job(make_job, tmp_path))
+    output.store.put("data/000000.parquet", b"PAR1 and no more PAR1")  # scoring it would fail
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(StorageError, match="must be writable"):
+        score_output(output.store)
+
+
+def test_score_raises_and_writes_nothing_when_there_is_no_output(tmp_path):
+    with pytest.raises(StorageError, match=r"no job\.yaml: must be the output of a job"):
+        score_output(Store(str(tmp_path / "nothing")))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_score_raises_when_the_output_has_no_image(make_job, tmp_path):
+    output = finish(small_job(make_job, tmp_path, ["fail", "fail"]))
+    with pytest.raises(StorageError, match="has no image yet"):
+        score_output(output.store)
+    assert names.SCORES not in output.store.names()
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS], ids=["one process", "many processes"])
+def test_score_names_the_file_that_is_damaged_and_writes_nothing(prompts, make_job, tmp_path):
+    output = finish(small_job(make_job, tmp_path, prompts))
+    output.store.put("data/000000.parquet", b"PAR1 and no more PAR1")
+    with pytest.raises(StorageError, match=r"data/000000\.parquet: cannot be read .*verify"):
+        score_output(output.store)
+    assert names.SCORES not in output.store.names()
+
+
+def parquet_bytes(**columns):
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"no table",
+        b"PAR1 and no more PAR1",
+        parquet_bytes(key=["a"], aesthetic=[0.5]),
+        parquet_bytes(**{name: ["text"] for name in SCHEMA.names}),
+        parquet_bytes(**{name: [[1]] for name in SCHEMA.names}),
+    ],
+    ids=["empty", "text", "cut", "other columns", "other types", "lists"],
+)
+def test_damaged_scores_raise_an_error_with_the_way_out(data, make_job, tmp_path):
+    output = finish(small_job(make_job, tmp_path, ["a red circle"]))
+    output.store.put(names.SCORES, data)
+    with pytest.raises(StorageError) as raised:
+        choose_rows(open_images(output.store), 1, None, [parse_condition("fidelity<1")])
+    assert str(raised.value).startswith(f"{output.store.url}/scores.parquet = ")
+    assert ": must be as `sdbatch score` wrote it" in str(raised.value)
+    assert f"Run `sdbatch score {output.store.url}` again" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+    score_output(output.store)
+    assert len(read_scores(output.store)) == 1

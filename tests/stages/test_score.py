@@ -4,6 +4,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
+from sdbatch import registry
 from sdbatch.errors import JobError, PromptTableError
 from sdbatch.output.verify import verify_output
 from sdbatch.report.scores import read_scores, score_output
@@ -80,12 +81,7 @@ def test_a_stage_that_does_not_exist_is_an_error(make_job, stages, words):
 
 
 def test_a_row_whose_scoring_fails_is_a_failed_row_and_no_others(make_job, tmp_path, monkeypatch):
-    def score(prompt, picture):
-        if prompt == RED:
-            raise ZeroDivisionError("no pixels")
-        return {"fidelity": 0.5}
-
-    monkeypatch.setattr(scorer, "score", score)
+    monkeypatch.setitem(registry.SCORERS, "shapes", "tests.stages.faulty_scorer")
     output = finish(small_job(make_job, tmp_path, ["a dog", RED, "a cat"], stages=STAGES))
     reason = "score shapes: ZeroDivisionError: no pixels"
     assert (output.report.images, output.report.reasons) == (2, {reason: 1})

@@ -14,7 +14,7 @@ from training import curves, loop
 from training.__main__ import NETWORKS
 
 ROOT = Path(__file__).parent.parent.parent
-pytestmark = pytest.mark.timeout(900)  # the first test waits for the training
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the first test waits for the training
 
 
 @pytest.fixture(scope="module")

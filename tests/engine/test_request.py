@@ -1,12 +1,8 @@
-"""Following a request, and the smaller batches of requests that need no exact bits."""
-
-import threading
+"""A request that is followed, and one that needs no exact bits and gets a smaller batch."""
 
 import numpy as np
 import pytest
 
-from sdbatch.engine.decode import MAX_IDLE_SIZES
-from sdbatch.engine.engine import MAX_IDLE_SHAPES, Engine
 from sdbatch.engine.request import Follow
 
 
@@ -69,7 +65,7 @@ def test_a_request_with_exact_bits_gets_them_among_others(new_engine, request_fo
     engine = new_engine(lanes=8)
     futures = [engine.submit(request_for(seed=seed), exact=False) for seed in (1, 2)]
     futures.append(engine.submit(alone, exact=True))
-    held.set()
+    held.release()
     drawn = [future.result() for future in futures]
     assert np.array_equal(drawn[2].image, engine.submit(alone).result().image)
     assert drawn[2].exact
@@ -78,7 +74,7 @@ def test_a_request_with_exact_bits_gets_them_among_others(new_engine, request_fo
 def test_a_full_batch_is_exact_without_a_request_for_it(new_engine, request_for, held):
     engine = new_engine(lanes=4)
     futures = [engine.submit(request_for(seed=seed), exact=False) for seed in (1, 2, 3, 4)]
-    held.set()
+    held.release()
     drawn = [future.result() for future in futures]
     first = [engine.submit(request_for(seed=seed)).result() for seed in (1, 2, 3, 4)]
     for quick, whole in zip(drawn, first, strict=True):
@@ -96,38 +92,3 @@ def test_a_follower_that_fails_stops_neither_its_image_nor_others(engine, reques
     assert broken.result().image.any()
     assert whole.result().image.any()
     assert "a follower's own fault" in capfd.readouterr().err
-
-
-def test_an_engine_with_nothing_to_do_is_not_stalled_and_a_stuck_one_is(
-    new_engine, request_for, held
-):
-    engine = new_engine()
-    assert engine.stalled_seconds == 0
-    future = engine.submit(request_for())
-    waiting = threading.Event()
-    while engine.stalled_seconds == 0:
-        waiting.wait(0.01)
-    first = engine.stalled_seconds
-    waiting.wait(0.05)
-    assert engine.stalled_seconds > first
-    held.set()
-    future.result()
-
-
-def test_a_closed_engine_counts_as_stalled(family):
-    engine = Engine(family, lanes=2, threads=1)
-    engine.close()
-    assert engine.stalled_seconds == float("inf")
-
-
-def test_an_engine_that_is_asked_for_any_size_keeps_few_of_them(new_engine, request_for):
-    engine = new_engine(lanes=2)
-    sizes = [(8 * i, 8 * j) for i in range(1, 11) for j in range(1, 11)]
-    for height, width in sizes:
-        request = request_for(
-            height=height, width=width, num_inference_steps=1, guidance_scale=1.0, sampler="euler"
-        )
-        assert engine.submit(request).result().image.shape == (height, width, 3)
-    assert len(engine._shapes) <= MAX_IDLE_SHAPES + 1
-    assert set(engine._turns) == set(engine._shapes)
-    assert len(engine._decoder._sizes) <= MAX_IDLE_SIZES + 1

@@ -9,7 +9,7 @@ import pytest
 
 from sdbatch.errors import PromptTableError
 from sdbatch.prompts import files
-from tests.prompts.test_prompts import rows
+from tests.prompts.test_table import rows
 
 
 def broken_page():

@@ -1,7 +1,7 @@
-"""Jobs handed to a cluster of three nodes, whose head draws nothing; their output is on S3.
+"""A cluster of three nodes, whose head draws nothing: runs that connect to it, jobs handed to it.
 
-The cluster wants a token. Between it and `sdbatch submit` stands a proxy that cuts every connection
-after a moment, as load balancers do.
+The output of the jobs is on S3. The cluster wants a token. Between it and `sdbatch submit` is a
+proxy that cuts every connection after a moment, as load balancers do.
 """
 
 import contextlib
@@ -12,16 +12,18 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import boto3
 import pytest
 
+import sdbatch
 from sdbatch.report.status import read_status
 from sdbatch.storage import Store
 from tests.s3.conftest import bucket  # noqa: F401  a fixture
+from tests.wait import wait_until
+from tests.without_ray import without_ray
 
 BIN = Path(sys.executable).parent
 TOKEN = "a-token-of-64-digits-or-what-else-the-head-was-started-with"
@@ -36,25 +38,24 @@ output: {path: s3://datasets/submitted, images_per_shard: 2}
 
 
 @pytest.fixture(scope="module")
-def dashboard():
-    """Start the cluster; yield where its dashboard is."""
-    environment = {
-        **os.environ,
-        "PATH": f"{BIN}:{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": TOKEN,
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
+def cluster():
+    """Start the cluster; yield where its `dashboard` is and its `address`."""
     nodes = subprocess.Popen(
         [str(BIN / "python"), "-m", "tests.nodes", "0", "2", "2"],
-        env=environment,
+        env={
+            **os.environ,
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": TOKEN,
+            "RAY_USAGE_STATS_ENABLED": "0",
+        },
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
     )
-    yield json.loads(nodes.stdout.readline())["dashboard"]
+    yield json.loads(nodes.stdout.readline())
     nodes.stdin.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
         nodes.wait(30)
@@ -62,6 +63,11 @@ def dashboard():
         os.killpg(nodes.pid, signal.SIGKILL)
     nodes.wait()
     nodes.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def dashboard(cluster):
+    return cluster["dashboard"]
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +144,8 @@ def submit(folder, address, *options, **more):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # a shell that runs the tests in the background has them ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
@@ -152,7 +160,19 @@ def data(prefix):
     }
 
 
-def test_a_job_drawn_on_a_cluster_has_the_bytes_of_one_drawn_here(bucket, dashboard, proxy, folder):  # noqa: F811
+@pytest.fixture
+def local_data(folder, monkeypatch):
+    """The files of the folder's job, drawn in this process."""
+    monkeypatch.chdir(folder)
+    with without_ray():
+        assert sdbatch.run(sdbatch.load_job("job.yaml", ["output.path=here"])).exit_code == 3
+    files = {path.name: path.read_bytes() for path in (folder / "here" / "data").iterdir()}
+    assert len(files) == 6
+    return files
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_job_drawn_on_a_cluster_has_the_bytes_of_one_drawn_here(proxy, folder, local_data):
     address, cut = proxy
     over_there = submit(folder, address, *pass_on())
     text, _ = over_there.communicate()
@@ -160,29 +180,34 @@ def test_a_job_drawn_on_a_cluster_has_the_bytes_of_one_drawn_here(bucket, dashbo
     assert "Finished: 10 images of 11, 1 failed." in text
     assert text.count("Running entrypoint for job") == 1, text  # a log that broke off goes on
     assert cut  # it did break off
+    assert data("submitted") == local_data
 
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("bucket")
+def test_ray_submits_a_job_with_a_table_on_s3_that_has_the_same_bytes(
+    dashboard, folder, local_data
+):
+    boto3.client("s3").upload_file(str(folder / "tables" / "p.csv"), "datasets", "tables/p.csv")
     ray = [str(BIN / "ray"), "job", "submit", "--address", dashboard, "--working-dir", "."]
     variables = {name: os.environ[name] for name in pass_on() if name.startswith("AWS_")}
     ray += ["--runtime-env-json", json.dumps({"env_vars": variables})]
     run = ["sdbatch", "run", "job.yaml", "--set", "output.path=s3://datasets/by-ray"]
+    run += ["--set", "prompts.path=s3://datasets/tables/p.csv"]
     auth = {**environment(folder), "RAY_AUTH_MODE": "token"}
     done = subprocess.run([*ray, "--", *run], cwd=folder, env=auth, capture_output=True, text=True)
     assert "Finished: 10 images of 11, 1 failed." in done.stdout, done.stdout + done.stderr
-
-    here = [str(BIN / "sdbatch"), "run", "job.yaml", "--set", "output.path=here"]
-    assert subprocess.run(here, cwd=folder, capture_output=True).returncode == 3
-    local = {path.name: path.read_bytes() for path in (folder / "here" / "data").iterdir()}
-    assert len(local) == 6
-    assert local == data("submitted") == data("by-ray")
+    assert data("by-ray") == local_data
 
 
-def test_a_job_is_left_found_again_and_ended(bucket, dashboard, folder):  # noqa: F811
+@pytest.mark.usefixtures("bucket")
+def test_a_job_is_left_found_again_and_ended(dashboard, folder):
     path = "s3://datasets/left"
     slow = ["--set", f"output.path={path}", "--set", "prompts.images_per_row=2000", *pass_on()]
     slow += ["--driver-cpus", "0.5"]  # which the head does not have
     first = submit(folder, dashboard, *slow)
     for line in first.stdout:
-        if "loading the model" in line:
+        if " of 22,000 images" in line:
             break
     first.send_signal(signal.SIGINT)
     text, _ = first.communicate()
@@ -197,8 +222,7 @@ def test_a_job_is_left_found_again_and_ended(bucket, dashboard, folder):  # noqa
 
     again = submit(folder, dashboard, *slow)
     assert "which draws this output already" in again.stdout.readline()
-    while read_status(Store(path)).shards_committed == 0:
-        time.sleep(1)
+    wait_until(lambda: read_status(Store(path)).shards_committed, 120)
     ended = submit(folder, dashboard, *slow, "--stop")
     assert "Submit it again to go on" in ended.communicate()[0]
     text, _ = again.communicate()
@@ -219,3 +243,38 @@ def test_a_wrong_token_is_an_error(dashboard, folder):
     text, _ = refused.communicate()
     assert refused.returncode == 2
     assert "the cluster requires its token in RAY_AUTH_TOKEN or in ~/.ray/auth_token" in text
+
+
+def answers(address):
+    """Tell whether something listens at the cluster's address."""
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), 5):
+        return True
+
+
+def test_run_uses_the_ray_at_an_address_and_leaves_it_running(cluster, folder):
+    command = [str(BIN / "sdbatch"), "run", "job.yaml", "--address", cluster["address"], "--json"]
+    local = ["--set", "output.path=out", "--set", "prompts.limit=3", "--set", "cluster.actors=1"]
+    auth = {**environment(folder), "RAY_AUTH_MODE": "token"}
+    done = subprocess.run([*command, *local], cwd=folder, env=auth, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (3, "")
+    events = [json.loads(line) for line in done.stdout.splitlines()]  # and nothing that Ray prints
+    assert {event["event"] for event in events} == {"progress", "report"}
+    report = events[-1]
+    assert (report["event"], report["images"], report["failed"]) == ("report", 2, 1)
+    assert list(report["startup"]) == ["ray", "model", "image", "shard"]
+    assert answers(cluster["address"])
+
+
+def test_the_ray_at_ray_address_is_used_and_left_running(cluster, folder):
+    program = (
+        "from sdbatch.batch import ray_setup; from sdbatch.job import load\n"
+        "with ray_setup.connected(None, load('job.yaml')) as machines:\n"
+        "    print(sorted(node.cpus for node in machines.nodes))"
+    )
+    auth = {**environment(folder), "RAY_AUTH_MODE": "token", "RAY_ADDRESS": cluster["address"]}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, env=auth, capture_output=True, text=True
+    )
+    assert done.stdout == "[0, 2.0, 2.0]\n", done.stderr
+    assert answers(cluster["address"])

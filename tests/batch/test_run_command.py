@@ -1,0 +1,55 @@
+"""`sdbatch run` and `sdbatch.run` in this process, without Ray, on the embedded model."""
+
+import json
+
+import pytest
+
+import sdbatch
+from sdbatch.cli import main
+from tests.without_ray import without_ray
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a job of two images, as the working folder."""
+    (tmp_path / "p.txt").write_text("a dog\na cat\n")
+    (tmp_path / "job.yaml").write_text(
+        "prompts: {path: p.txt}\nmodel: builtin:shapes\n"
+        "sampling: {height: 64, width: 64, num_inference_steps: 2}\noutput: {path: out}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments):
+    """Run the command; return its exit code."""
+    with without_ray(), pytest.raises(SystemExit) as ended:
+        main(["run", "job.yaml", *arguments])
+    return ended.value.code
+
+
+def test_what_the_model_can_draw_for_no_row_keeps_the_job_from_starting(here, capfd):
+    assert run("--set", "sampling.clip_skip=9") == 2
+    last = capfd.readouterr().err.splitlines()[-1]  # after a bar, which actors show in their logs
+    assert last == (
+        "Error: sampling: the model cannot draw this: clip_skip = 9: must be below 2, "
+        "the layers of the text encoder."
+    )
+    assert not (here / "out").exists()
+
+
+def test_json_is_one_object_a_line_and_ends_with_the_report(here, capfd):
+    assert run("--json") == 0
+    events = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert {event["event"] for event in events} == {"progress", "report"}
+    report = events[-1]
+    assert (report["event"], report["images"], report["exit_code"]) == ("report", 2, 0)
+    assert list(report["startup"]) == ["ray", "model", "image", "shard"]
+
+
+def test_python_runs_the_same_code(here):
+    job = sdbatch.load_job("job.yaml", ["prompts.limit=1", "output.format=webdataset"])
+    with without_ray():
+        report = sdbatch.run(job)
+    assert (report.images, report.failed, report.exit_code) == (1, 0, 0)
+    assert [path.name for path in (here / "out" / "data").iterdir()] == ["000000.tar"]
