@@ -103,4 +103,4 @@ def test_no_result_is_lost_or_doubled_while_threads_submit_cancel_and_close(fami
     ended = sum((client.ended for client in clients), Counter())
     assert [client.wrong for client in clients] == [[]] * THREADS
     assert set(ended) <= {"drawn", "CancelledError", "refused"}
-    assert min(ended["drawn"], ended["CancelledError"]) > 10 * closes, ended
+    assert min(ended["drawn"], ended["CancelledError"]) > closes, ended  # both were tried
