@@ -39,7 +39,7 @@ class Client:
             calls = queue.SimpleQueue()
             future.add_done_callback(calls.put)
             open_.append((request, future, calls))
-            if self.random.random() < 0.2:
+            if self.random.random() < 0.4:
                 self.random.choice(open_)[1].cancel()
             if len(open_) > 12:
                 self.check(*open_.pop(self.random.randrange(len(open_))))
@@ -103,4 +103,4 @@ def test_no_result_is_lost_or_doubled_while_threads_submit_cancel_and_close(fami
     ended = sum((client.ended for client in clients), Counter())
     assert [client.wrong for client in clients] == [[]] * THREADS
     assert set(ended) <= {"drawn", "CancelledError", "refused"}
-    assert min(ended["drawn"], ended["CancelledError"]) > closes, ended  # both were tried
+    assert min(ended["drawn"], ended["CancelledError"]) > 10 * closes, ended
