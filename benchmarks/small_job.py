@@ -1,11 +1,13 @@
 """A whole command for 1,000 tiny images: sdbatch, diffusers, and diffusers under Ray Data.
 
-    python benchmarks/small_job.py [--turns 3]
+    python benchmarks/small_job.py [--model tiny] [--turns 3]
 
-Each side is a fresh process that draws the same 1,000 prompts (64x64, 16 steps, guidance 2.5) with
-the embedded model on all cores, and writes them as JPEG into Parquet, with their prompts and seeds:
-diffusers' pipeline in batches of 16 with a thread a core; the same in map_batches of Ray Data, with
-an actor of one thread a core. Seconds from the command to its end, medians. Start-up counts: such a
+Each side is a fresh process that draws the same 1,000 prompts (64x64, 20 steps, with guidance) with
+a random model of 0.8 M parameters (tiny) or with the embedded one of 5 M on all cores, and writes
+them as JPEG into Parquet, with their prompts and seeds: diffusers' pipeline in batches of 16 with a
+thread a core; the same in map_batches of Ray Data, with an actor of one thread a core: all of them
+from the start, or a pool that grows to them. Every side has its own defaults, so sdbatch draws in
+bfloat16 where the CPU has it. Seconds from the command to its end, medians. Start-up counts: such a
 job is little else. Prints a table and JSON.
 """
 
@@ -25,10 +27,10 @@ from findings import report
 from sdbatch.cores import cores
 
 IMAGES, BATCH = 1000, 16
-SIDE, STEPS, GUIDANCE = 64, 16, 2.5
+SIDE, STEPS, GUIDANCE = 64, 20, 7.5
 JOB = f"""
 prompts: {{path: p.txt}}
-model: builtin:shapes
+model: {{path: model}}
 sampling:
   sampler: dpmpp_2m
   num_inference_steps: {STEPS}
@@ -41,20 +43,18 @@ SIDES = {
     "sdbatch": ["-c", "from sdbatch.cli import main; main()", "run", "job.yaml"],
     "diffusers": [__file__, "--side", "diffusers"],
     "diffusers under Ray Data": [__file__, "--side", "ray"],
+    "the same, a pool that grows": [__file__, "--side", "ray-growing"],
 }
 
 
 class Pipeline:
-    """diffusers' pipeline with the embedded model."""
+    """diffusers' pipeline with the model in the folder."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, folder: str, threads: int) -> None:
         import torch
         from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-        import sdbatch
-
         torch.set_num_threads(threads)
-        folder = Path(sdbatch.__file__).parent / "builtin" / "shapes"
         self._pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
         self._pipe.scheduler = DPMSolverMultistepScheduler.from_config(self._pipe.scheduler.config)
         self._pipe.set_progress_bar_config(disable=True)
@@ -86,7 +86,7 @@ def draw_with_diffusers() -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pipe = Pipeline(cores())
+    pipe = Pipeline("model", cores())
     prompts = Path("p.txt").read_text().splitlines()
     drawn = []
     for at in range(0, IMAGES, BATCH):
@@ -95,30 +95,42 @@ def draw_with_diffusers() -> None:
     pq.write_table(pa.concat_tables(drawn), "out.parquet")
 
 
-def draw_under_ray() -> None:
-    """Draw the table as Ray Data's documentation shows for batch inference."""
+def draw_under_ray(least: int) -> None:
+    """Draw the table as Ray Data's documentation shows, with a pool of `least` actors or more."""
     import ray
 
     ray.init(include_dashboard=False)
     prompts = Path("p.txt").read_text().splitlines()
     rows = [{"prompt": prompt, "seed": seed} for seed, prompt in enumerate(prompts)]
-    dataset = ray.data.from_items(rows, override_num_blocks=IMAGES // BATCH)
+    dataset = ray.data.from_items(rows)
     drawn = dataset.map_batches(
         Pipeline,
-        fn_constructor_args=(1,),
+        fn_constructor_args=(str(Path("model").resolve()), 1),
         batch_size=BATCH,
         num_cpus=1,
-        compute=ray.data.ActorPoolStrategy(size=cores()),
+        compute=ray.data.ActorPoolStrategy(min_size=least, max_size=cores()),
     )
     drawn.write_parquet("out")
 
 
-def run_once(side: str) -> float:
+def save_model(name: str, folder: Path) -> None:
+    """Save the model as a folder of diffusers' layout."""
+    import models
+    import oracle
+
+    from sdbatch.models.build import Build
+    from sdbatch.models.sd1.loading import assemble
+
+    oracle.pipeline(assemble(models.parts(name), Build("cpu", "float32"))).save_pretrained(folder)
+
+
+def run_once(side: str, model: Path) -> float:
     """Run one side in a fresh folder; return the seconds of the whole command."""
     with tempfile.TemporaryDirectory() as folder:
         prompts = [f"a red circle on a blue background, number {i}" for i in range(IMAGES)]
         Path(folder, "p.txt").write_text("\n".join(prompts))
         Path(folder, "job.yaml").write_text(JOB)
+        Path(folder, "model").symlink_to(model)
         root = str(Path(__file__).parent.parent.resolve())
         environment = {**os.environ, "PYTHONPATH": root, "RAY_USAGE_STATS_ENABLED": "0"}
         began = time.time()
@@ -134,30 +146,39 @@ def run_once(side: str) -> float:
         return seconds
 
 
-def compare(turns: int, output: Path | None) -> None:
-    """Run all sides in turns and report their seconds."""
+def compare(model: Path, turns: int) -> dict[str, list[float]]:
+    """Run all sides in turns; print and return their seconds."""
     seconds: dict[str, list[float]] = {name: [] for name in SIDES}
     for turn in range(turns):
         for name in list(SIDES) if turn % 2 == 0 else reversed(SIDES):
-            seconds[name].append(round(run_once(name), 2))
+            seconds[name].append(round(run_once(name, model), 2))
     medians = {name: statistics.median(each) for name, each in seconds.items()}
     for name, each in medians.items():
-        print(f"{name:26} {each:6.2f} s   {each / medians['sdbatch']:.2f} times sdbatch's")
-    report(output, images=IMAGES, turns=turns, seconds=medians, every=seconds)
+        ratio = each / medians["sdbatch"]
+        print(f"{model.name:9} {name:26} {each:6.2f} s   {ratio:.2f} times sdbatch's", flush=True)
+    return seconds
 
 
-@click.command()
+@click.command(help=__doc__)
+@click.option("--model", "names", multiple=True, default=("tiny", "embedded"), show_default=True)
 @click.option("--turns", default=3, show_default=True)
-@click.option("--side", type=click.Choice(["diffusers", "ray"]), help="Run one side, here.")
+@click.option(
+    "--side", type=click.Choice(["diffusers", "ray", "ray-growing"]), help="Run one side, here."
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Write the JSON here, too.")
-def main(turns: int, side: str | None, output: Path | None) -> None:
-    """Measure the three sides in turns, or run one of them."""
+def main(names: tuple[str, ...], turns: int, side: str | None, output: Path | None) -> None:
+    """Measure all sides in turns, or run one of them."""
     if side == "diffusers":
         draw_with_diffusers()
-    elif side == "ray":
-        draw_under_ray()
+    elif side is not None:
+        draw_under_ray(1 if side == "ray-growing" else cores())
     else:
-        compare(turns, output)
+        seconds = {}
+        with tempfile.TemporaryDirectory() as folder:
+            for name in names:
+                save_model(name, Path(folder, name))
+                seconds[name] = compare(Path(folder, name), turns)
+        report(output, images=IMAGES, turns=turns, seconds=seconds)
 
 
 if __name__ == "__main__":
