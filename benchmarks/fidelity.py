@@ -4,8 +4,9 @@
 
 Draws scenes whose first group has a pair of shape and colour that training never showed, with
 guidance 1 to 10, on the same prompts and seeds; then, on others, with the best one, in 25 steps
-and in 8. The upper bounds are the judge's verdicts on the scenes as they are rendered, and as the
-autoencoder returns them. Prints tables, and writes them with the curve over guidance as a plot.
+and in 8, in float32 and in bfloat16. The upper bounds are the judge's verdicts on the scenes as
+they are rendered, and as the autoencoder returns them. Prints tables, and writes them with the
+curve over guidance as a plot.
 """
 
 import platform
@@ -42,6 +43,12 @@ SEVERAL = "count, of two or more"
 
 Rates = dict[str, str | float]  # by attribute, %, of the images whose prompts name it
 Caption = tuple[Scene, str]  # a scene and its prompt
+
+
+def load_model(dtype: str) -> Model:
+    """Load the embedded model, laid out as `auto` does for the dtype."""
+    files = find_model(ModelSettings(path=EMBEDDED_MODEL), Safety())
+    return loading.load(files, Build("cpu", dtype, channels_last=dtype == "float32"))
 
 
 def prompts(count: int) -> list[Caption]:
@@ -132,8 +139,7 @@ def main(images: int, curve: int, threads: int, output: Path | None) -> None:
     findings = Findings(output)
     machine = f"{platform.machine()}, {cores()} cores"
     findings.add("machine", {"device": machine, "date": time.strftime("%Y-%m-%d"), **versions()})
-    files = find_model(ModelSettings(path=EMBEDDED_MODEL), Safety())
-    model = loading.load(files, Build("cpu", "float32", channels_last=True))
+    model = load_model("float32")
     engine = Engine(StableDiffusion1(model), lanes=32, threads=threads)
     captioned = prompts(curve + images)
     findings.add(f"% right at most, {images} images", upper_bounds(model, captioned[curve:]))
@@ -146,6 +152,14 @@ def main(images: int, curve: int, threads: int, output: Path | None) -> None:
     of_steps = {
         f"guidance {scale}, {steps} steps": draw(engine, captioned[curve:], float(scale), steps)
         for scale, steps in settings
+    }
+    engine.close()
+    engine = Engine(StableDiffusion1(load_model("bfloat16")), lanes=32, threads=threads)
+    of_steps |= {
+        f"guidance {scale}, {steps} steps, bfloat16": draw(
+            engine, captioned[curve:], float(scale), steps
+        )
+        for scale, steps in settings[:2]
     }
     findings.add(f"% right, {images} other images each", of_steps)
     engine.close()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sdbatch import registry
+from sdbatch import cores, registry
 from sdbatch.engine.limits import ModelLimits
 from sdbatch.engine.request import EngineProtocol, Request
 from sdbatch.errors import JobError, ModelError, one_line
@@ -135,13 +135,20 @@ def _resolve_engine(job: Job, limits: ModelLimits, gpus: float) -> EngineConfig:
     lanes = settings.lanes
     if lanes == "auto":
         lanes = limits.lanes(device, sampling.height, sampling.width)
-    dtype = "float16" if device == "cuda" else "float32"
+    dtype: str = settings.dtype
+    if dtype == "auto":
+        dtype = (
+            "float16" if device == "cuda" else "bfloat16" if cores.have_bfloat16() else "float32"
+        )
+    channels_last = settings.channels_last
+    if channels_last == "auto":  # by benchmarks/lanes.py
+        channels_last = (device, dtype) != ("cpu", "bfloat16")
     return EngineConfig(
         device=device,
-        dtype=dtype if settings.dtype == "auto" else settings.dtype,
+        dtype=dtype,
         lanes=lanes if isinstance(lanes, dict) else {ANY_GPU: lanes},
         threads=settings.threads,
-        channels_last=settings.channels_last is not False,  # auto: yes
+        channels_last=channels_last,
         compile=settings.compile is True,  # auto: no
     )
 

@@ -1,4 +1,4 @@
-"""How many cores a process may use, by its CPU affinity and by the quotas of its cgroups."""
+"""How many cores a process may use, by its CPU affinity and its cgroups, and what they can do."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sdbatch.cores import cores
+from sdbatch.cores import cores, have_bfloat16
 
 MACHINE = 64  # cores
 MOUNT = Path("/sys/fs/cgroup")
@@ -130,3 +130,23 @@ def test_a_process_in_a_real_cgroup_has_the_cores_of_its_quota(cgroup):
     command = [sys.executable, "-c", code, str(cgroup / "cgroup.procs")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout == "1\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("flags\t\t: fpu sse2 avx512f avx512_bf16 clzero\n", True),
+        ("model name\t: avx512_bf16\nflags\t\t: fpu sse2 avx512f avx512_bf16x\n", False),
+        ("flags\t\t: fpu sse2 avx2\n", False),
+        ("Features\t: fp asimd bf16\n", False),  # ARM: not measured
+        ("", False),
+    ],
+)
+def test_cores_with_avx512_bf16_have_bfloat16(tmp_path, lines, expected):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "cpuinfo").write_text(f"processor\t: 0\n{lines}\nprocessor\t: 1\n")
+    assert have_bfloat16(tmp_path) is expected
+
+
+def test_a_system_without_proc_has_no_bfloat16(tmp_path):
+    assert have_bfloat16(tmp_path) is False

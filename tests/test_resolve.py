@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdbatch import resolve
+from sdbatch import cores, resolve
 from sdbatch.errors import JobError, ModelError
 from sdbatch.resolve import ANY_GPU
 
@@ -43,20 +43,26 @@ def test_an_engine_is_made_if_a_column_may_replace_what_the_model_rejects(
     resolved(job).make_engine(["prompt", column])().close()
 
 
-def test_resolving_leaves_nothing_open_and_records_all_of_it(make_job, tiny_model):
+@pytest.mark.parametrize(
+    ("bfloat16", "dtype", "channels_last"), [(False, "float32", True), (True, "bfloat16", False)]
+)
+def test_resolving_leaves_nothing_open_and_records_all_of_it(
+    make_job, tiny_model, monkeypatch, bfloat16, dtype, channels_last
+):
+    monkeypatch.setattr(cores, "have_bfloat16", lambda: bfloat16)
     found = resolved(
         make_job(model={"path": str(tiny_model)}, sampling={"height": 64, "width": 64})
     )
     engine = found.engine
 
-    assert (engine.device, engine.dtype, engine.lanes) == ("cpu", "float32", {ANY_GPU: 16})
-    assert (engine.channels_last, engine.compile, engine.threads) == (True, False, 1)
+    assert (engine.device, engine.dtype, engine.lanes) == ("cpu", dtype, {ANY_GPU: 32})
+    assert (engine.channels_last, engine.compile, engine.threads) == (channels_last, False, 1)
     assert found.job.engine.model_dump() == {
         "device": "cpu",
-        "dtype": "float32",
-        "lanes": 16,
+        "dtype": dtype,
+        "lanes": 32,
         "threads": 1,
-        "channels_last": True,
+        "channels_last": channels_last,
         "compile": False,
     }
     again = resolve.resolve(found.job, found.model, 0, None)
@@ -73,12 +79,24 @@ def test_a_job_keeps_the_settings_that_it_gives(make_job, tiny_model):
     assert found.job.engine.model_dump().items() >= given.items()
 
 
-@pytest.mark.parametrize(
-    ("gpus", "device", "dtype"), [(0, "cpu", "float32"), (2, "cuda", "float16")]
-)
-def test_the_device_is_a_gpu_where_there_is_one(make_job, tiny_model, gpus, device, dtype):
-    engine = resolved(make_job(model={"path": str(tiny_model)}), gpus).engine
-    assert (engine.device, engine.dtype) == (device, dtype)
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (2, "cuda")])
+def test_the_device_is_a_gpu_where_there_is_one(make_job, tiny_model, gpus, device):
+    assert resolved(make_job(model={"path": str(tiny_model)}), gpus).engine.device == device
+
+
+def test_a_gpu_draws_in_float16(make_job, tiny_model):
+    engine = resolved(make_job(model={"path": str(tiny_model)}), gpus=1).engine
+    assert (engine.dtype, engine.channels_last) == ("float16", True)
+
+
+def test_a_cpu_draws_in_the_memory_layout_of_the_dtype_that_the_job_gives(make_job, tiny_model):
+    def layout(dtype, channels_last="auto"):
+        engine = {"dtype": dtype, "channels_last": channels_last}
+        return resolved(make_job(model={"path": str(tiny_model)}, engine=engine)).engine
+
+    assert layout("float32").channels_last is True
+    assert layout("bfloat16").channels_last is False
+    assert layout("bfloat16", channels_last=True).channels_last is True
 
 
 def test_a_gpu_that_is_not_there_is_an_error(make_job, tiny_model):

@@ -120,7 +120,11 @@ class EngineSettings(Section):
     """How the engine runs. Part of the fingerprint once resolved: each key can change bits."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto",
+        description="of the weights; auto: float16 on a GPU, bfloat16 on a CPU with AVX512-BF16, "
+        "else float32",
+    )
     lanes: Literal["auto"] | Lanes | Annotated[dict[str, Lanes], Field(min_length=1)] = Field(
         "auto",
         description="rows of the UNet batch; a guided image takes two. For several types of "
@@ -130,7 +134,8 @@ class EngineSettings(Section):
         1, ge=1, description="of torch, on a CPU; more actors are faster than more threads"
     )
     channels_last: Literal["auto"] | bool = Field(
-        "auto", description="torch's channels_last memory format; auto: yes"
+        "auto",
+        description="torch's channels_last memory format; auto: yes, but for bfloat16 on a CPU",
     )
     compile: Literal["auto"] | bool = Field(
         "auto", description="torch.compile the UNet and the VAE, which takes minutes; auto: no"

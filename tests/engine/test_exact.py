@@ -81,8 +81,8 @@ def outcome(future):
 
 @pytest.fixture(
     scope="module",
-    params=[("float32", True), ("float32", False), ("bfloat16", True)],
-    ids=["float32-nhwc", "float32-nchw", "bfloat16-nhwc"],
+    params=[("float32", True), ("float32", False), ("bfloat16", True), ("bfloat16", False)],
+    ids=["float32-nhwc", "float32-nchw", "bfloat16-nhwc", "bfloat16-nchw"],
 )
 def engines(kind, request):
     dtype, channels_last = request.param

@@ -10,8 +10,8 @@ from tests import flow_family
 @pytest.mark.parametrize(
     ("device", "height", "width", "lanes"),
     [
-        ("cpu", 64, 64, 16),
-        ("cpu", 8, 8, 16),
+        ("cpu", 64, 64, 32),
+        ("cpu", 8, 8, 32),
         ("cpu", 128, 128, 16),
         ("cpu", 256, 256, 4),
         ("cpu", 512, 512, 2),

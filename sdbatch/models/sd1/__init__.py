@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 VAE_FACTOR = 8  # pixels a latent: f in Rombach et al. 2022, sec. 4
 # On a CPU by benchmarks/lanes.py: large images gain nothing from a batch. Of small ones 32 lanes
-# would be 7 to 17 % faster than 16, but 16 stay fuller as a job ends. On a GPU 32 lanes of 512x512
+# are 7 to 17 % faster than 16. On a GPU 32 lanes of 512x512
 # keep it busy by arithmetic and leave room in its memory: not measured yet.
 LIMITS = ModelLimits(
     multiple_of=VAE_FACTOR,
     side=512,
-    capacity={"cpu": Capacity(lanes=1, most=16), "cuda": Capacity(lanes=32, most=64)},
+    capacity={"cpu": Capacity(lanes=1, most=32), "cuda": Capacity(lanes=32, most=64)},
 )
 LAYOUT = Layout(
     weights=("text_encoder", "unet", "vae"),
