@@ -8,11 +8,20 @@
 
 Each carries one line. Where a key, a column or a file is at fault:
 `where = what was found: what it must be. The way out.`; otherwise a plain sentence and the way out.
+No text of an error holds the secrets of a URL.
 """
+
+import reprlib
+from typing import Any
+
+from sdbatch.urls import without_secrets
 
 
 class SdbatchError(Exception):
     """Base of all errors that are shown as one line, without a traceback."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(without_secrets(text))
 
 
 class JobError(SdbatchError):
@@ -32,5 +41,21 @@ class StorageError(SdbatchError):
 
 
 def one_line(error: BaseException | str, limit: int | None = None) -> str:
-    """Return the text of an error in one line, cut to `limit` characters."""
-    return " ".join(str(error).split())[:limit]
+    """Return the text of an error in one line, cut to `limit` characters, without secrets."""
+    return without_secrets(" ".join(str(error).split()))[:limit]
+
+
+def short_repr(value: Any) -> str:
+    """Return the `repr` of a value, cut to a few words, without secrets."""
+    return _SHORT.repr(value)
+
+
+class _Short(reprlib.Repr):
+    def repr_str(self, x: str, level: int) -> str:
+        """Return a text; its secrets are removed before it is cut, which may cut one in two."""
+        return super().repr_str(without_secrets(x), level)
+
+
+_SHORT = _Short()
+_SHORT.maxstring = 80  # a sha256 is shown whole
+_SHORT.maxlist = _SHORT.maxdict = 8

@@ -1,11 +1,18 @@
-"""The terminal of a command: it shows the progress of a run, and nothing that Ray prints."""
+"""The terminal of a command: it shows the progress of a run, and nothing that Ray prints.
+
+Nor a secret: a traceback is printed without those of URLs.
+"""
 
 import contextlib
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
+from types import TracebackType
 from typing import IO, TYPE_CHECKING
+
+from sdbatch.urls import without_secrets
 
 if TYPE_CHECKING:
     from sdbatch.report.progress import Display
@@ -18,6 +25,14 @@ def display(out: IO[str], as_json: bool) -> "Display":
     if as_json:
         return JsonDisplay(out)
     return BarDisplay(out) if out.isatty() else LineDisplay(out)
+
+
+def print_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print the traceback of an error that no command expects, without secrets."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    sys.stderr.write(without_secrets(text))
 
 
 @contextlib.contextmanager
@@ -42,4 +57,5 @@ def quiet_terminal() -> Iterator[tuple[IO[str], str]]:
             os.dup2(copy, original)
             os.close(copy)
         os.close(log_descriptor)
-        out.close()
+        with contextlib.suppress(OSError):  # nobody reads the pipe any more: `| head`
+            out.close()

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sdbatch.errors import JobError
+from sdbatch.errors import JobError, short_repr
 from sdbatch.job import strict_yaml
 from sdbatch.job.sections import (
     COLUMNS,
@@ -25,6 +25,7 @@ from sdbatch.job.sections import (
     model_section,
 )
 from sdbatch.job.serving import Limits, Serve
+from sdbatch.job.strict_yaml import MAX_CHARACTERS
 from sdbatch.job.validation import describe_error
 from sdbatch.sampling import Sampling
 from sdbatch.section import Section
@@ -57,9 +58,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Job:
         JobError: the file cannot be read, or a key is wrong: names it and what it must be.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise JobError(f"{path} = {error}: must be a readable job file in YAML.") from error
+    if len(text) > MAX_CHARACTERS:
+        raise JobError(
+            f"{path} = more than {MAX_CHARACTERS:,} characters: must be fewer. Put prompts into a "
+            f"table, prompts.path."
+        )
     return parse(strict_yaml.parse(text, str(path)), overrides, str(path))
 
 
@@ -93,7 +100,8 @@ def _set_key(values: Any, keys: list[str], value: Any, override: str) -> dict[st
         values = model_section(values)
     if not isinstance(values, dict | None):
         raise JobError(
-            f"--set {override!r}: {keys[0]!r} is inside {values!r}, which is not a section."
+            f"--set {override!r}: {keys[0]!r} is inside {short_repr(values)}, which is not a "
+            f"section."
         )
     values = values or {}
     first, *rest = keys

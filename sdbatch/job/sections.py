@@ -12,8 +12,10 @@ from sdbatch.job.files import FileKey
 from sdbatch.job.serving import Serve
 from sdbatch.registry import IMAGE_FORMATS, OUTPUT_FORMATS, STAGES, ImageFormat
 from sdbatch.sampling import Sampling
-from sdbatch.section import Section
+from sdbatch.section import Address, Section
+from sdbatch.urls import FOLDER, names_folder, without_secrets
 
+MOST_PLANNED = 10**9  # images of a job
 COLUMNS = ("id", "prompt", *Sampling.model_fields)  # of the prompt table, by our names
 # Names of registries and of sampling keys, as types: an error and the JSON Schema list all of them.
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ _DEFAULT_QUALITIES = [f"{quality} {name}" for name, quality in _QUALITIES.items(
 class Prompts(Section):
     """The prompt table: its path, or its rows."""
 
-    path: Annotated[str | list[str] | None, FileKey(table=True)] = Field(
+    path: Annotated[Address | list[Address] | None, FileKey(table=True)] = Field(
         None,
         description="parquet, csv, tsv, json, jsonl or txt (text also .gz): a file, a folder, "
         "a glob or a list of these; a local path or any fsspec URL. TSV is read without quoting.",
@@ -46,7 +48,7 @@ class Prompts(Section):
     keep: list[str] | None = Field(
         None, description="the table's own columns that go into the output; default: all"
     )
-    images_per_row: int = Field(1, ge=1)
+    images_per_row: int = Field(1, ge=1, le=MOST_PLANNED)
     limit: int | None = Field(None, ge=1, description="read only the first rows of the table")
 
     @model_validator(mode="after")
@@ -66,7 +68,7 @@ class Prompts(Section):
 class Lora(Section):
     """A LoRA that is fused into the model."""
 
-    path: Annotated[str, FileKey((".safetensors",), content="LoRA")] = Field(
+    path: Annotated[Address, FileKey((".safetensors",), content="LoRA")] = Field(
         description="a .safetensors file"
     )
     weight: float = Field(1, ge=-10, le=10)
@@ -75,7 +77,7 @@ class Lora(Section):
 class Embedding(Section):
     """A textual inversion: a word that prompts may use."""
 
-    path: Annotated[str, FileKey((".safetensors", ".pt", ".bin"))] = Field(
+    path: Annotated[Address, FileKey((".safetensors", ".pt", ".bin"))] = Field(
         description="a .safetensors, .pt or .bin file"
     )
     token: str = Field(min_length=1, description="the word, such as <style>")
@@ -84,7 +86,7 @@ class Embedding(Section):
 class Model(Section):
     """The model: Stable Diffusion 1.5 or one of the same architecture."""
 
-    path: Annotated[str, FileKey(elsewhere=True)] = Field(
+    path: Annotated[Address, FileKey(elsewhere=True)] = Field(
         description="builtin:shapes, a hub id, a folder in diffusers' layout, or a single "
         ".safetensors or .ckpt file in the original layout"
     )
@@ -92,7 +94,7 @@ class Model(Section):
     variant: str | None = Field(
         None, pattern=r"^[\w-]+$", description="of a folder's or hub id's weights, such as fp16"
     )
-    config: Annotated[str, FileKey(elsewhere=True)] = Field(
+    config: Annotated[Address, FileKey(elsewhere=True)] = Field(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
         description="for a single file: hub id or folder with its configuration and tokenizer",
     )
@@ -103,7 +105,7 @@ class Model(Section):
     zero_snr: bool | None = Field(
         None, description="trained to zero terminal SNR; default: as its configuration says"
     )
-    vae: Annotated[str | None, FileKey((".safetensors",), folder=True)] = Field(
+    vae: Annotated[Address | None, FileKey((".safetensors",), folder=True)] = Field(
         None, description="another VAE: a folder, or a .safetensors file"
     )
     loras: list[Lora] = Field([])
@@ -145,7 +147,7 @@ class EngineSettings(Section):
 class Safety(Section):
     """Which images are not safe for work, and what happens to them."""
 
-    checker: Annotated[str, FileKey(folder=True, words=("auto", "none"))] = Field(
+    checker: Annotated[Address, FileKey(folder=True, words=("auto", "none"))] = Field(
         "auto", description="a safety checker's folder, or none; auto: the model's, if it has one"
     )
     policy: Literal["flag", "blank", "drop"] = Field(
@@ -183,15 +185,23 @@ class Cluster(Section):
     cpus_per_actor: float | None = Field(
         None, gt=0, description="also the threads that encode images; default: engine.threads"
     )
-    address: str | None = Field(
+    address: Address | None = Field(
         None, description="of a Ray cluster; default: RAY_ADDRESS, else a Ray started for this job"
     )
+
+
+def _check_folder(path: str) -> str:
+    if not names_folder(path):
+        raise ValueError(f"must be {FOLDER}")
+    return path
 
 
 class Output(Section):
     """The dataset."""
 
-    path: str = Field(min_length=1, description="a folder or any fsspec URL")
+    path: Annotated[Address, AfterValidator(_check_folder)] = Field(
+        description="a folder or any fsspec URL"
+    )
     format: OutputFormatName = "parquet"
     image_format: ImageFormatName = "jpg"
     quality: int | None = Field(
@@ -268,4 +278,4 @@ class Job(Section):
     @property
     def title(self) -> str:
         """Return the dataset's name."""
-        return self.name or self.output.path.rstrip("/").rsplit("/", 1)[-1]
+        return self.name or without_secrets(self.output.path).rstrip("/").rsplit("/", 1)[-1]

@@ -5,14 +5,14 @@ gigabytes of a few hundred bytes, as soon as the value is validated or written.
 """
 
 import itertools
-import reprlib
 from typing import Any
 
 import yaml
 
-from sdbatch.errors import JobError, one_line
+from sdbatch.errors import JobError, one_line, short_repr
 
 MAX_CHARACTERS = 10_000_000  # of a file with its aliases written out
+MAX_NODES = 1_000_000  # texts, lists and mappings: each takes some hundred bytes to read
 MAX_DEPTH = 50  # of lists and mappings inside each other
 _MERGE = "tag:yaml.org,2002:merge"  # `<<`: other keys win over those that it merges
 
@@ -20,7 +20,7 @@ _MERGE = "tag:yaml.org,2002:merge"  # `<<`: other keys win over those that it me
 class _LineError(yaml.YAMLError):
     """A line is YAML, but not what is read here."""
 
-    def __init__(self, node: yaml.Node, text: str) -> None:
+    def __init__(self, node: Any, text: str) -> None:
         super().__init__(f"line {node.start_mark.line + 1}: {text}")
 
 
@@ -48,7 +48,7 @@ class _Loader(yaml.CSafeLoader):
         except (ValueError, LookupError, AttributeError) as error:  # PyYAML's, for a scalar
             kind = node.tag.rpartition(":")[2]
             raise _LineError(
-                node, f"{reprlib.repr(node.value)} is not a valid {kind}. Quote it if it is text."
+                node, f"{short_repr(node.value)} is not a valid {kind}. Quote it if it is text."
             ) from error
 
     def _measure(self, node: yaml.Node, level: int) -> tuple[int, int]:
@@ -91,7 +91,7 @@ class _Loader(yaml.CSafeLoader):
                 continue
             key = self.construct_object(node)
             if key in keys:
-                raise _LineError(node, f"key {key!r} appears twice: keep one of them.")
+                raise _LineError(node, f"key {short_repr(key)} appears twice: keep one of them.")
             keys.add(key)
 
 
@@ -101,6 +101,19 @@ def _too_deep(node: yaml.Node) -> _LineError:
     )
 
 
+def _check_size(text: str) -> None:
+    """Count the nodes of a long text before they are in memory."""
+    if len(text) > MAX_NODES:
+        events = yaml.parse(text, Loader=yaml.CSafeLoader)
+        nodes = (event for event in events if isinstance(event, yaml.NodeEvent))
+        for event in itertools.islice(nodes, MAX_NODES, None):
+            raise _LineError(
+                event,
+                f"more than {MAX_NODES:,} keys and values: must be fewer. Put prompts into a "
+                f"table, prompts.path.",
+            )
+
+
 def parse(text: str, where: str) -> Any:
     """Return the value of the YAML `text`; an error begins with `where` and names the line.
 
@@ -108,6 +121,7 @@ def parse(text: str, where: str) -> Any:
         JobError: the text is not YAML, a key appears twice, or its aliases make it too large.
     """
     try:
+        _check_size(text)
         return yaml.load(text, Loader=_Loader)
     except _LineError as error:
         raise JobError(f"{where} {error}") from error

@@ -1,14 +1,16 @@
 """Pydantic's error about a job or a row as one line for the person who wrote it."""
 
 import difflib
-import reprlib
 from collections.abc import Sequence
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from sdbatch.errors import short_repr
 from sdbatch.job.sections import Job
 from sdbatch.section import Section
+
+_LONGEST_KEY = 100  # characters of an unknown key that are shown and compared
 
 
 def describe_error(error: ValidationError) -> str:
@@ -16,7 +18,7 @@ def describe_error(error: ValidationError) -> str:
     first, *others = _relevant_errors(error)
     where = _dotted_key(first)
     if first["type"] == "extra_forbidden":
-        parents, key = _keys(first["loc"][:-1]), str(first["loc"][-1])
+        parents, key = _keys(first["loc"][:-1]), str(first["loc"][-1])[:_LONGEST_KEY]
         return f"{'.'.join([*parents, key])}: unknown key. {_suggest(parents, key)}"
     if first["type"] == "missing":
         return f"{where} = nothing: must be given."
@@ -25,7 +27,7 @@ def describe_error(error: ValidationError) -> str:
         return f"{parent}{first['msg'].removeprefix('Value error, ')}."
     same_key = (other for other in others if _dotted_key(other) == where)
     allowed = dict.fromkeys(_allowed(each) for each in (first, *same_key))
-    return f"{where} = {reprlib.repr(first['input'])}: must be {' or '.join(allowed)}."
+    return f"{where} = {short_repr(first['input'])}: must be {' or '.join(allowed)}."
 
 
 def _relevant_errors(error: ValidationError) -> list[Any]:

@@ -25,8 +25,10 @@ from sdbatch.sampling import Sampling
 
 # https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia
 MADE_BY_A_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-# Characters of a text inside the file: a JPEG segment holds 64 KiB. The table has all of it.
+# Characters of a text inside the file; the table has all of it.
 LONGEST = 2000
+MOST_BYTES = 60_000  # of the XMP: a JPEG segment holds 64 KiB
+_TEXTS = ("prompt", "negative_prompt", "row_key")
 _ROW_VALUES = tuple(field.name for field in (*schema.SAMPLING, *schema.ROW))
 # The order of AUTOMATIC1111's text; other keys follow where they have a label and are not default.
 _FIRST = ("num_inference_steps", "sampler", "guidance_scale", "seed")
@@ -59,17 +61,9 @@ def encoding_of(job: Job) -> Encoding:
 
 def encode_image(image: NDArray[np.uint8], row: dict[str, Any], encoding: Encoding) -> bytes:
     """Return `image`, (H, W, 3) RGB, as a file that carries the values of `row`."""
-    values = {name: row[name] for name in _ROW_VALUES}
-    for name in ("prompt", "negative_prompt", "row_key"):
-        if len(values[name]) > LONGEST:
-            values[name], values[f"{name}_cut_at"] = values[name][:LONGEST], LONGEST
-    values |= {
-        "model": encoding.model,
-        "model_hash": encoding.model_hash,
-        "software": encoding.software,
-    }
     kind = registry.IMAGE_FORMATS[encoding.image_format]
-    xmp, text = _xmp(values), infotext(values)
+    values, xmp = _written_values(row, encoding)
+    text = infotext(values)
     options: dict[str, Any] = {} if kind.quality is None else {"quality": encoding.quality}
     if kind.metadata == "text":
         chunks = PngImagePlugin.PngInfo()
@@ -81,6 +75,25 @@ def encode_image(image: NDArray[np.uint8], row: dict[str, Any], encoding: Encodi
     file = io.BytesIO()
     Image.fromarray(image).save(file, kind.pillow, **options)
     return file.getvalue()
+
+
+def _written_values(row: dict[str, Any], encoding: Encoding) -> tuple[dict[str, Any], bytes]:
+    """Return the values that go into the file, with texts cut until they fit, and their XMP."""
+    longest = LONGEST
+    while True:
+        values = {name: row[name] for name in _ROW_VALUES}
+        for name in _TEXTS:
+            if len(values[name]) > longest:
+                values[name], values[f"{name}_cut_at"] = values[name][:longest], longest
+        values |= {
+            "model": encoding.model,
+            "model_hash": encoding.model_hash,
+            "software": encoding.software,
+        }
+        xmp = _xmp(values)
+        if len(xmp) <= MOST_BYTES or not longest:
+            return values, xmp
+        longest //= 2
 
 
 def read_parameters(file: bytes) -> dict[str, Any]:

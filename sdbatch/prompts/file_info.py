@@ -15,6 +15,10 @@ from sdbatch.errors import PromptTableError, one_line
 
 JSON_TEXT = {b"sdbatch": b"json text"}  # metadata of a field whose values are stored as JSON text
 
+# Bounds, so that a few compressed bytes cannot fill the memory of a machine.
+MOST_ROW = 64 * 2**20  # characters or bytes of a row, and of a value in it
+MOST_ROWS = 512 * 2**20  # of the rows of one shard together
+
 
 @dataclass(frozen=True)
 class FileInfo:
@@ -50,6 +54,23 @@ def check_row_count(url: str, rows: int, stop: int) -> None:
         raise PromptTableError(
             f"{url} = ends before row {stop}: must have its rows as when the table was opened. "
             f"Restore the file."
+        )
+
+
+def row_too_long(where: str) -> PromptTableError:
+    """Return the error of a row that is larger than MOST_ROW."""
+    return PromptTableError(
+        f"{where} = more than {MOST_ROW // 2**20} MiB: a row must be smaller. Leave the long "
+        f"value out of the table."
+    )
+
+
+def check_size(url: str, start: int, stop: int, size: int) -> None:
+    """Raise a PromptTableError if rows [start, stop) are larger than MOST_ROWS."""
+    if size > MOST_ROWS:
+        raise PromptTableError(
+            f"{url} rows {start} to {stop} = more than {MOST_ROWS // 2**20} MiB: the rows of a "
+            f"shard must be smaller, as they are in memory. Set a smaller output.images_per_shard."
         )
 
 

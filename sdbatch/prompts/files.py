@@ -1,10 +1,7 @@
 """The files of a prompt table: find them; inspect or read one, whatever its format."""
 
-import base64
-import json
 import posixpath
 import re
-from typing import Any
 
 import pyarrow as pa
 
@@ -12,36 +9,61 @@ from sdbatch import storage
 from sdbatch.errors import PromptTableError
 from sdbatch.prompts import parquet, text
 from sdbatch.prompts.file_info import FileInfo
+from sdbatch.urls import names_folder, without_secrets
 
-_INLINE = "data:application/jsonl;base64,"  # a URL that fsspec reads like any other
+_MAGIC = re.compile(r"[*\[]|\?(?![\w-]+=)")  # of a glob; `?name=value` is the query of a URL
 FORMATS = ("parquet", "csv", "tsv", "json", "jsonl", "txt")
 
 
 def find_files(paths: list[str]) -> dict[str, str]:
-    """Return the table's files, name -> URL, sorted by name within each path."""
+    """Return the table's files, name -> URL, sorted by name within each path.
+
+    The URLs are as the job has them. The names hold no secrets: the output records them.
+    """
     files: dict[str, str] = {}
-    urls: set[str] = set()
+    shown_urls: set[str] = set()
     if not paths:
         raise PromptTableError("prompts.path = []: must name at least one file.")
     for path in paths:
-        for name, url in sorted(_expand(path).items()):
-            if url in urls:
-                raise PromptTableError(f"prompts.path = {url} appears twice: list each file once.")
-            urls.add(url)
-            files[name if name not in files else url] = url
+        for name, url in sorted(_expand(path)):
+            shown = _shown(url)
+            if shown in shown_urls:
+                raise PromptTableError(
+                    f"prompts.path = {shown} appears twice: list each file once."
+                )
+            shown_urls.add(shown)
+            files[name if name not in files else shown] = url
     return files
 
 
-def _expand(path: str) -> dict[str, str]:
-    """Return the files of one file, folder or glob, name -> URL."""
+def table_folder(path: str) -> str | None:
+    """Return the file or folder that holds all of one `prompts.path`.
+
+    None for a glob such as `*.csv`, which names no folder and reads none below its own.
+    """
+    glob = _MAGIC.search(path)
+    if glob is None:
+        return path
+    fs, root = storage.connect(path)
+    with storage.storage_errors(path):
+        if fs.exists(root):  # its name has brackets
+            return path
+    folder = posixpath.dirname(f"{path[: glob.start()]}x")
+    if not folder and "**" in path:
+        return "."
+    return folder if names_folder(folder) else None
+
+
+def _expand(path: str) -> list[tuple[str, str]]:
+    """Return the files of one file, folder or glob, as name and URL."""
     fs, root = storage.connect(path)
     with storage.storage_errors(path):
         if fs.isdir(root):
             base, files = root, [name for name in fs.find(root) if _is_table(name[len(root) :])]
         elif fs.exists(root):
-            base, files = posixpath.dirname(root), [root]
+            base, files = posixpath.dirname(_shown(root)), [root]
         else:
-            base = posixpath.dirname(re.split(r"[*?\[]", root)[0] + "x")
+            base = posixpath.dirname(_MAGIC.split(root)[0] + "x")
             files = [name for name in fs.glob(root) if not fs.isdir(name)]
     if not files:
         raise PromptTableError(
@@ -52,11 +74,16 @@ def _expand(path: str) -> dict[str, str]:
             raise PromptTableError(
                 f"prompts.path = {name}: must be one of {', '.join(FORMATS)}, by its suffix."
             )
-    local = storage.is_local(path)
-    return {
-        name[len(base) :].lstrip("/"): name if local else fs.unstrip_protocol(name)
+    local, start = storage.is_local(path), len(_shown(base))
+    return [
+        (_shown(name)[start:].lstrip("/"), name if local else fs.unstrip_protocol(name))
         for name in files
-    }
+    ]
+
+
+def _shown(url: str) -> str:
+    """Return a URL without its secrets; a local file may have any name."""
+    return url if storage.is_local(url) else without_secrets(url)
 
 
 def _is_table(path: str) -> bool:
@@ -65,9 +92,16 @@ def _is_table(path: str) -> bool:
 
 
 def format_of(path: str) -> str | None:
-    """Return the format of FORMATS that the suffix of `path` names, or None."""
-    if path.startswith(_INLINE):
-        return "jsonl"
+    """Return the format of FORMATS that the suffix of `path` names, or None.
+
+    A URL may have it before its query or at the end: `p.csv?sig=`, `get?file=p.csv`.
+    """
+    if "://" in path and (found := _format_of_name(path.partition("?")[0])):
+        return found
+    return _format_of_name(path)
+
+
+def _format_of_name(path: str) -> str | None:
     name = path.rsplit("/", 1)[-1].lower()
     for compressed in (".gz", ".bz2", ".xz"):
         if name.endswith(compressed) and not name.endswith(f".parquet{compressed}"):
@@ -75,12 +109,6 @@ def format_of(path: str) -> str | None:
     suffix = name.rpartition(".")[2]
     suffix = {"pq": "parquet", "ndjson": "jsonl"}.get(suffix, suffix)
     return suffix if suffix in FORMATS else None
-
-
-def inline_url(rows: list[dict[str, Any]]) -> str:
-    """Return a URL that contains `rows`, for a table that is in the job file itself."""
-    lines = "".join(f"{json.dumps(row, default=str)}\n" for row in rows)
-    return _INLINE + base64.b64encode(lines.encode()).decode()
 
 
 def inspect_file(url: str) -> FileInfo:

@@ -2,16 +2,27 @@
 
 import hashlib
 import io
+import re
 from collections.abc import Iterator
 from typing import IO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sdbatch import storage
-from sdbatch.prompts.file_info import FileInfo, check_row_count, decoding_errors
+from sdbatch.prompts.file_info import (
+    MOST_ROW,
+    FileInfo,
+    check_row_count,
+    check_size,
+    decoding_errors,
+    row_too_long,
+)
 
-BATCH_ROWS = 10_000  # rows decoded at once
+BATCH_ROWS = 10_000  # decoded at once
+BATCH_BYTES = 2**28  # of them, if every row held the largest value that rows can share
+_TEXT = (pa.StringArray, pa.LargeStringArray, pa.BinaryArray, pa.LargeBinaryArray)
 
 
 def inspect_file(url: str) -> FileInfo:
@@ -33,10 +44,13 @@ def checksum(url: str) -> str:
 def read_rows(url: str, start: int, stop: int, schema: pa.Schema) -> pa.Table:
     """Return rows [start, stop) with the columns of `schema`; missing ones are null."""
     with storage.open_file(url) as file, decoding_errors(url, "a Parquet file"):
-        parquet = pq.ParquetFile(file)
-        check_row_count(url, parquet.metadata.num_rows, stop)
-        columns = [name for name in schema.names if name in parquet.schema_arrow.names]
-        table = pa.concat_tables(_read_batches(parquet, start, stop, columns))
+        metadata = pq.read_metadata(file)
+        check_row_count(url, metadata.num_rows, stop)
+        present = metadata.schema.to_arrow_schema().names
+        columns = [name for name in schema.names if name in present]
+        batches = list(_read_batches(file, url, start, stop, columns))
+    check_row_count(url, start + sum(batch.num_rows for batch in batches), stop)
+    table = pa.Table.from_batches(batches)
     arrays = []
     for field in schema:
         with decoding_errors(
@@ -52,22 +66,93 @@ def read_rows(url: str, start: int, stop: int, schema: pa.Schema) -> pa.Table:
 
 
 def _read_batches(
-    parquet: pq.ParquetFile, start: int, stop: int, columns: list[str]
-) -> Iterator[pa.Table]:
+    file: IO[bytes], url: str, start: int, stop: int, columns: list[str]
+) -> Iterator[pa.RecordBatch]:
     """Yield rows [start, stop) in batches, so that no row group is decoded whole."""
-    group_start = 0
+    parquet = pq.ParquetFile(file)
+    group_start = size = 0
     for group in range(parquet.num_row_groups):
-        group_stop = group_start + parquet.metadata.row_group(group).num_rows
+        metadata = parquet.metadata.row_group(group)
+        group_stop = group_start + metadata.num_rows
         if group_start < stop and group_stop > start:
             batch_start = group_start
-            for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
+            rows = _batch_rows(file, metadata, columns, f"{url} row group {group}")
+            for batch in parquet.iter_batches(rows, row_groups=[group], columns=columns):
                 low, high = max(start - batch_start, 0), min(stop - batch_start, batch.num_rows)
                 if low < high:
-                    yield pa.Table.from_batches([batch.slice(low, high - low)])
+                    part = batch.slice(low, high - low)
+                    size += _check_values(part, batch_start + low, url)
+                    check_size(url, start, stop, size)
+                    yield part
                 batch_start += batch.num_rows
                 if batch_start >= stop:
                     return
         group_start = group_stop
+
+
+def _batch_rows(file: IO[bytes], group: pq.RowGroupMetaData, columns: list[str], where: str) -> int:
+    """Return how many rows of a row group may be decoded at once.
+
+    A file of some hundred bytes can hold 10 MB in each of a million rows: as a number in a
+    dictionary, or as the same beginning as that of the row before.
+
+    Raises:
+        PromptTableError: the rows are too large on average.
+    """
+    rows, group_rows = BATCH_ROWS, max(1, group.num_rows)
+    for number in range(group.num_columns):
+        chunk = group.column(number)
+        if not any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in columns):
+            continue
+        size = chunk.total_uncompressed_size
+        if max(size, 8 * chunk.num_values) // group_rows > MOST_ROW:
+            raise row_too_long(f"{where} column {chunk.path_in_schema!r}")
+        if not any(encoding.startswith("DELTA") for encoding in chunk.encodings):
+            size = _dictionary_bytes(file, chunk)
+        values = -(-chunk.num_values // group_rows)  # of a list in a row, on average
+        rows = min(rows, BATCH_BYTES // max(1, size * values))
+    return max(1, rows)
+
+
+def _dictionary_bytes(file: IO[bytes], chunk: pq.ColumnChunkMetaData) -> int:
+    """Return the size of a chunk's dictionary, which no value in it can exceed; 0: it has none.
+
+    From the header of its page, the second number in Thrift's compact protocol:
+    https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
+    """
+    if not chunk.has_dictionary_page:
+        return 0
+    file.seek(chunk.dictionary_page_offset)
+    numbers = re.fullmatch(
+        rb"\x15[\x80-\xff]*[\x00-\x7f]\x15([\x80-\xff]*[\x00-\x7f]).*", file.read(32), re.DOTALL
+    )
+    if numbers is None:
+        return int(chunk.total_uncompressed_size)
+    varint = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(numbers[1]))
+    return int(varint >> 1)  # zigzag
+
+
+def _check_values(batch: pa.RecordBatch, first_row: int, url: str) -> int:
+    """Return the bytes of the values in a batch.
+
+    Raises:
+        PromptTableError: one of them is too long.
+    """
+    size = 0
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        encoded = pa.types.is_dictionary(column.type)
+        values = column.dictionary if encoded else column
+        if not isinstance(values, _TEXT):
+            size += column.nbytes
+            continue
+        lengths = pc.binary_length(values)
+        lengths = lengths.take(column.indices) if encoded else lengths
+        longest = pc.max(lengths).as_py() or 0
+        if longest > MOST_ROW:
+            row = first_row + pc.index(lengths, longest).as_py()
+            raise row_too_long(f"{url} row {row} column {name!r}")
+        size += pc.sum(lengths).as_py() or 0
+    return size
 
 
 def _footer_checksum(file: IO[bytes], metadata: pq.FileMetaData) -> str:

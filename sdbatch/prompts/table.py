@@ -9,14 +9,13 @@ import pyarrow as pa
 from sdbatch import schema
 from sdbatch.errors import PromptTableError, one_line
 from sdbatch.job import COLUMNS, Prompts, Sampling
-from sdbatch.prompts import files
+from sdbatch.prompts import files, inline
 from sdbatch.prompts.file_info import JSON_TEXT, FileInfo, unite_schemas
 
 _TYPES = {name: field.annotation for name, field in Sampling.model_fields.items()}
 _NUMBERS = [name for name, kind in _TYPES.items() if kind in (int, float)]
 _FLAGS = [name for name, kind in _TYPES.items() if kind is bool]
 _HIVE = {b"sdbatch": b"hive folder"}  # metadata of a column that only the folders' names contain
-_INLINE_NAME = "rows.jsonl"  # source name of a table whose rows are in the job file
 _CONCURRENT_FILES = 32  # inspected in parallel: the time is the store's latency, not CPU
 
 
@@ -57,10 +56,10 @@ def open_table(prompts: Prompts, reserved: Sequence[str] = ()) -> Table:
     """
     if prompts.rows is None:
         urls = files.find_files(prompts.paths)
+        with ThreadPoolExecutor(_CONCURRENT_FILES) as pool:
+            infos = list(pool.map(files.inspect_file, urls.values()))
     else:
-        urls = {_INLINE_NAME: files.inline_url(prompts.rows)}
-    with ThreadPoolExecutor(_CONCURRENT_FILES) as pool:
-        infos = list(pool.map(files.inspect_file, urls.values()))
+        urls, infos = {inline.NAME: inline.WHERE}, [inline.inspect_rows(prompts.rows)]
     sources = tuple(
         Source(name, url, info.rows, info.checksum)
         for (name, url), info in zip(urls.items(), infos, strict=True)
@@ -79,8 +78,20 @@ def open_table(prompts: Prompts, reserved: Sequence[str] = ()) -> Table:
     return Table(sources, columns, pa.schema([*needed, *rest]), extras)
 
 
-def read_rows(source: Source, start: int, stop: int, table: pa.Schema) -> pa.Table:
-    """Return rows [start, stop) of `source` with the columns of `table`, hive folders' included."""
+def read_rows(
+    source: Source, start: int, stop: int, table: pa.Schema, in_job: inline.Rows | None = None
+) -> pa.Table:
+    """Return rows [start, stop) of `source` with the columns of `table`, hive folders' included.
+
+    Args:
+        source: a file of the table.
+        start: the number of the first row in the file.
+        stop: the number of the row after the last.
+        table: the columns to read.
+        in_job: the rows, if they are in the job file.
+    """
+    if in_job is not None:
+        return inline.read_rows(in_job, start, stop, table)
     rows = files.read_rows(source.url, start, stop, table)
     for name, value in _hive_values(source.name).items():
         if name in table.names and table.field(name).metadata == _HIVE:

@@ -5,40 +5,65 @@ belongs in Parquet. In CSV and TSV every column is text; in JSON a column of mix
 as JSON text.
 """
 
+import codecs
 import csv
 import hashlib
 import io
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pyarrow as pa
 
 from sdbatch import storage
-from sdbatch.errors import PromptTableError
+from sdbatch.errors import PromptTableError, short_repr
 from sdbatch.prompts.file_info import (
     JSON_TEXT,
+    MOST_ROW,
     FileInfo,
     check_row_count,
+    check_size,
     decoding_errors,
     json_text_field,
+    row_too_long,
     unite_schemas,
 )
 
-BATCH_ROWS = 10_000  # rows held at once while a file is inspected
+BATCH_ROWS, BATCH_CHARACTERS = 10_000, 64 * 2**20  # held at once while a file is inspected
+MOST_JSON = 256 * 2**20  # characters of a JSON file, which is parsed as a whole
+MOST_COLUMNS = 2_000
 Row = dict[str, Any]
+Rows = Iterator[tuple[Row, int]]  # each with the number of characters up to its end
 
 
 def inspect_file(url: str, file_format: str) -> FileInfo:
     """Count the rows of the file at `url` and find its columns, by reading all of it."""
+    count, schema = infer_columns(_iter_rows(url, file_format), url)
+    return FileInfo(count, schema, checksum(url))
+
+
+def infer_columns(rows: Rows, where: str) -> tuple[int, pa.Schema]:
+    """Count `rows` and find their columns, a few in memory at a time."""
     count, schema = 0, pa.schema([])
-    rows = _iter_rows(url, file_format)
-    while batch := list(itertools.islice(rows, BATCH_ROWS)):
-        schema = _merge(schema, _infer_schema(batch, url))
+    for batch in _batches(rows):
+        schema = _merge(schema, _infer_schema(batch, where))
         count += len(batch)
+        _check_columns(schema.names, where)
     fields = [json_text_field(f.name) if _has_empty_struct(f.type) else f for f in schema]
-    return FileInfo(count, pa.schema(fields), checksum(url))
+    return count, pa.schema(fields)
+
+
+def _batches(rows: Rows) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    began = 0
+    for row, end in rows:
+        batch.append(row)
+        if len(batch) == BATCH_ROWS or end - began > BATCH_CHARACTERS:
+            yield batch
+            batch, began = [], end
+    if batch:
+        yield batch
 
 
 def checksum(url: str) -> str:
@@ -52,12 +77,52 @@ def checksum(url: str) -> str:
 
 def read_rows(url: str, file_format: str, start: int, stop: int, schema: pa.Schema) -> pa.Table:
     """Return rows [start, stop) with the columns of `schema`; missing ones are null."""
-    rows = list(itertools.islice(_iter_rows(url, file_format), start, stop))
+    rows: list[Row] = []
+    began = 0
+    for number, (row, end) in enumerate(itertools.islice(_iter_rows(url, file_format), stop)):
+        if number < start:
+            began = end
+        else:
+            rows.append(row)
+            check_size(url, start, stop, end - began)
     check_row_count(url, start + len(rows), stop)
+    return to_table(rows, schema)
+
+
+def to_table(rows: list[Row], schema: pa.Schema) -> pa.Table:
+    """Return `rows` as a table with the columns of `schema`; missing values are null."""
     return pa.table([_column(rows, field) for field in schema], schema=schema)
 
 
-def _iter_rows(url: str, file_format: str) -> Iterator[Row]:
+class _Text:
+    """The text of a file, in lines of which none is longer than a row may be."""
+
+    def __init__(self, text: io.TextIOWrapper, url: str) -> None:
+        self.url = url
+        self.characters = 0  # read so far
+        self._text = text
+
+    def __iter__(self) -> Iterator[str]:
+        number = 0
+        while line := self._text.readline(MOST_ROW + 1):
+            number += 1
+            self.characters += len(line)
+            if len(line) > MOST_ROW:
+                raise row_too_long(f"{self.url} line {number}")
+            yield line
+
+    def read(self) -> str:
+        """Return all of the text, which may have MOST_JSON characters."""
+        text = self._text.read(MOST_JSON + 1)
+        if len(text) > MOST_JSON:
+            raise PromptTableError(
+                f"{self.url} = more than {MOST_JSON // 2**20} MiB of JSON: must be smaller, as it "
+                f"is in memory as a whole. Use JSONL, an object per line."
+            )
+        return text
+
+
+def _iter_rows(url: str, file_format: str) -> Rows:
     """Yield the rows of a text file, one mapping each."""
     parsers = {
         "csv": _parse_csv,
@@ -69,8 +134,10 @@ def _iter_rows(url: str, file_format: str) -> Iterator[Row]:
     expected = "a complete file of the format that its suffix names"
     with storage.open_file(url, "infer") as file, decoding_errors(url, expected):
         try:
-            with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-                yield from parsers[file_format](text, url)
+            with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as opened:
+                text = _Text(opened, url)
+                for row in parsers[file_format](text):
+                    yield row, text.characters
         except UnicodeDecodeError as error:
             raise PromptTableError(
                 f"{url} line {_undecodable_line(url)} = bytes that are not UTF-8: "
@@ -79,22 +146,25 @@ def _iter_rows(url: str, file_format: str) -> Iterator[Row]:
 
 
 def _undecodable_line(url: str) -> int:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    number = 1
     with storage.open_file(url, "infer") as file:
-        for number, line in enumerate(file, start=1):
+        while chunk := file.read(1 << 20):
             try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    raise RuntimeError(f"{url} is UTF-8 after all")
+                decoder.decode(chunk)
+            except UnicodeDecodeError as error:
+                return number + error.object[: error.start].count(b"\n")
+            number += chunk.count(b"\n")
+    return number  # the last character is not complete
 
 
-def _parse_tsv(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
+def _parse_tsv(text: _Text) -> Iterator[Row]:
     # TSV has no quoting (IANA text/tab-separated-values): its quotes are part of the prompt.
-    return _parse_csv(text, url, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return _parse_csv(text, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
-def _parse_csv(text: io.TextIOWrapper, url: str, **dialect: Any) -> Iterator[Row]:
-    reader = csv.reader(text, strict=True, **dialect)
+def _parse_csv(text: _Text, **dialect: Any) -> Iterator[Row]:
+    url, reader = text.url, csv.reader(text, strict=True, **dialect)
     try:
         header = next(reader, None)
         if header is None:
@@ -115,13 +185,15 @@ def _parse_csv(text: io.TextIOWrapper, url: str, **dialect: Any) -> Iterator[Row
             yield dict(zip(header, values, strict=True))
     except csv.Error as error:
         raise PromptTableError(
-            f"{url} line {reader.line_num} = {error}: must be valid CSV."
+            f"{url} line {reader.line_num} = {error}: must be valid CSV, with at most "
+            f"{csv.field_size_limit():,} characters in a field. Use JSONL for longer text."
         ) from error
 
 
-def _parse_json(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
+def _parse_json(text: _Text) -> Iterator[Row]:
+    url = text.url
     try:
-        values = json.load(text)
+        values = json.loads(text.read())
     except (json.JSONDecodeError, RecursionError) as error:
         raise PromptTableError(f"{url} = {error}: must be valid JSON.") from error
     if not isinstance(values, list):
@@ -132,7 +204,8 @@ def _parse_json(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
         yield _to_row(value, f"{url} element {number}")
 
 
-def _parse_jsonl(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
+def _parse_jsonl(text: _Text) -> Iterator[Row]:
+    url = text.url
     for number, line in enumerate(text, start=1):
         if line.strip():
             try:
@@ -147,10 +220,10 @@ def _to_row(value: Any, where: str) -> Row:
         return {"prompt": value}
     if isinstance(value, dict):
         return value
-    raise PromptTableError(f"{where} = {value!r}: must be an object or a string.")
+    raise PromptTableError(f"{where} = {short_repr(value)}: must be an object or a string.")
 
 
-def _parse_txt(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
+def _parse_txt(text: _Text) -> Iterator[Row]:
     for line in text:
         if prompt := line.rstrip("\r\n"):
             yield {"prompt": prompt}
@@ -158,6 +231,7 @@ def _parse_txt(text: io.TextIOWrapper, url: str) -> Iterator[Row]:
 
 def _infer_schema(rows: list[Row], url: str) -> pa.Schema:
     names = dict.fromkeys(name for row in rows for name in row)
+    _check_columns(names, url)
     fields = []
     for name in names:
         try:
@@ -169,6 +243,14 @@ def _infer_schema(rows: list[Row], url: str) -> pa.Schema:
         except (pa.ArrowException, OverflowError):
             fields.append(json_text_field(name))
     return pa.schema(fields)
+
+
+def _check_columns(names: Collection[str], where: str) -> None:
+    if len(names) > MOST_COLUMNS:
+        raise PromptTableError(
+            f"{where} = more than {MOST_COLUMNS:,} columns: must have fewer. Put them into one "
+            f"column of objects."
+        )
 
 
 def _merge(one: pa.Schema, two: pa.Schema) -> pa.Schema:

@@ -7,6 +7,7 @@ from sdbatch.output import formats, identity, names
 from sdbatch.report.closing import Report
 
 MAX_REASONS = 20
+MAX_CHARACTERS = 500  # of a reason or the title
 # The Hub's size categories: https://github.com/huggingface/hub-docs/blob/main/datasetcard.md
 _HUB_SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 
@@ -15,7 +16,7 @@ def dataset_card(job: Job, report: Report) -> str:
     """Return README.md of a finished output: its content, how it was made and how to load it."""
     files = f"{names.DATA}/*.{formats.suffix(job.output)}"
     front_matter = DatasetCardData(
-        pretty_name=job.title,
+        pretty_name=_cut(job.title),
         annotations_creators=["machine-generated"],
         task_categories=["text-to-image"],
         tags=["synthetic", "sdbatch"],
@@ -25,7 +26,7 @@ def dataset_card(job: Job, report: Report) -> str:
     )
     return _TEMPLATE.format(
         front_matter=front_matter.to_yaml(),
-        title=job.title,
+        title=_cut(job.title),
         images=f"{report.images:,}",
         failed=f"{report.failed:,}",
         reasons=_reason_list(report),
@@ -51,12 +52,17 @@ def size_category(images: int) -> str:
     return f"{_HUB_SIZES[index]}<n<{_HUB_SIZES[index + 1]}"
 
 
+def _cut(text: str) -> str:
+    """Return a text for the page; " ..." marks a cut."""
+    return f"{text[:MAX_CHARACTERS]} ..." if len(text) > MAX_CHARACTERS else text
+
+
 def _reason_list(report: Report) -> str:
     """Return the most frequent reasons as a Markdown list; empty if no row failed."""
     reasons = list(report.reasons.items())[:MAX_REASONS]
     if not reasons:
         return ""
-    lines = "".join(f"- {count:,}: {reason}\n" for reason, count in reasons)
+    lines = "".join(f"- {count:,}: {_cut(reason)}\n" for reason, count in reasons)
     return f"\nThe failed rows are in `failed/`. Number of rows by reason:\n\n{lines}"
 
 

@@ -13,7 +13,9 @@ from sdbatch.output.receipts import Receipt
 from sdbatch.storage import Store
 
 MAX_IMAGES = 60
+MAX_CHARACTERS = 500  # of a prompt or a name on the page
 THUMBNAIL_SIDE = 192  # pixels of a thumbnail's longer side
+_COLUMNS = ("key", "image", "prompt", "seed", "sampler", "num_inference_steps", "guidance_scale")
 _STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; background: #fff; color: #222 }
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(192px, 1fr)); gap: 1.2rem }
@@ -26,8 +28,8 @@ small { color: #666 }
 def gallery_page(store: Store, job: Job, receipts: Iterable[Receipt]) -> bytes:
     """Return the page with the first MAX_IMAGES images of the output."""
     images = Images(store, job, tuple(sorted(receipts, key=lambda receipt: receipt.shard)))
-    figures = [_figure(row) for row in itertools.islice(images.rows(), MAX_IMAGES)]
-    title, model = html.escape(job.title), html.escape(job.model.name)
+    figures = [_figure(row) for row in itertools.islice(images.rows(_COLUMNS), MAX_IMAGES)]
+    title, model = _escape(job.title), _escape(job.model.name)
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style><h1>{title}</h1>"
@@ -35,6 +37,12 @@ def gallery_page(store: Store, job: Job, receipts: Iterable[Receipt]) -> bytes:
         f"</p><main>{''.join(figures)}</main></html>\n"
     )
     return page.encode()
+
+
+def _escape(text: str) -> str:
+    """Return a text for the page; " ..." marks a cut."""
+    cut = len(text) > MAX_CHARACTERS
+    return html.escape(f"{text[:MAX_CHARACTERS]} ..." if cut else text)
 
 
 def _figure(row: dict[str, Any]) -> str:
@@ -49,6 +57,6 @@ def _figure(row: dict[str, Any]) -> str:
     )
     return (
         f'<figure><img src="data:image/jpeg;base64,{data}" alt="{row["key"]}">'
-        f"<figcaption>{html.escape(row['prompt'])}<br><small>{row['key']}, seed {row['seed']}, "
+        f"<figcaption>{_escape(row['prompt'])}<br><small>{row['key']}, seed {row['seed']}, "
         f"{settings}</small></figcaption></figure>"
     )

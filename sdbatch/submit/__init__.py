@@ -20,6 +20,7 @@ from sdbatch.storage import Store
 from sdbatch.submit import pack
 from sdbatch.submit.follow import DETACHED, follow_job
 from sdbatch.submit.jobs import Jobs, Submission
+from sdbatch.urls import without_secrets
 
 VARIABLE = "SDBATCH_JOB"  # holds the job file for a container image, which receives no files
 
@@ -59,7 +60,7 @@ def submit(
     files = pack.files_to_send(job)
     jobs = Jobs(address)
     submission = make_submission(options, files, job.output.path)
-    name = jobs.find_active(job.output.path)
+    name = jobs.find_active(submission.output)
     if name is None:
         with tempfile.TemporaryDirectory(prefix="sdbatch-") as folder:
             pack.copy_files(files, Path(options.path), Path(folder))
@@ -90,7 +91,7 @@ def stop(options: SubmitOptions, address: str, echo: Callable[[str], None]) -> N
     """
     job = load(options.path, options.overrides)
     jobs = Jobs(address)
-    name = jobs.find_active(job.output.path)
+    name = jobs.find_active(without_secrets(job.output.path))
     if name is None:
         raise JobError(f"output.path = {job.output.path}: no job of this cluster draws it.")
     jobs.stop(name)
@@ -116,10 +117,17 @@ def make_submission(options: SubmitOptions, files: Mapping[str, Path], output: s
     """Return the submission for Ray, without the files themselves.
 
     Raises:
-        JobError: the job needs files, and a container image receives none.
+        JobError: the job needs files, and a container image receives none; or the cluster's
+            dashboard would show a secret.
     """
     sets = [part for override in options.overrides for part in ("--set", override)]
     arguments = shlex.join([*sets, *options.options])
+    if without_secrets(arguments) != arguments:
+        raise JobError(
+            f"--set = {without_secrets(shlex.join(options.overrides))}: holds a password or key, "
+            f"which the cluster's dashboard would show. Put the URL into the job file, or the key "
+            f"into the cluster's environment."
+        )
     environment: dict[str, object] = {}
     env_vars = dict(options.env)
     command = f"sdbatch run {pack.JOB_FILE}"
@@ -130,7 +138,12 @@ def make_submission(options: SubmitOptions, files: Mapping[str, Path], output: s
                 f"names {next(iter(files))}. Put it where the cluster can read it."
             )
         environment["image_uri"] = options.image
-        env_vars[VARIABLE] = pack.read_job_file(Path(options.path))
+        env_vars[VARIABLE] = text = pack.read_job_file(Path(options.path))
+        if without_secrets(text) != text:
+            raise JobError(
+                f"--image = {options.image}: the dashboard would show the job file, and a URL in "
+                f"it holds a password or key. Put that into the cluster's environment."
+            )
         command = f'printf %s "${VARIABLE}" > {pack.JOB_FILE} && {command}'
     if options.pip:
         environment["pip"] = list(options.pip)
@@ -139,7 +152,7 @@ def make_submission(options: SubmitOptions, files: Mapping[str, Path], output: s
     return Submission(
         command=f"{command} {arguments}".rstrip(),
         environment=environment,
-        output=output,
+        output=without_secrets(output),
         content=pack.hash_files(files, Path(options.path)),
         driver_cpus=options.driver_cpus,
     )

@@ -1,6 +1,7 @@
 """The job file: its errors and their texts, overrides, the JSON Schema."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -200,3 +201,11 @@ def test_reading_a_job_file_loads_neither_torch_nor_ray():
     probe = "import sys, sdbatch.job; print({'torch', 'ray'} & set(sys.modules))"
     probed = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT)
     assert probed.stdout.strip() == "set()", probed.stderr
+
+
+@pytest.mark.parametrize("path", ["", " ", "/", "s3://", "gs://", "s3:///x", "s3:/b/x", "file://"])
+def test_an_output_path_that_names_no_folder_is_rejected(path):
+    with pytest.raises(
+        JobError, match=rf"^output.path = {re.escape(repr(path))}: must be a folder"
+    ):
+        parse({"prompts": {"path": "a.csv"}, "model": "m", "output": {"path": path}})

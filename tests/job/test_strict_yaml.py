@@ -6,7 +6,7 @@ import pytest
 
 from sdbatch.errors import JobError
 from sdbatch.job import load
-from sdbatch.job.strict_yaml import MAX_CHARACTERS, MAX_DEPTH, parse
+from sdbatch.job.strict_yaml import MAX_CHARACTERS, MAX_DEPTH, MAX_NODES, parse
 from tests.job.test_job import write
 
 TOO_LARGE = "more than 10,000,000 characters with the aliases written out: must be fewer"
@@ -127,3 +127,16 @@ def test_a_mapping_of_very_many_keys_is_read_in_time():
 def test_a_job_file_with_a_nul_byte_is_rejected_with_its_path(tmp_path):
     with pytest.raises(JobError, match=r"job.yaml = not YAML: unacceptable character #x0000"):
         load(write(tmp_path, "name: a\0b"))
+
+
+@pytest.mark.timeout(30)  # what it would hold takes minutes and gigabytes
+@pytest.mark.parametrize("text", ["[" + "a," * MAX_NODES + "]", "- a\n" * 12_500_000])
+def test_a_text_of_very_many_values_is_rejected_before_they_are_in_memory(text):
+    words = "more than 1,000,000 keys and values: must be fewer. Put prompts into a table"
+    with pytest.raises(JobError, match=rf"job.yaml line \d+: {words}"):
+        parse(text, "job.yaml")
+
+
+def test_a_job_file_that_is_too_long_is_rejected_before_it_is_read(tmp_path):
+    with pytest.raises(JobError, match=r"job.yaml = more than 10,000,000 char.*prompts.path"):
+        load(write(tmp_path, "name: " + "x" * 50_000_000))

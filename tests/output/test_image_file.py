@@ -6,9 +6,11 @@ from dataclasses import replace
 from xml.dom import minidom
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import ExifTags, Image
 
+from sdbatch.output import names
 from sdbatch.output.image_file import (
     LONGEST,
     MADE_BY_A_MODEL,
@@ -16,8 +18,9 @@ from sdbatch.output.image_file import (
     infotext,
     read_parameters,
 )
+from sdbatch.output.reader import open_images
 from sdbatch.samplers import NAMES
-from tests.finished import encoding
+from tests.finished import encoding, finish, small_job
 
 FORMATS = ("jpg", "png", "webp")
 ROW = {
@@ -181,6 +184,42 @@ def test_image_is_encoded_when_its_row_key_is_very_long(image_format):
     )
 
     assert said["row_key"].startswith("k" * LONGEST)
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+@pytest.mark.parametrize("letter", ["🐕", "\x00", '"', "<"])
+def test_image_is_encoded_when_all_its_texts_are_very_long(letter, image_format):
+    text = letter * 10_000_000
+    row = {**ROW, "prompt": text, "negative_prompt": text, "row_key": text}
+    file = encode_image(picture(), row, encoding(image_format))
+    said = read_parameters(file)
+
+    assert len(file) < 200_000
+    assert said["prompt_cut_at"] == said["negative_prompt_cut_at"] == said["row_key_cut_at"]
+    assert said["prompt"] == letter * said["prompt_cut_at"]
+    assert said["prompt_cut_at"] >= LONGEST // 2
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_row_with_a_prompt_and_a_column_of_10_mb_gets_its_image(make_job, tmp_path, image_format):
+    long = "dog " * 2_500_000
+    table = pa.table({"prompt": [long, "a cat"], "note": ["a", long], "id": ["🐕" * 5_000, "b"]})
+    (tmp_path / "out").mkdir()
+    job = small_job(
+        make_job,
+        tmp_path,
+        table,
+        prompts={"columns": {"id": "id"}},
+        output={"image_format": image_format},
+    )
+    output = finish(job)
+
+    assert (output.report.images, output.report.failed) == (2, 0)
+    row, other = open_images(output.store).rows()
+    assert (row["prompt"], other["note"]) == (long, long)
+    assert read_parameters(row["image"]["bytes"])["prompt_cut_at"] == LONGEST
+    for page in (names.GALLERY, names.CARD):
+        assert len(output.store.read(page)) < 100_000
 
 
 @pytest.mark.parametrize("image_format", FORMATS)

@@ -273,7 +273,7 @@ def test_inline_rows_are_read_like_those_of_a_file():
     planned = plan.make_plan(job, table, None)
     assert (table.rows, planned.shards[0].images) == (2, 4)
     [source] = table.sources
-    rows = read_rows(source, 0, 2, table.schema).to_pylist()
+    rows = read_rows(source, 0, 2, table.schema, job.prompts.rows).to_pylist()
     assert rows[0] == {
         "prompt": 'a red dog: "big"\nand ü',
         "seed": 2**53 + 1,
@@ -281,6 +281,15 @@ def test_inline_rows_are_read_like_those_of_a_file():
         "tags": ["a"],
     }
     assert rows[1] == {"prompt": "", "seed": None, "guidance_scale": None, "tags": None}
+
+
+def test_inline_rows_are_in_no_url_and_no_shard():
+    """A copy in each shard of the plan would take rows times shards of memory."""
+    job = job_of(rows=[{"prompt": f"dog {i}"} for i in range(500)])
+    job = job.updated(output=job.output.updated(images_per_shard=1))
+    planned = plan.make_plan(job, open_table(job.prompts), None)
+    assert len(planned.shards) == 500
+    assert planned.urls() == {"rows.jsonl": "prompts.rows"}
 
 
 def test_columns_are_mapped_and_selected_like_those_of_a_file():

@@ -179,3 +179,11 @@ def test_card_has_code_that_loads_the_images_when_run_in_the_folder(
     exec(code, names)
 
     assert names["images"].num_rows == len(DRAWN)
+
+
+def test_card_cuts_a_long_name_and_long_reasons_with_a_mark(make_job):
+    report = replace(REPORT, reasons={f"{i} {'x' * 10_000_000}": 1 for i in range(3)})
+    card = dataset_card(make_job(name="n" * 10_000_000), report)
+    assert len(card) < 10_000
+    assert f"- 1: 2 {'x' * 498} ...\n" in card
+    assert len(read_front_matter(card)["pretty_name"]) == 504

@@ -157,3 +157,12 @@ def test_gallery_shrinks_an_image_that_is_larger_than_a_thumbnail(make_job, tmp_
     page = read_page(finish(job.model_copy(update={"sampling": sampling})))
 
     assert thumbnail(page.pictures[0]).size == (gallery.THUMBNAIL_SIDE // 2, gallery.THUMBNAIL_SIDE)
+
+
+def test_page_cuts_long_prompts_and_names_with_a_mark(make_job, tmp_path):
+    (tmp_path / "out").mkdir()
+    output = finish(small_job(make_job, tmp_path, ("<dog> " * 1000,), name="n" * 100_000))
+    page = read_page(output)
+    [caption] = page.captions
+    assert caption == "<dog> " * 83 + "<d ..."
+    assert len(page.title) == gallery.MAX_CHARACTERS + 4
