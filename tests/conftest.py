@@ -9,7 +9,7 @@ import pytest
 
 from sdbatch.job import Job, parse
 
-MARKED = ("ray", "s3", "gpu")
+MARKED = ("ray", "stores", "gpu")
 
 
 # Before torch is imported: two threads take longer than one for tensors as small as the tests'.
