@@ -1,6 +1,7 @@
 """The fake engine: draws at once, or fails, or dies, as the prompt says; or what it is given."""
 
 import os
+import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -11,7 +12,10 @@ from sdbatch.engine.request import Drawn, Follow, Request, Usage
 
 
 class FakeEngine:
-    """Draws a flat colour from the seed. A prompt may ask for a fault: fail, die."""
+    """Draws a flat colour from the seed.
+
+    A prompt may ask for a fault: fail, die (with exit code 7), die by SIGSEGV.
+    """
 
     def __init__(self, delay: float = 0.0) -> None:
         self.usage = Usage()
@@ -36,7 +40,9 @@ class FakeEngine:
 
     def _draw(self, request: Request) -> Drawn:
         if request.prompt == "die":
-            os._exit(1)
+            os._exit(7)
+        if request.prompt.startswith("die by "):
+            os.kill(os.getpid(), signal.Signals[request.prompt.removeprefix("die by ")])
         time.sleep(self._delay)
         self.usage.ticks += 1
         if request.prompt == "fail":

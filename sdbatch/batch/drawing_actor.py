@@ -8,16 +8,18 @@ from dataclasses import asdict
 
 import pyarrow as pa
 
-from sdbatch import schema
 from sdbatch.batch.blocks import carry_on, pack, unpack
 from sdbatch.batch.gate import Gate
+from sdbatch.batch.isolation import IsolatedDrawing
 from sdbatch.batch.liveness import LivenessClient
 from sdbatch.batch.metrics import Metrics
+from sdbatch.engine.request import Usage
 from sdbatch.errors import ModelError, SdbatchError
-from sdbatch.stages.base import replace_columns, shard_of, with_shard
-from sdbatch.stages.draw import DrawImages, Drawing
+from sdbatch.schema import shard_name
+from sdbatch.stages.base import shard_of, with_shard
+from sdbatch.stages.draw import DrawImages, Drawing, add_results
 
-MOST_ATTEMPTS = 3  # a shard during which so many actors died is recorded as failed
+MOST_DEATHS = 10  # of actors during one shard, which no row explains; then the run stops
 HEARTBEAT_SECONDS = 0.5
 FIRST_HEARTBEAT_SECONDS = 0.1  # until the actor has drawn an image
 
@@ -37,34 +39,40 @@ class DrawingActor:
         self._metrics = metrics
         self._gate = Gate()
         self._drawings: dict[int, _Counts] = {}  # shard -> its images
-        self._drew = False
+        self._children: dict[int, Usage] = {}  # child process -> what its engine has done
+        self._drew = self._open = False
         liveness.loaded()
 
     async def __call__(self, block: pa.Table) -> pa.Table:
         """Draw the shard in `block`."""
+        if not self._open:
+            await self._liveness.wait_until_open()
+            self._open = True
         rows = unpack(block)
-        shard = shard_of(rows)
+        shard = shard_of(rows).shard
         deaths = await self._liveness.deaths(shard)
-        attempt = deaths + 1
-        if deaths >= MOST_ATTEMPTS:
-            attempt = deaths  # this is not another attempt
-            rows = _fail_all(rows, f"Drawing this shard killed the actor {deaths} times.")
-        # A shard that was being drawn when its actor died is drawn alone: another shard may have
-        # caused the death, and the next one must be attributed to the right shard.
+        if deaths >= MOST_DEATHS:
+            raise ModelError(
+                f"Shard {shard_name(shard)}: {deaths} drawing actors died during it, but no row of "
+                f"it is the cause, as the rows were drawn in another process. Find the cause in "
+                f"the logs of Ray and the machine, for example a lack of memory. Then run the same "
+                f"command again to resume."
+            )
+        # A shard that was being drawn when its actor died is drawn alone, in a child process: the
+        # cause may be one of its rows, another shard's, or nothing in this run.
         async with self._gate.alone() if deaths else self._gate.among_others():
-            with self._metrics.stage(
-                self._stage.name, shard, f"{rows.num_rows} rows, attempt {attempt}"
-            ):
-                return await self._draw(shard, rows, attempt)
+            attempt = await self._liveness.begin(shard)
+            details = f"{rows.num_rows} rows, attempt {attempt}{', isolated' if deaths else ''}"
+            with self._metrics.stage(self._stage.name, shard, details):
+                return await self._draw(shard, rows, attempt, isolated=deaths > 0)
 
-    async def _draw(self, shard: int, rows: pa.Table, attempt: int) -> pa.Table:
-        await self._liveness.begin(shard)
+    async def _draw(self, shard: int, rows: pa.Table, attempt: int, *, isolated: bool) -> pa.Table:
         began = time.time()
-        drawing = self._stage.new_drawing(rows)
+        drawing = self._new_drawing(rows, isolated)
         self._drawings[shard] = _Counts(drawing, rows.num_rows)
         beats = asyncio.ensure_future(self._beat(shard, drawing))
         try:
-            drawing.start(self._stage.engine)
+            drawing.start()
             results = await asyncio.wrap_future(drawing.done)
         finally:
             beats.cancel()
@@ -78,24 +86,38 @@ class DrawingActor:
             "ended": _clock(time.time()),
             "attempt": attempt,
             "lanes": drawing.lanes,
-            "engine": asdict(self._stage.engine.usage),  # of the actor, since it began
+            "engine": asdict(self._usage()),  # of the actor, since it began
+            **({"isolated": True} if isolated else {}),
         }
-        drawn = with_shard(drawing.with_results(results), shard, facts)
+        drawn = with_shard(add_results(rows, results), shard_of(rows), facts)
         return pack(carry_on(self._stage, rows, drawn))
 
-    async def _beat(self, shard: int, drawing: Drawing) -> None:
+    def _new_drawing(self, rows: pa.Table, isolated: bool) -> Drawing | IsolatedDrawing:
+        if not isolated:
+            return self._stage.new_drawing(rows.to_pylist())
+        if self._stage.needs.gpus:
+            from sdbatch.engine import cuda
+
+            cuda.release_cached_memory()  # the child's engine is on the same GPU
+        return IsolatedDrawing(self._stage, rows.to_pylist(), self._children)
+
+    def _usage(self) -> Usage:
+        """Return what the actor's engine and those of its child processes have done."""
+        return sum(list(self._children.values()), self._stage.engine.usage)
+
+    async def _beat(self, shard: int, drawing: Drawing | IsolatedDrawing) -> None:
         going = True
         while going:
             await asyncio.sleep(HEARTBEAT_SECONDS if self._drew else FIRST_HEARTBEAT_SECONDS)
             going = await self._report(shard, drawing)
         drawing.give_up(ModelError("The run has stopped, so this shard is not finished."))
 
-    async def _report(self, shard: int, drawing: Drawing) -> bool:
+    async def _report(self, shard: int, drawing: Drawing | IsolatedDrawing) -> bool:
         """Report how far a shard is; return whether the run goes on."""
         drawn, failed = self._drawings[shard].new()
         self._drew |= drawn > 0
         self._metrics.images(drawn=drawn, failed=failed)
-        usage = self._stage.engine.usage
+        usage = self._usage()
         queue = sum(counts.open for counts in self._drawings.values())
         self._metrics.engine(usage, queue)
         return await self._liveness.beat(shard, drawing.drawn, drawing.failed, usage.ticks)
@@ -104,7 +126,7 @@ class DrawingActor:
 class _Counts:
     """The images of a shard in flight, and how many of them are in the metrics already."""
 
-    def __init__(self, drawing: Drawing, images: int) -> None:
+    def __init__(self, drawing: Drawing | IsolatedDrawing, images: int) -> None:
         self._drawing = drawing
         self._images = images
         self._drawn = self._failed = 0
@@ -119,11 +141,6 @@ class _Counts:
         before = self._drawn, self._failed
         self._drawn, self._failed = self._drawing.drawn, self._drawing.failed
         return self._drawn - before[0], self._failed - before[1]
-
-
-def _fail_all(rows: pa.Table, reason: str) -> pa.Table:
-    errors = [error or reason for error in rows["error"].to_pylist()]
-    return replace_columns(rows, {"error": pa.array(errors, schema.ERROR.type)})
 
 
 def _clock(seconds: float) -> str:

@@ -4,6 +4,7 @@ The state lives in a Ray actor of the run. The drawing actors report to it and t
 It outlives the drawing actors, so it can count the deaths during a shard.
 """
 
+import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from sdbatch.errors import ModelError
 
 MOST_LOADS = 3  # actors that may die in a row while they load the model
 ANSWER_SECONDS = 300.0
+OPEN_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Snapshot:
     loaded_at: float  # clock seconds of the first engine that was ready; 0: none yet
     drawn_at: float  # clock seconds of the first image that was reported; 0: none yet
     rejected: str | None  # why the engine cannot be loaded
+    open: bool  # drawing may begin
 
 
 class Liveness:
@@ -33,11 +36,11 @@ class Liveness:
     def __init__(self, actors: int) -> None:
         self._actors = actors
         self._loads = 0  # begun since the last one that ended
-        self._open: dict[int, int] = {}  # shard -> times begun and not ended
+        self._open: dict[int, list[str]] = {}  # shard -> nodes on which it began and did not end
         self._beats: dict[int, tuple[int, int]] = {}  # shard -> drawn, failed
         self._ticks: dict[int, int] = {}  # shard -> ticks at its last beat
         self._committed: set[int] = set()
-        self._closed = False
+        self._may_draw = self._closed = False
         self._signs = 0
         self._loaded_at = self._drawn_at = 0.0
         self._rejected: str | None = None
@@ -69,15 +72,31 @@ class Liveness:
         """Note that the engine cannot be loaded by any actor."""
         self._rejected = reason
 
-    def deaths(self, shard: int) -> int:
-        """Return how often drawing of `shard` began and did not end."""
-        return self._open.get(shard, 0)
+    def open(self) -> None:
+        """Let drawing begin: the output is ready."""
+        self._may_draw = True
 
-    def begin(self, shard: int) -> None:
-        """Note that drawing of `shard` begins."""
-        self._open[shard] = self._open.get(shard, 0) + 1
+    def may_draw(self) -> bool:
+        """Tell whether drawing may begin.
+
+        Raises:
+            ModelError: the run has ended.
+        """
+        if self._closed:
+            raise ModelError("The run has stopped, so this shard is not drawn.")
+        return self._may_draw
+
+    def deaths(self, shard: int) -> list[str]:
+        """Return the node of each actor that began to draw `shard` and did not end."""
+        return list(self._open.get(shard, ()))
+
+    def begin(self, shard: int, node: str) -> int:
+        """Note that drawing of `shard` begins on `node`; return which attempt it is, from 1."""
+        attempts = self._open.setdefault(shard, [])
+        attempts.append(node)
         self._beats.pop(shard, None)  # of an attempt that died
         self._signs += 1
+        return len(attempts)
 
     def beat(self, shard: int, drawn: int, failed: int, ticks: int) -> bool:
         """Note the images of `shard` that are drawn and failed, and the ticks of its engine.
@@ -111,7 +130,15 @@ class Liveness:
             self._beats.pop(shard, None)
         drawn = sum(beat[0] for beat in self._beats.values())
         failed = sum(beat[1] for beat in self._beats.values())
-        return Snapshot(drawn, failed, self._signs, self._loaded_at, self._drawn_at, self._rejected)
+        return Snapshot(
+            drawn,
+            failed,
+            self._signs,
+            self._loaded_at,
+            self._drawn_at,
+            self._rejected,
+            self._may_draw,
+        )
 
 
 class LivenessClient:
@@ -129,12 +156,26 @@ class LivenessClient:
     def rejected(self, reason: str) -> None:
         self._wait(self._call("rejected", reason))
 
-    async def deaths(self, shard: int) -> int:
-        return int(await self._call("deaths", shard))
+    async def wait_until_open(self) -> None:
+        """Wait until drawing may begin."""
+        while not await self._call("may_draw"):
+            await asyncio.sleep(OPEN_POLL_SECONDS)
 
-    async def begin(self, shard: int) -> None:
+    def open(self) -> None:
+        self._call("open")
+
+    async def deaths(self, shard: int) -> int:
+        """Return how many actors died while they drew `shard`, on nodes that are alive.
+
+        The loss of a node ends all its actors, so it explains their deaths.
+        """
+        nodes = await self._call("deaths", shard)
+        living = self._living_nodes() if nodes else ()
+        return sum(node in living for node in nodes)
+
+    async def begin(self, shard: int) -> int:
         """See Liveness.begin; waits for it, as drawing may kill this process."""
-        await self._call("begin", shard)
+        return int(await self._call("begin", shard, self._node()))
 
     async def beat(self, shard: int, drawn: int, failed: int, ticks: int) -> bool:
         return bool(await self._call("beat", shard, drawn, failed, ticks))
@@ -149,6 +190,17 @@ class LivenessClient:
         """See Liveness.snapshot; waits at most ANSWER_SECONDS."""
         snapshot: Snapshot = self._wait(self._call("snapshot", committed), ANSWER_SECONDS)
         return snapshot
+
+    def _node(self) -> str:
+        """Return the node of this process."""
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
+
+    def _living_nodes(self) -> set[str]:
+        import ray
+
+        return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
     def _call(self, method: str, *arguments: Any) -> Any:
         """Send a call; return an awaitable reference to its result."""

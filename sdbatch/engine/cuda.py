@@ -1,4 +1,4 @@
-"""The device: its name, copies to it, its failure, and torch's compiler on it."""
+"""The device: its name, its memory, copies to it, its failure, and torch's compiler on it."""
 
 import re
 import sys
@@ -38,6 +38,11 @@ def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type != "cuda":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def release_cached_memory() -> None:
+    """Give the GPU memory that torch caches for this process back, for another process."""
+    torch.cuda.empty_cache()
 
 
 def device_failed(error: Exception) -> ModelError:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -80,6 +80,10 @@ class Usage:
     rows: int = 0  # of all those calls
     filled: int = 0  # of these rows, those that were not padding
     shrunk: list[str] = field(default_factory=list)  # each reduction of lanes, with its reason
+
+    def __add__(self, other: "Usage") -> "Usage":
+        """Return what two engines have done together."""
+        return Usage(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 class EngineProtocol(Protocol):

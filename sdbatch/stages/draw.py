@@ -51,15 +51,19 @@ class DrawImages(Stage):
         self.engine = self._make_engine()
         self._encoders = ThreadPoolExecutor(self._threads, "sdbatch-encode")
 
-    def new_drawing(self, rows: pa.Table) -> "Drawing":
-        """Return the drawing of a shard, which has the columns of schema.requests."""
-        return Drawing(rows, self._encoding, self._encoders)
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to a process: a copy in another one makes its own."""
+        return {n: value for n, value in vars(self).items() if n not in ("engine", "_encoders")}
+
+    def new_drawing(self, rows: list[dict[str, Any]]) -> "Drawing":
+        """Return the drawing of rows that have the columns of schema.requests."""
+        return Drawing(rows, self.engine, self._encoding, self._encoders)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Draw a shard and wait for it."""
-        drawing = self.new_drawing(rows)
-        drawing.start(self.engine)
-        return drawing.with_results(drawing.done.result())
+        drawing = self.new_drawing(rows.to_pylist())
+        drawing.start()
+        return add_results(rows, drawing.done.result())
 
 
 class Drawing:
@@ -69,27 +73,33 @@ class Drawing:
     as much as encoding its image.
     """
 
-    def __init__(self, rows: pa.Table, encoding: Encoding, encoders: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        rows: list[dict[str, Any]],
+        engine: EngineProtocol,
+        encoding: Encoding,
+        encoders: ThreadPoolExecutor,
+    ) -> None:
         self.drawn = 0
         self.failed = 0
         self.lanes: dict[int, int] = {}  # lanes of the batch -> images drawn in that many
         self.done: Future[list[dict[str, Any]]] = Future()  # the result of each row, in order
-        self._table = rows
-        self._rows = rows.to_pylist()
+        self._rows = rows
+        self._engine = engine
         self._encoding = encoding
         self._encoders = encoders
         self._results: list[dict[str, Any]] = [{}] * len(self._rows)
         self._left = len(self._rows)
         self._lock = threading.Lock()
 
-    def start(self, engine: EngineProtocol) -> None:
+    def start(self) -> None:
         """Submit the rows that can be drawn."""
         for index, row in enumerate(self._rows):
             if row["error"] is not None:
                 self._finish(index, {"error": row["error"]})
             else:
                 request = Request(**{field.name: row[field.name] for field in schema.SAMPLING})
-                engine.submit(request).add_done_callback(partial(self._encode_later, index))
+                self._engine.submit(request).add_done_callback(partial(self._encode_later, index))
 
     def give_up(self, error: Exception) -> None:
         """End the shard with an error that no row caused."""
@@ -132,11 +142,14 @@ class Drawing:
             if not self._left and not self.done.done():
                 self.done.set_result(self._results)
 
-    def with_results(self, results: list[dict[str, Any]]) -> pa.Table:
-        """Return the shard's table with the columns that drawing adds."""
-        rows = self._table
-        for field in schema.RESULTS:
-            values = [result.get(field.name) for result in results]
-            rows = rows.append_column(field, pa.array(values, field.type))
-        errors = pa.array([result["error"] for result in results], schema.ERROR.type)
-        return replace_columns(rows, {"error": errors})
+
+def add_results(rows: pa.Table, results: list[dict[str, Any]]) -> pa.Table:
+    """Return a shard's table with the columns that drawing adds; `results` are those of a drawing.
+
+    A result without a column has null there.
+    """
+    errors = pa.array([result["error"] for result in results], schema.ERROR.type)
+    for field in schema.RESULTS:
+        values = [result.get(field.name) for result in results]
+        rows = rows.append_column(field, pa.array(values, field.type))
+    return replace_columns(rows, {"error": errors})

@@ -4,8 +4,9 @@ import asyncio
 import hashlib
 import io
 import re
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -14,22 +15,25 @@ from PIL import Image
 
 from sdbatch import schema
 from sdbatch.batch.blocks import pack, unpack
-from sdbatch.batch.drawing_actor import MOST_ATTEMPTS
+from sdbatch.batch.drawing_actor import MOST_DEATHS
 from sdbatch.engine.request import Request
 from sdbatch.errors import ModelError
 from sdbatch.output.image_file import read_parameters
 from sdbatch.stages.base import facts_of, shard_of, with_shard
+from tests.batch import engines
 from tests.fakes import FakeEngine
 from tests.finished import (
+    HERE,
     LocalLiveness,
-    Result,
     at_once,
     block,
     draw,
     draw_rows,
     drawing_actor,
+    planned,
     requests,
 )
+from tests.wait import wait_until
 
 PROMPTS = ("a red dog", "fail", "a blue dog", "fail", "a green dog")
 FAULT = "ValueError: this prompt cannot be drawn"
@@ -78,11 +82,35 @@ class Refusing(FakeEngine):
         return future
 
 
+class Listening(LocalLiveness):
+    """Keeps the calls of the drawing actors."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def _call(self, method, *arguments):
+        self.calls.append((method, *arguments))
+        return super()._call(method, *arguments)
+
+    def met(self):
+        """Return for each shard those that were drawn at the same time."""
+        together, met = set(), {}
+        for method, *arguments in self.calls:
+            if method == "begin":
+                together.add(arguments[0])
+                for each in together:
+                    met.setdefault(each, set()).update(together)
+            elif method == "end":
+                together.remove(arguments[0])
+        return met
+
+
 def died(*shards):
     """Return a liveness in which each of `shards` was begun and never ended."""
-    liveness = LocalLiveness()
+    liveness = Listening()
     for shard in shards:
-        liveness.state.begin(shard)
+        liveness.state.begin(shard, HERE)
     return liveness
 
 
@@ -143,7 +171,7 @@ def test_draw_keeps_a_row_whose_values_are_no_request():
     request_rows = request_rows.set_column(
         at, request_rows.schema.field("height"), pa.array([None, 8], pa.int32())
     )
-    (rows,) = draw_rows(pack(with_shard(request_rows, 0)))
+    (rows,) = draw_rows(pack(with_shard(request_rows, planned(0))))
 
     assert rows["height"].to_pylist() == [None, 8]
     assert rows["error"].is_null().to_pylist() == [False, True]
@@ -156,7 +184,7 @@ def test_draw_fails_one_row_alone_when_its_image_cannot_be_encoded():
     request_rows = request_rows.set_column(
         at, request_rows.schema.field("row_key"), pa.array(["k" * 70_000, "1"])
     )
-    (rows,) = draw_rows(pack(with_shard(request_rows, 0)))
+    (rows,) = draw_rows(pack(with_shard(request_rows, planned(0))))
 
     assert rows.num_rows == 2
     assert rows["error"][1].as_py() is None
@@ -167,7 +195,7 @@ def test_draw_ends_the_shard_when_the_engine_cannot_go_on():
 
     with pytest.raises(ModelError, match="engine = out of memory"):
         draw(block(["a dog", "refuse", "a cat"]), engine=Refusing, liveness=liveness)
-    assert liveness.state.deaths(0) == 0  # ended, and no death
+    assert liveness.state.deaths(0) == []  # ended, and no death
 
 
 def test_draw_says_why_when_its_engine_cannot_be_loaded():
@@ -200,6 +228,31 @@ def test_draw_says_that_its_engine_is_ready():
     assert liveness.state.snapshot([]).loaded_at > 0
 
 
+class OpensLate(LocalLiveness):
+    """Lets drawing begin at the third question of the actor; keeps the names of all calls."""
+
+    def __init__(self):
+        super().__init__(1)
+        self.calls = []
+
+    def _call(self, method, *arguments):
+        self.calls.append(method)
+        if self.calls.count("may_draw") == 3:
+            self.state.open()
+        return super()._call(method, *arguments)
+
+
+def test_draw_begins_no_shard_before_the_output_is_ready():
+    liveness = OpensLate()
+    actor = drawing_actor(liveness=liveness)
+    at_once(actor, [block(["a dog"], 0)])
+
+    before = liveness.calls[: liveness.calls.index("begin")]
+    assert before == ["loading", "loaded", *["may_draw"] * 3, "deaths"]
+    at_once(actor, [block(["a cat"], 1)])
+    assert liveness.calls.count("may_draw") == 3  # it asks no more
+
+
 def test_draw_shares_one_engine_among_all_shards_in_flight():
     engine = Meeting()
     prompts = [[f"{shard}, {at}" for at in range(3)] for shard in range(4)]
@@ -222,18 +275,19 @@ def test_draw_gives_the_same_rows_when_a_shard_has_company():
     ("dead", "together"),
     [
         ((2,), ["01", "2", "34"]),
-        ((2,) * (MOST_ATTEMPTS - 1), ["01", "2", "34"]),
+        ((2,) * (MOST_DEATHS - 1), ["01", "2", "34"]),
         ((1, 2), ["0", "1", "2", "34"]),
         ((0, 4), ["0", "123", "4"]),
     ],
 )
-def test_draw_gives_a_shard_no_company_when_an_actor_died_of_it(dead, together):
-    engine = Meeting()
+def test_draw_gives_a_shard_no_company_when_an_actor_died_during_it(dead, together):
+    liveness = died(*dead)
+    liveness.calls.clear()
     blocks = [block([f"{shard}, {at}" for at in range(3)], shard) for shard in range(5)]
-    draw(*blocks, engine=lambda: engine, liveness=died(*dead))
-    met = {prompt[0]: {other[0] for other in others} for prompt, others in engine.met.items()}
+    draw(*blocks, liveness=liveness)
 
-    assert met == {shard: set(group) for group in together for shard in group}
+    groups = [{int(shard) for shard in group} for group in together]
+    assert liveness.met() == {shard: group for group in groups for shard in group}
 
 
 def test_draw_lets_others_in_again_when_a_shard_alone_has_ended_with_an_error():
@@ -244,20 +298,53 @@ def test_draw_lets_others_in_again_when_a_shard_alone_has_ended_with_an_error():
     assert len(at_once(stage, [block(["a dog"], 1)])) == 1
 
 
-def test_draw_fails_every_row_of_a_shard_when_actors_died_of_it_too_often():
-    engine = Listing()
-    (rows, other) = draw_rows(
-        block(PROMPTS, 0, errors={1: "bad height"}),
-        block(PROMPTS, 1),
-        engine=lambda: engine,
-        liveness=died(*[0] * MOST_ATTEMPTS),
-    )
-    reason = f"Drawing this shard killed the actor {MOST_ATTEMPTS} times."
+@pytest.mark.parametrize("image_format", ["jpg", "png"])
+def test_draw_gives_the_same_rows_when_an_actor_died_during_a_shard(image_format):
+    shard = block(PROMPTS, 3, errors={1: "bad height"})
 
-    assert rows["error"].to_pylist() == [reason, "bad height", reason, reason, reason]
-    assert rows["key"].to_pylist() == requests(PROMPTS)["key"].to_pylist()
-    assert engine.prompts == list(PROMPTS)  # the other shard's
-    assert other["error"].is_null().to_pylist() == [True, False, True, False, True]
+    assert draw_rows(shard, liveness=died(3), image_format=image_format) == draw_rows(
+        shard, image_format=image_format
+    )
+
+
+def test_draw_fails_a_row_alone_when_it_ends_its_process():
+    (rows,) = draw_rows(block(["a dog", "a cat", "die"]), liveness=died(0))
+    error = "Drawing this row ended its process with exit code 7."
+
+    assert rows["error"].to_pylist() == [None, None, error]
+    undisturbed = draw_rows(block(["a dog", "a cat", "a cow"]))[0]
+    assert rows.slice(0, 2).equals(undisturbed.slice(0, 2))
+
+
+def test_draw_ends_the_run_when_actors_died_too_often_during_a_shard_and_no_row_is_the_cause():
+    with pytest.raises(
+        ModelError, match=r"^Shard 000012: 10 drawing actors died during it, but no"
+    ) as caught:
+        draw(block(PROMPTS, 12), liveness=died(*[12] * MOST_DEATHS))
+    assert "run the same command again to resume" in str(caught.value)
+
+
+def test_draw_ends_a_child_when_the_run_has_stopped(tmp_path):
+    liveness = died(0)
+
+    def stop():
+        wait_until((tmp_path / "began").exists)
+        liveness.state.close()
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(stop)
+        with pytest.raises(ModelError, match="The run has stopped"):
+            draw(block(["stuck"]), engine=partial(engines.Stuck, tmp_path), liveness=liveness)
+
+
+def test_draw_isolates_no_shard_when_the_node_of_its_dead_actor_is_gone():
+    liveness = LocalLiveness()
+    liveness.state.begin(0, "a node that is gone")
+    (drawn,) = draw(block(PROMPTS), liveness=liveness)
+    facts = facts_of(unpack(drawn))
+
+    assert facts["attempt"] == 2
+    assert "isolated" not in facts
 
 
 def test_draw_reports_how_the_images_of_a_shard_ended():
@@ -266,7 +353,7 @@ def test_draw_reports_how_the_images_of_a_shard_ended():
     snapshot = liveness.state.snapshot([])
 
     assert (snapshot.drawn, snapshot.failed) == (2 + 3, 3 + 2)
-    assert liveness.state.deaths(0) == liveness.state.deaths(1) == 0
+    assert liveness.state.deaths(0) == liveness.state.deaths(1) == []
 
 
 def test_draw_reports_what_is_drawn_while_a_shard_is_still_being_drawn():
@@ -277,23 +364,19 @@ def test_draw_reports_what_is_drawn_while_a_shard_is_still_being_drawn():
         def submit(self, request):
             return last if request.prompt == "last" else super().submit(request)
 
-    class Listening(LocalLiveness):
+    class Releasing(Listening):
         def _call(self, method, *arguments):
-            if method != "beat":
-                return super()._call(method, *arguments)
-            shard, drawn, failed, ticks = arguments
-            beats.append((shard, drawn, failed, ticks))
-            if (drawn, failed) == (2, 1) and not last.done():
+            if method == "beat" and arguments[1:3] == (2, 1) and not last.done():
                 last.set_result(FakeEngine().submit(request_of(requests(["last"]), 0)).result())
-            return Result(True)
+            return super()._call(method, *arguments)
 
-    beats = []
+    liveness = Releasing()
     (rows,) = draw_rows(
-        block(["a dog", "fail", "a cat", "last"], 7), engine=Waiting, liveness=Listening()
+        block(["a dog", "fail", "a cat", "last"], 7), engine=Waiting, liveness=liveness
     )
 
     assert rows["error"].is_null().to_pylist() == [True, False, True, True]
-    assert (7, 2, 1, 3) in beats
+    assert ("beat", 7, 2, 1, 3) in liveness.calls
 
 
 def test_draw_says_where_when_and_on_which_attempt_a_shard_was_drawn():
@@ -301,8 +384,8 @@ def test_draw_says_where_when_and_on_which_attempt_a_shard_was_drawn():
     rows = unpack(drawn)
     facts = facts_of(rows)
 
-    assert (drawn.num_rows, shard_of(rows)) == (1, 5)
-    assert facts["attempt"] == 3
+    assert (drawn.num_rows, shard_of(rows).shard) == (1, 5)
+    assert (facts["attempt"], facts["isolated"]) == (3, True)
     assert facts["host"]
     for name in ("began", "ended"):
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", facts[name])
@@ -317,6 +400,15 @@ def test_facts_of_a_shard_say_how_many_lanes_drew_it_and_how_its_engine_was_used
     assert {"seconds", "idle_seconds", "rows", "filled", "shrunk"} <= facts["engine"].keys()
 
 
+def test_draw_reports_what_the_engine_of_a_child_does():
+    liveness = died(0)
+    (drawn,) = draw(block(PROMPTS), liveness=liveness)
+
+    assert facts_of(unpack(drawn))["engine"]["ticks"] == len(PROMPTS)
+    beats = [arguments for method, *arguments in liveness.calls if method == "beat"]
+    assert beats[-1] == [0, 3, 2, len(PROMPTS)]
+
+
 def test_draw_counts_no_death_when_the_engine_accepts_no_request():
     class Closed(FakeEngine):
         def submit(self, request):
@@ -325,7 +417,7 @@ def test_draw_counts_no_death_when_the_engine_accepts_no_request():
     liveness = LocalLiveness()
     with pytest.raises(ModelError, match="The engine is closed"):
         draw(block(["a dog"]), engine=Closed, liveness=liveness)
-    assert liveness.state.deaths(0) == 0
+    assert liveness.state.deaths(0) == []
 
 
 def test_draw_ends_with_the_error_when_its_results_fit_no_column():

@@ -1,6 +1,7 @@
 """Fake engines of the tests with a Ray; here, so that a process that draws imports no more."""
 
 import os
+import signal
 from pathlib import Path
 
 from sdbatch.errors import ModelError
@@ -34,6 +35,24 @@ class Tolerant(FakeEngine):
 
     def submit(self, request):
         return super().submit(request.updated(prompt="anything"))
+
+
+class Known(FakeEngine):
+    """Writes its process id to a file of a folder, and takes a moment for an image."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(delay=0.4)
+        (folder / str(os.getpid())).touch()
+
+
+class KillsTheActor(FakeEngine):
+    """Ends the actor at the prompt "die", also from the actor's child process."""
+
+    def _draw(self, request):
+        parent = os.getppid()
+        if request.prompt == "die" and b"ray::" in Path(f"/proc/{parent}/cmdline").read_bytes():
+            os.kill(parent, signal.SIGKILL)
+        return super()._draw(request)
 
 
 class Working(FakeEngine):

@@ -21,7 +21,7 @@ import pytest
 import sdbatch
 from sdbatch.report.status import read_status
 from sdbatch.storage import Store
-from tests.s3.conftest import bucket  # noqa: F401  a fixture
+from tests.stores.conftest import bucket  # noqa: F401  a fixture
 from tests.wait import wait_until
 from tests.without_ray import without_ray
 

@@ -4,9 +4,13 @@ tests/batch/test_pipeline.py has what needs no Ray.
 """
 
 import hashlib
+import os
 import re
+import signal
+import sys
 import urllib.request
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +22,7 @@ import sdbatch
 from sdbatch.batch import pipeline
 from sdbatch.errors import ModelError
 from sdbatch.output import receipts
+from sdbatch.output.record import read_record
 from sdbatch.output.verify import verify_output
 from sdbatch.report.progress import SilentDisplay
 from sdbatch.storage import Store
@@ -103,7 +108,7 @@ def shared_out(draw, tmp_path_factory):
 
 def test_four_shards_on_two_actors_are_drawn_two_and_two(shared_out):
     store = Store(str(shared_out[0]))
-    every = receipts.read_receipts(store, receipts.committed_shards(store))
+    every = receipts.proved(store, read_record(store).proof())
     actors = Counter(receipt.facts["pid"] for receipt in every)
     assert sorted(actors.values()) == [2, 2]
 
@@ -114,28 +119,98 @@ def test_progress_moves_within_a_shard(shared_out):
     assert max(done) == 8
 
 
-def test_a_shard_that_kills_its_actor_three_times_is_recorded_and_the_job_goes_on(
-    draw, make_job, prompts
-):
-    table = prompts(*(f"dog {i}" for i in range(4)), "die", *(f"cat {i}" for i in range(11)))
-    job = make_job(prompts={"path": table}, output={"images_per_shard": 4}, cluster={"actors": 1})
+def test_a_row_that_ends_its_process_fails_alone(draw, make_job, prompts, tmp_path):
+    lines = [*(f"dog {i}" for i in range(6)), "die by SIGSEGV", *(f"cat {i}" for i in range(9))]
+    job = make_job(
+        prompts={"path": prompts(*lines)}, output={"images_per_shard": 4}, cluster={"actors": 1}
+    )
     report = draw(job, make_engine=partial(FakeEngine, delay=0.05))
-    assert (report.images, report.failed) == (12, 4)
-    assert report.reasons == {"Drawing this shard killed the actor 3 times.": 4}
+    assert (report.images, report.failed, report.exit_code) == (15, 1, 3)
+    assert report.reasons == {"Drawing this row ended its process by signal SIGSEGV.": 1}
+    assert list(verify_output(Store(str(tmp_path / "out")))) == []
+
+    alone = job.updated(output=job.output.updated(path=str(tmp_path / "alone")))
+    assert without_ray.draw(alone, make_engine=engines.Tolerant).images == 16
+    undisturbed = images_by_row(tmp_path / "alone")
+    del undisturbed["6", 0]
+    assert images_by_row(tmp_path / "out") == undisturbed
 
 
 @pytest.mark.slow
-def test_a_shard_that_is_still_deadly_ends_alike_when_it_is_retried(draw, make_job, prompts):
+def test_a_row_that_ended_its_process_is_drawn_when_failed_rows_are_retried(
+    draw, make_job, prompts
+):
     job = make_job(
         prompts={"path": prompts("dog", "cat", "die", "cow")},
         output={"images_per_shard": 2},
         cluster={"actors": 1},
     )
-    assert draw(job).failed == 2
-    ready = pipeline.prepare(job, retry_failed=True)
-    again = pipeline.draw(ready, display=SilentDisplay(), make_engine=FakeEngine)
-    assert (again.images, again.failed, again.drawn_now) == (2, 2, 0)
-    assert again.reasons == {"Drawing this shard killed the actor 3 times.": 2}
+    assert draw(job).failed == 1
+    for engine, images in ((FakeEngine, 3), (engines.Tolerant, 4)):
+        ready = pipeline.prepare(job, retry_failed=True)
+        again = pipeline.draw(ready, display=SilentDisplay(), make_engine=engine)
+        assert (again.images, again.failed) == (images, 4 - images)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+@pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_no_row_fails_when_actors_are_killed_from_outside(draw, make_job, prompts, tmp_path, kills):
+    job = make_job(
+        prompts={"path": prompts(*(f"dog {i}" for i in range(12 * kills)))},
+        output={"images_per_shard": 2},
+        cluster={"actors": 1},
+    )
+    pids = tmp_path / "pids"
+    pids.mkdir()
+
+    def kill_actors():
+        killed = set()
+        for _ in range(kills):
+            before = len(list(tmp_path.glob("out/receipts/*")))
+            wait_until(lambda: len(list(tmp_path.glob("out/receipts/*"))) > before)  # noqa: B023
+            wait_until(lambda: actors() - killed)
+            (pid,) = actors() - killed
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+        return killed
+
+    def actors():
+        """Return the processes of actors that have made an engine, not their children's."""
+        commands = {int(p.name): Path(f"/proc/{p.name}/cmdline") for p in pids.iterdir()}
+        return {
+            n for n, path in commands.items() if path.exists() and b"ray::" in path.read_bytes()
+        }
+
+    with ThreadPoolExecutor(1) as thread:
+        killed = thread.submit(kill_actors)
+        report = draw(job, make_engine=partial(engines.Known, pids))
+        assert len(killed.result()) == kills
+    assert (report.images, report.failed, report.exit_code) == (12 * kills, 0, 0)
+    store = Store(str(tmp_path / "out"))
+    every = receipts.proved(store, read_record(store).proof())
+    isolated = [receipt for receipt in every if "isolated" in receipt.facts]
+    assert 0 < len(isolated) < len(every)
+    assert sum(receipt.facts["attempt"] - 1 for receipt in every) >= kills
+
+    alone = job.updated(output=job.output.updated(path=str(tmp_path / "alone")))
+    without_ray.draw(alone)
+    assert hashes(tmp_path / "out" / "data") == hashes(tmp_path / "alone" / "data")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_a_run_stops_when_actors_die_again_and_again_and_no_row_is_the_cause(
+    draw, make_job, prompts
+):
+    job = make_job(
+        prompts={"path": prompts("dog", "cat", "cow", "die")},
+        output={"images_per_shard": 1},
+        cluster={"actors": 1},
+    )
+    report = draw(job, make_engine=engines.KillsTheActor)
+    assert report.stopped.startswith("Shard 000003: 10 drawing actors died during it, but no row")
+    assert "run the same command again to resume" in report.stopped
+    assert (report.images, report.failed, report.exit_code) == (3, 0, 1)
 
 
 def test_a_model_that_cannot_be_loaded_leaves_nothing_behind(draw, make_job, tmp_path):
