@@ -4,7 +4,7 @@ For the batch run and the service alike. No torch is loaded before an engine is 
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -116,7 +116,7 @@ def resolve(job: Job, files: ModelFiles, gpus: float, sha256: str | None) -> Res
     lanes = dict(engine.lanes)
     recorded = EngineSettings.model_validate({**vars(engine), "lanes": lanes.get(ANY_GPU, lanes)})
     job = job.updated(model=job.model.updated(sha256=sha256), engine=recorded)
-    return Resolved(job, files, engine)
+    return Resolved(job, replace(files, expected_sha256=sha256 or files.expected_sha256), engine)
 
 
 def _resolve_engine(job: Job, limits: ModelLimits, gpus: float) -> EngineConfig:

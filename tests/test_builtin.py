@@ -137,8 +137,8 @@ def test_a_machine_whose_package_has_another_model_is_rejected(tmp_path, monkeyp
     config = tmp_path / "builtin" / "shapes" / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text() + " ")
     monkeypatch.setattr(find_model, "BUILTIN", tmp_path / "builtin")
-    with pytest.raises(ModelError, match="Install the same sdbatch on all machines"):
+    with pytest.raises(ModelError, match="Give all machines the same files and the same sdbatch"):
         find_model.check_hash(files)
     resolved = EngineConfig("cpu", "float32", {ANY_GPU: 2}, 1, channels_last=True, compile=False)
-    with pytest.raises(ModelError, match="Install the same sdbatch on all machines"):
+    with pytest.raises(ModelError, match="Give all machines the same files and the same sdbatch"):
         load_engine(files, resolved, 64 * 64, None)

@@ -1,9 +1,12 @@
 """From a job to what draws it: nothing left open, and an engine that can draw it."""
 
+import shutil
+
 import pytest
 
 from sdbatch import cores, resolve
 from sdbatch.errors import JobError, ModelError
+from sdbatch.models import find_model
 from sdbatch.resolve import ANY_GPU
 
 
@@ -117,3 +120,16 @@ def test_weights_with_another_hash_than_the_job_names_are_rejected(make_job, tin
     files, job = resolve.find_model(job)
     with pytest.raises(ModelError, match=r"sha256 of its weights is abc: must be 0{64}"):
         resolve.resolve(job, files, 0, "abc")
+
+
+def test_an_engine_is_not_made_from_weights_that_changed_after_they_were_hashed(
+    make_job, tiny_model, tmp_path
+):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    job = make_job(model={"path": str(folder)}, sampling={"height": 64, "width": 64})
+    files, job = resolve.find_model(job)
+    make_engine = resolve.resolve(job, files, 0, find_model.sha256(files)).make_engine()
+    weights = next((folder / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(ModelError, match=r"its sha256 is .* must be .*, as when the run began"):
+        make_engine()

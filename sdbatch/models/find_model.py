@@ -18,6 +18,7 @@ from sdbatch.errors import ModelError, one_line
 from sdbatch.job import Model, Safety
 from sdbatch.job.files import NamedFile, named_files, with_paths
 from sdbatch.models import pickles
+from sdbatch.models.file_hash import file_sha256
 from sdbatch.registry import EMBEDDED_MODEL
 
 BUILTIN = Path(__file__).parent.parent / "builtin"  # a folder for each model in the package
@@ -46,7 +47,7 @@ class ModelFiles:
     family: str  # module of its family
     settings: Model  # the job's, with absolute paths and the variant that is loaded
     checker: str | None = None  # a folder, OWN_CHECKER or None
-    expected_sha256: str | None = None  # builtin: of the files on the driver's machine
+    expected_sha256: str | None = None  # of the files on the driver's machine
 
     @property
     def root(self) -> str:
@@ -129,8 +130,7 @@ def sha256(files: ModelFiles) -> str | None:
     loaded = hashed_files(files)
     try:
         for file in loaded:
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+            digest.update(bytes.fromhex(file_sha256(file)))
     except OSError as error:
         raise ModelError(
             f"model.path = {files.path}: cannot be read ({error}). Download the model again."
@@ -145,7 +145,8 @@ def check_hash(files: ModelFiles) -> None:
     if own != expected:
         raise ModelError(
             f"model.path = {files.path}: its sha256 is {own} on {socket.gethostname()}: must be "
-            f"{expected}, as on the driver's machine. Install the same sdbatch on all machines."
+            f"{expected}, as when the run began. Give all machines the same files and the same "
+            f"sdbatch, and do not change them during a run."
         )
 
 
