@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,8 +28,9 @@ from pipeline import ReadyEngine, TimeLimit, write_table
 from sdbatch.batch import pipeline
 from sdbatch.cores import cores
 from sdbatch.job import Job, parse
-from sdbatch.output import names, receipts
-from sdbatch.report.progress import Progress
+from sdbatch.output import identity, names, receipts
+from sdbatch.output.progress import Progress
+from sdbatch.output.record import require_record
 from sdbatch.storage import Store
 
 ACTORS = 2
@@ -118,20 +120,28 @@ def measure(shards: int, folder: Path, seconds: float) -> dict[str, float]:
 def resume(shards: int, folder: Path) -> dict[str, float]:
     """Return the cost of finding out which shard is left, with receipts of all but the last."""
     store = Store(str(folder / "out"))
+    record = require_record(store)
+    one = receipts.proved(store, record.proof())[0]
     committed = receipts.committed_shards(store)
-    one = json.loads(store.read(names.receipt_file(min(committed))))
-    data = store.path(one["files"][0]["name"])
-    for shard in sorted(set(range(shards)) - committed):
-        name = names.data_file(shard, "parquet")
-        copy = {**one, "shard": shard, "files": [{**one["files"][0], "name": name}]}
-        if not os.path.exists(store.path(name)):
-            os.link(data, store.path(name))  # a file of the same size, which takes no room
-        Path(store.path(names.receipt_file(shard))).write_text(json.dumps(copy, indent=1))
+    for shard in record.planned():
+        if shard.shard in committed:
+            continue
+        name = names.data_file(shard.shard, "parquet")
+        copy = replace(
+            one,
+            shard=shard.shard,
+            fingerprint=identity.shard_fingerprint(record.fingerprint, shard),
+            files=[replace(one.files[0], name=name)],
+        )
+        if not os.path.exists(store.path(name)):  # a file of the same size, which takes no room
+            os.link(store.path(one.files[0].name), store.path(name))
+        receipt = Path(store.path(names.receipt_file(shard.shard)))
+        receipt.write_text(json.dumps(asdict(copy), indent=1))
     store.remove(names.receipt_file(shards - 1))
     began, cpu = time.time(), time.process_time()
-    ready = pipeline.prepare(job(folder))
-    if [shard.shard for shard in ready.todo] != [shards - 1]:
-        raise RuntimeError(f"{len(ready.todo)} shards are left to draw")
+    work = pipeline.find_work(pipeline.prepare(job(folder)))
+    if [shard.shard for shard in work.todo] != [shards - 1]:
+        raise RuntimeError(f"{len(work.todo)} shards are left to draw")
     return {
         "resume_s": round(time.time() - began, 2),
         "resume_cpu_s": round(time.process_time() - cpu, 2),

@@ -76,9 +76,8 @@ def compare(alone: Path, killed: Path) -> list[str]:
         one, two = _hashes(alone / folder), _hashes(killed / folder)
         faults += [f"{folder}/{name} differs" for name in one if two.get(name) != one[name]]
         faults += [f"{folder}/{name} is left over" for name in two if name not in one]
-    names = {path.relative_to(killed).as_posix() for path in killed.rglob("*") if path.is_file()}
-    expected = {path.relative_to(alone).as_posix() for path in alone.rglob("*") if path.is_file()}
-    return faults + [f"{name} is left over or missing" for name in sorted(names ^ expected)]
+    unexpected = sorted(_names(killed) ^ _names(alone))
+    return faults + [f"{name} is left over or missing" for name in unexpected]
 
 
 def _start(job: Path, output: Path, *extra: str) -> subprocess.Popen[bytes]:
@@ -112,6 +111,12 @@ def _planned(output: Path) -> int:
 
     plan = output / "plan.parquet"
     return pq.read_metadata(plan).num_rows if plan.exists() else 1
+
+
+def _names(output: Path) -> set[str]:
+    """Return the names of an output's files, without runs/: each start adds a file there."""
+    files = (path.relative_to(output) for path in output.rglob("*") if path.is_file())
+    return {path.as_posix() for path in files if path.parts[0] != "runs"}
 
 
 def _hashes(folder: Path) -> dict[str, str]:

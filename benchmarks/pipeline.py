@@ -36,8 +36,11 @@ from sdbatch.batch.liveness import LivenessClient
 from sdbatch.batch.metrics import Metrics
 from sdbatch.engine.request import Drawn, Follow, Request, Usage
 from sdbatch.job import Job, parse
+from sdbatch.output import identity, lease
 from sdbatch.output.image_file import encoding_of
-from sdbatch.report.progress import Progress, SilentDisplay
+from sdbatch.output.progress import Progress
+from sdbatch.output.receipts import Writer
+from sdbatch.report.progress import SilentDisplay
 from sdbatch.stages.draw import DrawImages
 from sdbatch.stages.read import ReadPrompts
 from sdbatch.stages.write import WriteShard
@@ -160,8 +163,12 @@ class NoLiveness(LivenessClient):
         """Return that nothing died."""
         return 0
 
-    async def begin(self, shard: int) -> None:
-        """Report nothing."""
+    async def wait_until_open(self) -> None:
+        """Let drawing begin at once."""
+
+    async def begin(self, shard: int) -> int:
+        """Return that it is the first attempt."""
+        return 1
 
     async def beat(self, shard: int, drawn: int, failed: int, ticks: int) -> bool:
         """Return that the run goes on."""
@@ -177,7 +184,9 @@ def stages_by_hand(folder: Path, images: int) -> dict[str, float]:
     planned, metrics = ready.plan.job, Metrics()
     read = BlockStage(ReadPrompts(planned, ready.plan.table), metrics)
     draw = DrawingActor(DrawImages(ReadyEngine, encoding_of(planned)), NoLiveness(), metrics)
-    write = BlockStage(WriteShard(planned.output, ready.store), metrics)
+    fingerprint = identity.fingerprint(planned, identity.versions())
+    writer = Writer(lease.take(ready.store), fingerprint)
+    write = BlockStage(WriteShard(planned.output, writer), metrics)
     urls = ready.plan.urls()
     spent = {"read": 0.0, "draw": 0.0, "write": 0.0}
     loop = asyncio.new_event_loop()

@@ -19,7 +19,8 @@ from pipeline import ReadyEngine, write_table
 
 from sdbatch.batch import flow, pipeline
 from sdbatch.job import parse
-from sdbatch.report.progress import Progress, SilentDisplay
+from sdbatch.output.progress import Progress
+from sdbatch.report.progress import SilentDisplay
 from sdbatch.stages.write import WriteShard
 
 SHARD = 200  # images

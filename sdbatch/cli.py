@@ -6,11 +6,13 @@ Commands import the rest of the package inside, so that `sdbatch --help` is quic
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import click
 
 from sdbatch.errors import SdbatchError
+from sdbatch.terminal import print_traceback
 
 CANNOT_START = 2
 
@@ -35,6 +37,7 @@ def main() -> None:
     A job file describes the dataset. `sdbatch run JOB` draws it; run the same command again to
     resume after an interruption.
     """
+    sys.excepthook = print_traceback
 
 
 _job = click.argument("path", metavar="JOB")
@@ -85,12 +88,18 @@ def run(
 
     Exit code: 0 all images drawn, 3 finished with failed rows, 2 could not start, 1 stopped early.
     """
-    from sdbatch.batch.pipeline import run_job
     from sdbatch.job import load
-    from sdbatch.terminal import display, quiet_terminal
+    from sdbatch.watched import watch
 
     job = load(path, overrides)
+    watched = watch(partial(_speak_for, job.output.path))
+
+    from sdbatch.batch.pipeline import run_job
+    from sdbatch.terminal import display, quiet_terminal
+
     with quiet_terminal() as (out, log):
+        if watched is not None:
+            watched.note(log.encode())
         report = run_job(
             job,
             address=address,
@@ -102,6 +111,20 @@ def run(
     if report.stopped is not None:
         click.echo(f"Error: {report.stopped}. Ray's log: {log}", err=True)
     sys.exit(report.exit_code)
+
+
+def _speak_for(output: str, process: int, how: str, log: str) -> None:
+    """Say that a run died without a word, and note it in its output."""
+    from sdbatch.output import lease
+    from sdbatch.storage import Store
+
+    click.echo(
+        f"Error: the run ended with {how} and without a word: Ray's processes on this machine "
+        f"died, or it was killed. Ray's log: {log}. What is committed stays; run the same "
+        f"command again.",
+        err=True,
+    )
+    lease.end_dead_run(Store(output), process)
 
 
 @main.command(cls=Command)
@@ -317,20 +340,42 @@ def score(output: str, as_json: bool) -> None:
 
 @main.command(cls=Command)
 @_output
-def verify(output: str) -> None:
+@click.option(
+    "--repair", is_flag=True, help="Let the next run draw the shards again that have faults."
+)
+@click.option(
+    "--redraw",
+    type=click.IntRange(1),
+    metavar="IMAGES",
+    help="Draw so many images again, chosen at random, and compare them.",
+)
+def verify(output: str, repair: bool, redraw: int | None) -> None:
     """Check every receipt, checksum, count and key of OUTPUT.
 
     Exit code: 0 no faults, 1 faults.
     """
-    from sdbatch.output.verify import verify_output
+    from sdbatch.output import verify as verification
     from sdbatch.storage import Store
+    from sdbatch.urls import without_secrets
 
-    faults = 0
-    for fault in verify_output(Store(output)):
-        click.echo(fault)
-        faults += 1
-    click.echo(f"{output}: {faults} faults" if faults else f"{output}: no faults")
-    sys.exit(1 if faults else 0)
+    store = Store(output)
+    faults = []
+    for fault in verification.verify_output(store):
+        click.echo(fault.text)
+        faults.append(fault)
+    shown = without_secrets(output)
+    click.echo(f"{shown}: {len(faults) or 'no'} faults")
+    if repair and faults:
+        shards = verification.repair(store, faults)
+        click.echo(f"{shown}: the next run draws {shards} shards again")
+    differ = 0
+    if redraw is not None:
+        from sdbatch.batch.redraw import redraw_images
+
+        for again in redraw_images(store, redraw):
+            click.echo(again.text())
+            differ += again.is_fault
+    sys.exit(1 if faults or differ else 0)
 
 
 @main.command()

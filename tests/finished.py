@@ -14,15 +14,17 @@ from sdbatch.batch.drawing_actor import DrawingActor
 from sdbatch.batch.liveness import Liveness, LivenessClient
 from sdbatch.batch.metrics import Metrics
 from sdbatch.job import Job
-from sdbatch.output import lifecycle, names, receipts
+from sdbatch.output import identity, lease, lifecycle, names, receipts
 from sdbatch.output.image_file import Encoding, encoding_of
 from sdbatch.output.plan import Plan, make_plan
-from sdbatch.output.receipts import Receipt
+from sdbatch.output.receipts import Receipt, Writer
+from sdbatch.output.record import proof_of
 from sdbatch.prompts.table import open_table
 from sdbatch.report.card import dataset_card
 from sdbatch.report.closing import Report
 from sdbatch.report.gallery import gallery_page
 from sdbatch.sampling import Sampling
+from sdbatch.schema import Shard
 from sdbatch.stages.base import Stage, added_columns, job_stages, with_shard
 from sdbatch.stages.draw import DrawImages
 from sdbatch.stages.read import ReadPrompts
@@ -32,6 +34,7 @@ from sdbatch.storage import Store
 from tests.fakes import FakeEngine
 
 SIDE = 8  # pixels
+HERE = "here"
 PROMPTS = (
     "a red dog",
     "fail",
@@ -54,11 +57,22 @@ class Result:
 
 
 class LocalLiveness(LivenessClient):
-    """A run's Liveness in this process, for several threads."""
+    """A run's Liveness in this process, for several threads, on the node HERE.
 
-    def __init__(self, actors: int = 1) -> None:
-        self.state = Liveness(actors)
+    Without a number of actors there is no driver that lets them draw: they may at once.
+    """
+
+    def __init__(self, actors: int | None = None) -> None:
+        self.state = Liveness(actors or 1)
         self._lock = threading.Lock()
+        if actors is None:
+            self.state.open()
+
+    def _node(self):
+        return HERE
+
+    def _living_nodes(self):
+        return {HERE}
 
     def _call(self, method, *arguments):
         with self._lock:
@@ -113,7 +127,18 @@ def requests(prompts=PROMPTS, shard=0, errors=None, **extras) -> pa.Table:
 
 
 def block(prompts=PROMPTS, shard=0, **options) -> pa.Table:
-    return pack(with_shard(requests(prompts, shard, **options), shard))
+    rows = requests(prompts, shard, **options)
+    return pack(with_shard(rows, planned(shard, rows.num_rows)))
+
+
+def planned(shard: int, images: int = 1) -> Shard:
+    """Return a row of a plan."""
+    return Shard(shard, "table.txt", "0123456789abcdef", 0, 0, images)
+
+
+def writer(store: Store) -> Writer:
+    """Return what commits shards of a run that owns the output from now on."""
+    return Writer(lease.take(store), "0123456789abcdef")
 
 
 def drawing_actor(make_engine=FakeEngine, image_format="jpg", liveness=None) -> DrawingActor:
@@ -164,13 +189,15 @@ def read_stage(job: Job) -> tuple[Plan, ReadPrompts, list[pa.Table]]:
 def finish(job: Job, engine=FakeEngine) -> Finished:
     """Draw all of `job` into its output and end it; `engine` makes the engine that draws."""
     store = Store(job.output.path)
-    planned, read, blocks = read_stage(job)
-    job, metrics = planned.job, Metrics()
-    lifecycle.begin(store, planned, job, [], [], overwrite=False)
+    plan, read, blocks = read_stage(job)
+    job, metrics = plan.job, Metrics()
+    held = lease.take(store)
+    lifecycle.begin(store, plan, job, [])
+    fingerprint = identity.fingerprint(job, identity.versions())
     draw_images = DrawingActor(DrawImages(engine, encoding_of(job)), LocalLiveness(), metrics)
     policy = SafetyPolicy(job.safety.policy)
     after: list[Stage] = [ApplySafety(policy, encoding_of(job)), *job_stages(job)]
-    after.append(WriteShard(job.output, store, added_columns(job)))
+    after.append(WriteShard(job.output, Writer(held, fingerprint), added_columns(job)))
     every = []
     for shard in at_once(draw_images, map(BlockStage(read, metrics), blocks)):
         for stage in after:
@@ -178,7 +205,7 @@ def finish(job: Job, engine=FakeEngine) -> Finished:
         every += receipts.from_table(shard)
     report = Report(
         output=store.url,
-        planned=planned.images,
+        planned=plan.images,
         images=sum(receipt.images for receipt in every),
         failed=sum(receipt.failed for receipt in every),
         reasons=receipts.count_reasons(every),
@@ -191,8 +218,9 @@ def finish(job: Job, engine=FakeEngine) -> Finished:
         names.GALLERY: lambda: gallery_page(store, job, every),
         names.CARD: lambda: dataset_card(job, report).encode(),
     }
-    lifecycle.end(store, every, pages)
-    return Finished(store, planned, every, report)
+    lifecycle.end(store, proof_of(job, fingerprint, plan.shards), every, pages)
+    held.release("finished")
+    return Finished(store, plan, every, report)
 
 
 def small_job(make_job, folder: Path, table=PROMPTS, **sections) -> Job:

@@ -10,4 +10,5 @@ liveness       progress of the shards in flight, and deaths of actors
 metrics        what Prometheus and the logs get
 ray_setup      Ray: start or connect, settings
 gate           which shards may share an actor
+isolation      rows drawn in a child process, which a row may end
 """

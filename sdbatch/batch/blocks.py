@@ -48,7 +48,7 @@ class BlockStage:
         rows = unpack(block)
         shard = shard_of(rows)
         check_columns(self._stage, rows)
-        with self._metrics.stage(self._stage.name, shard):
+        with self._metrics.stage(self._stage.name, shard.shard):
             result = self._stage(rows)
         if self._stage.kind == "sink":
             return result

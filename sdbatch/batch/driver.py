@@ -10,22 +10,26 @@ from typing import TYPE_CHECKING, TypeAlias
 from sdbatch.batch import ray_setup
 from sdbatch.batch.flow import ActorSetup
 from sdbatch.batch.liveness import Snapshot
-from sdbatch.errors import ModelError, SdbatchError, one_line
+from sdbatch.errors import ModelError, SdbatchError, StorageError, one_line
 from sdbatch.job import Growing, Job
-from sdbatch.output import lifecycle, names, receipts
+from sdbatch.output import identity, lifecycle, names, receipts
+from sdbatch.output.lease import Lease
 from sdbatch.output.plan import Plan
-from sdbatch.output.receipts import Receipt
+from sdbatch.output.progress import Progress
+from sdbatch.output.pulse import Pulse
+from sdbatch.output.receipts import Proof, Receipt
+from sdbatch.output.record import proof_of
 from sdbatch.report.card import dataset_card
 from sdbatch.report.closing import Report
 from sdbatch.report.gallery import gallery_page
-from sdbatch.report.progress import Display, Heartbeat, Progress
+from sdbatch.report.progress import Display
 from sdbatch.report.utilisation import measure_utilisation
-from sdbatch.storage import Store
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
 POLL_SECONDS = 0.25
+FIRST_POLL_SECONDS = 0.05  # until an engine stands
 STALL_SECONDS = 1800.0  # without one tick, image or receipt anywhere
 Arrived: TypeAlias = "queue.Queue[Receipt | BaseException | None]"
 
@@ -33,52 +37,61 @@ Arrived: TypeAlias = "queue.Queue[Receipt | BaseException | None]"
 class Driver:
     """Follows one run. Memory grows with shards, not with images."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        valid: Sequence[Receipt],
-        store: Store,
-        display: Display,
-        max_failed: int | None,
-    ) -> None:
+    def __init__(self, plan: Plan, lease: Lease, display: Display, max_failed: int | None) -> None:
         self._plan = plan
-        self._valid = list(valid)
-        self._drawn_before = sum(receipt.images for receipt in valid)
-        self._failed_before = sum(receipt.failed for receipt in valid)
-        self._new_receipts: list[Receipt] = []
-        self._drawn_now = self._failed_now = 0  # images of the new receipts
-        self._store = store
+        self._lease = lease
+        self._store = lease.store
+        self._pulse = Pulse(lease)
         self._display = display
         self._max_failed = max_failed
-        self._heartbeat = Heartbeat(store)
+        self._valid: list[Receipt] = []
+        self._new_receipts: list[Receipt] = []
+        self._drawn = self._failed = 0  # images of all these receipts
+        self._before = 0  # images of the valid ones
         self._began = time.time()
         self._startup: dict[str, float] = {}
-        self._snapshot = Snapshot(0, 0, 0, 0.0, 0.0, None)
+        self._snapshot = Snapshot(0, 0, 0, 0.0, 0.0, None, False)
         self._last_signs, self._moved = -1, time.monotonic()
         self._stopped: str | None = None
+
+    def keep(self, valid: Sequence[Receipt]) -> None:
+        """Note the receipts of shards that are not drawn again."""
+        self._valid = list(valid)
+        self._count(valid)
+        self._before = self._drawn + self._failed
 
     def note(self, step: str, at: float | None = None) -> None:
         """Record when a step of the start was first done, in seconds from the run's beginning."""
         self._startup.setdefault(step, round((at or time.time()) - self._began, 2))
 
+    def stop(self, reason: str) -> None:
+        """End the run early; the first reason counts."""
+        self._stopped = self._stopped or reason
+
     def show(self, step: str = "") -> Progress:
         """Show the run's state; `step` says what the first image waits for."""
-        drawn = self._drawn_now + self._snapshot.drawn
-        failed = self._failed_now + self._snapshot.failed
+        drawn, failed = self._drawn + self._snapshot.drawn, self._failed + self._snapshot.failed
+        now = drawn + failed - self._before
         since = self._snapshot.loaded_at
-        rate = (drawn + failed) / max(time.time() - since, 0.1) if since else 0.0
+        rate = now / max(time.time() - since, 0.1) if since else 0.0
         progress = Progress(
             planned=self._plan.images,
-            drawn=drawn + self._drawn_before,
-            failed=failed + self._failed_before,
+            drawn=drawn,
+            failed=failed,
             images_per_s=round(rate, 2),
-            step="" if drawn + failed else step,
+            step="" if now else step,
         )
         self._display.show(progress)
+        self._pulse.update(progress)
         return progress
 
-    def follow(self, flow: "Dataset", setup: ActorSetup) -> None:
+    def follow(self, flow: "Dataset", setup: ActorSetup, begin: Callable[[], None]) -> None:
         """Run `flow` and collect its receipts until it ends or the run must stop.
+
+        Args:
+            flow: from flow.lay_out.
+            setup: of its actors, which draw nothing until the output is ready.
+            begin: makes the output ready; called as soon as an engine stands.
 
         Raises:
             SdbatchError: the run ended before it could draw anything.
@@ -87,39 +100,44 @@ class Driver:
 
         arrived: Arrived = queue.Queue()
         threading.Thread(target=_stream, args=(flow, arrived), daemon=True).start()
+        begun = False
         try:
             ended: BaseException | bool = False
             while not ended and self._stopped is None:
-                new, ended = _take(arrived)
+                new, ended = _take(arrived, POLL_SECONDS if begun else FIRST_POLL_SECONDS)
                 self._new_receipts += new
-                self._drawn_now += sum(receipt.images for receipt in new)
-                self._failed_now += sum(receipt.failed for receipt in new)
-                self._snapshot = setup.liveness.snapshot([receipt.shard for receipt in new])
-                self._note_start()
+                self._count(new)
+                self._look(setup, new)
+                if self._snapshot.loaded_at and not self._snapshot.open:
+                    if not begun:
+                        begin()
+                    setup.liveness.open()  # again, if its actor was restarted
+                    begun = True
                 progress = self.show("loading the model")
-                self._heartbeat.write_if_due(progress)
                 setup.metrics.output(progress.planned, progress.done)
                 if not ended:
                     self._stopped = self._reason_to_stop(progress)
             if isinstance(ended, BaseException):
                 self._stopped = self._reason_of_end(ended)
         except KeyboardInterrupt:
-            self._stopped = "interrupted"
+            self.stop("interrupted")
         except RayError as error:  # the driver's own node is lost
-            self._stopped = _ray_failed(error)
+            self.stop(_ray_failed(error))
         finally:
             setup.liveness.close()  # so that the flow ends, also on a Ray that outlives the run
             self._snapshot = replace(self._snapshot, drawn=0, failed=0)  # not proved by receipts
-        missing = {s.shard for s in self._plan.shards} - receipts.committed_shards(self._store)
-        if missing and self._stopped is None:
-            self._stopped = (
-                f"{len(missing)} shards have no receipt at {self._store.url}, but Ray reported no "
-                f"error: all nodes must write to the same place"
-            )
 
     def finish(self, job: Job) -> Report:
         """End the output if it is complete; return the report and show it."""
-        every = [*self._valid, *self._new_receipts]
+        now = list(self._new_receipts)
+        try:
+            proof = proof_of(job, identity.fingerprint(job, identity.versions()), self._plan.shards)
+            every = self._proved(proof)
+        except StorageError as error:
+            self.stop(one_line(error))
+            every = [*self._valid, *now]
+        self._drawn = self._failed = 0
+        self._count(every)
         progress = self.show()
         report = Report(
             output=self._store.url,
@@ -127,22 +145,69 @@ class Driver:
             images=progress.drawn,
             failed=progress.failed,
             reasons=receipts.count_reasons(every),
-            drawn_now=self._drawn_now,
+            drawn_now=sum(receipt.images for receipt in now),
             seconds=round(time.time() - self._began, 2),
             images_per_s=progress.images_per_s,
             stopped=self._stopped,
             began=self._began,
             startup=self._startup,
-            engines=measure_utilisation(self._new_receipts, self._drawing_seconds()),
+            engines=measure_utilisation(now, self._drawing_seconds()),
         )
         if self._stopped is None:
             try:
-                lifecycle.end(self._store, every, self._pages(job, every, report))
-            except SdbatchError as error:
-                report = replace(report, stopped=str(error))
-        self._heartbeat.write("stopped" if report.stopped else "finished", progress)
+                self._lease.check()
+                lifecycle.end(self._store, proof, every, self._pages(job, every, report))
+            except StorageError as error:
+                report = replace(report, stopped=one_line(error))
+        self._pulse.end("stopped" if report.stopped else "finished")
         self._display.close(report)
         return report
+
+    def close(self) -> None:
+        """Give the output back, however the run ends."""
+        self._pulse.end("stopped")
+
+    def _proved(self, proof: Proof) -> list[Receipt]:
+        """Return the receipts of the output, as its store has them now.
+
+        All are read again when the run has ended by itself: what another wrote meanwhile does not
+        count. A run that is stopped reads those that it has not seen.
+        """
+        if self._stopped is None and self._new_receipts:
+            every = receipts.proved(self._store, proof)
+            missing = len(proof.shards) - len(every)
+            if missing:
+                self.stop(
+                    f"{missing} of {len(proof.shards)} shards have no receipt that proves them at "
+                    f"{self._store.url}, but Ray reported no error: all nodes must write to the "
+                    f"same place, and nothing else"
+                )
+            return every
+        every = [*self._valid, *self._new_receipts]
+        if self._stopped is None:
+            return every
+        unseen = receipts.committed_shards(self._store) - {receipt.shard for receipt in every}
+        found = receipts.read_receipts(self._store, proof, unseen).values()
+        return [*every, *(each for each in found if isinstance(each, Receipt))]
+
+    def _count(self, receipts: Sequence[Receipt]) -> None:
+        self._drawn += sum(receipt.images for receipt in receipts)
+        self._failed += sum(receipt.failed for receipt in receipts)
+
+    def _look(self, setup: ActorSetup, new: list[Receipt]) -> None:
+        """Take a snapshot; what was seen once stays, though the actor that saw it may have died."""
+        before = self._snapshot
+        now = setup.liveness.snapshot([receipt.shard for receipt in new])
+        self._snapshot = replace(
+            now,
+            loaded_at=before.loaded_at or now.loaded_at,
+            drawn_at=before.drawn_at or now.drawn_at,
+        )
+        for step, at in (("model", now.loaded_at), ("image", now.drawn_at)):
+            if at:
+                self.note(step, at)
+        if self._new_receipts:
+            self.note("shard")
 
     def _pages(
         self, job: Job, every: list[Receipt], report: Report
@@ -156,17 +221,12 @@ class Driver:
         since = self._snapshot.loaded_at
         return time.time() - since if since else 0.0
 
-    def _note_start(self) -> None:
-        for step, at in (("model", self._snapshot.loaded_at), ("image", self._snapshot.drawn_at)):
-            if at:
-                self.note(step, at)
-        if self._new_receipts:
-            self.note("shard")
-
     def _reason_to_stop(self, progress: Progress) -> str | None:
         signs = self._snapshot.signs + len(self._new_receipts)
         if signs != self._last_signs:
             self._last_signs, self._moved = signs, time.monotonic()
+        if self._pulse.lost is not None:
+            return self._pulse.lost.removesuffix(".")
         if self._max_failed is not None and progress.failed > self._max_failed:
             return f"{progress.failed} rows failed, more than --max-failed {self._max_failed}"
         if time.monotonic() - self._moved > STALL_SECONDS and not self._waits_for_machines():
@@ -196,11 +256,11 @@ class Driver:
             cause = ModelError(self._snapshot.rejected)
         if cause is None and isinstance(error, RayError) and not isinstance(error, RayTaskError):
             return _ray_failed(error)  # a node or the cluster is lost
-        if cause is None:
-            raise error
-        if isinstance(cause, ModelError) and not self._new_receipts:
-            raise cause from error
-        return str(cause)
+        if not self._snapshot.drawn_at and not self._new_receipts:
+            raise cause or error
+        if cause is None:  # a bug
+            return f"{type(error).__name__}: {one_line(error, 300)}"
+        return one_line(cause)
 
 
 def _ray_failed(error: Exception) -> str:
@@ -217,10 +277,9 @@ def _stream(flow: "Dataset", arrived: Arrived) -> None:
         arrived.put(error)
 
 
-def _take(arrived: Arrived) -> tuple[list[Receipt], BaseException | bool]:
-    """Wait a moment; return the receipts that arrived, and whether or why the flow ended."""
+def _take(arrived: Arrived, wait: float) -> tuple[list[Receipt], BaseException | bool]:
+    """Wait so many seconds; return the receipts that arrived, and whether or why the flow ended."""
     new: list[Receipt] = []
-    wait = POLL_SECONDS
     while True:
         try:
             one = arrived.get(timeout=wait)

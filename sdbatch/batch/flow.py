@@ -14,6 +14,7 @@ from sdbatch.batch.metrics import Metrics
 from sdbatch.batch.pool import Pool
 from sdbatch.output.image_file import encoding_of
 from sdbatch.output.plan import Plan
+from sdbatch.output.receipts import Writer
 from sdbatch.resolve import MakeEngine, Resolved
 from sdbatch.schema import Shard
 from sdbatch.stages.base import Stage, added_columns, job_stages
@@ -21,7 +22,6 @@ from sdbatch.stages.draw import DrawImages
 from sdbatch.stages.read import ReadPrompts
 from sdbatch.stages.safety import ApplySafety, SafetyPolicy
 from sdbatch.stages.write import WriteShard
-from sdbatch.storage import Store
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -43,7 +43,7 @@ class ActorSetup:
 
 
 def stages_of(
-    resolved: Resolved, planned: Plan, store: Store, make_engine: MakeEngine
+    resolved: Resolved, planned: Plan, writer: Writer, make_engine: MakeEngine
 ) -> list[Stage]:
     """Return the stages of a job, in the order that they run."""
     job, encoding = resolved.job, encoding_of(resolved.job)
@@ -54,7 +54,7 @@ def stages_of(
         DrawImages(make_engine, encoding, max(1, int(needs.cpus)), needs),
         *([] if policy.policy == "flag" else [ApplySafety(policy, encoding)]),
         *job_stages(job),
-        WriteShard(job.output, store, added_columns(job)),
+        WriteShard(job.output, writer, added_columns(job)),
     ]
 
 

@@ -3,8 +3,13 @@
 Read `run_job`, then `flow.lay_out`: the picture of ARCHITECTURE.md on one screen.
 """
 
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from sdbatch import resolve
 from sdbatch.batch import flow, pool, ray_setup
@@ -12,21 +17,24 @@ from sdbatch.batch.driver import Driver
 from sdbatch.batch.flow import ActorSetup
 from sdbatch.batch.metrics import RayMetrics
 from sdbatch.batch.pool import Machines
-from sdbatch.errors import SdbatchError
+from sdbatch.errors import StorageError
 from sdbatch.job import Job
 from sdbatch.models import find_model as models
 from sdbatch.models.find_model import ModelFiles
-from sdbatch.output import identity, lifecycle, receipts
+from sdbatch.output import identity, lease, lifecycle, names, receipts
 from sdbatch.output.plan import Plan, make_plan
-from sdbatch.output.receipts import Receipt
-from sdbatch.output.record import Record, read_record
+from sdbatch.output.progress import Progress
+from sdbatch.output.receipts import Receipt, Writer
+from sdbatch.output.record import Record, proof_of, read_record
 from sdbatch.prompts.table import open_table
 from sdbatch.report.closing import Report
-from sdbatch.report.progress import Display, SilentDisplay
+from sdbatch.report.progress import Display, SilentDisplay, SteadyDisplay
 from sdbatch.resolve import MakeEngine, Resolved
 from sdbatch.schema import Shard
 from sdbatch.stages.base import added_columns
 from sdbatch.storage import Store
+
+_T = TypeVar("_T")
 
 
 def run_job(
@@ -43,7 +51,7 @@ def run_job(
     Args:
         job: from load_job.
         address: of a Ray cluster; else cluster.address, RAY_ADDRESS, or a Ray of this job's own.
-        overwrite: remove what the output holds and start again.
+        overwrite: replace what the output holds, as soon as an engine stands.
         retry_failed: draw again the shards in which rows failed.
         max_failed: stop when more rows of the output than this have failed.
         display: where progress and the report are shown; default: nowhere.
@@ -52,10 +60,10 @@ def run_job(
         What the output holds now. `stopped` says why the run ended early; run again to go on.
 
     Raises:
-        SdbatchError: the job could not start; nothing new was written.
+        SdbatchError: the job could not start; nothing was written or removed.
     """
     ready = prepare(job, overwrite=overwrite, retry_failed=retry_failed)
-    display = display or SilentDisplay()
+    display = SteadyDisplay(display) if display else SilentDisplay()
     try:
         return draw(ready, address=address, max_failed=max_failed, display=display)
     except BaseException:
@@ -65,25 +73,18 @@ def run_job(
 
 @dataclass(frozen=True)
 class Ready:
-    """A job that was checked as far as possible without starting anything."""
+    """A job that was checked as far as possible without starting or writing anything."""
 
     plan: Plan
     record: Record | None  # of the output, if it exists
     model: ModelFiles
     store: Store
-    valid: list[Receipt]  # of shards that are not drawn again
-    redraw: list[Receipt]  # of shards to draw again: rows failed, or files are missing
     overwrite: bool
-
-    @property
-    def todo(self) -> list[Shard]:
-        """Return the shards to draw."""
-        valid = {receipt.shard for receipt in self.valid}
-        return [shard for shard in self.plan.shards if shard.shard not in valid]
+    retry_failed: bool
 
 
 def prepare(job: Job, *, overwrite: bool = False, retry_failed: bool = False) -> Ready:
-    """Find the table, the model and the state of the output; write nothing, start nothing."""
+    """Find the table and the model, and compare them with the output; write nothing."""
     store = Store(job.output.path)
     store.check_writable()
     lifecycle.check_output(store, job.prompts)
@@ -93,14 +94,7 @@ def prepare(job: Job, *, overwrite: bool = False, retry_failed: bool = False) ->
         revision = revision or record.job.model.revision
     model, job = resolve.find_model(job, revision)
     table = open_table(job.prompts, added_columns(job).names)
-    planned = make_plan(job, table, record)
-    committed = receipts.committed_shards(store) if record else set()
-    existing = receipts.read_receipts(store, committed)
-    complete = receipts.complete_shards(store, existing)
-    again = {r.shard for r in existing if r.shard not in complete or (r.failed and retry_failed)}
-    valid = [receipt for receipt in existing if receipt.shard not in again]
-    redraw = [receipt for receipt in existing if receipt.shard in again]
-    return Ready(planned, record, model, store, valid, redraw, overwrite)
+    return Ready(make_plan(job, table, record), record, model, store, overwrite, retry_failed)
 
 
 def draw(
@@ -111,30 +105,83 @@ def draw(
     display: Display,
     make_engine: MakeEngine | None = None,
 ) -> Report:
-    """Draw the shards of `ready.todo`; `make_engine` makes another engine than the model's."""
-    driver = Driver(ready.plan, ready.valid, ready.store, display, max_failed)
-    if not ready.todo:
-        return driver.finish(ready.plan.job)
-    driver.show("starting Ray")
-    job = ready.plan.job
-    threads = ThreadPoolExecutor(1)  # hashes the weights while Ray starts
-    hashed = threads.submit(models.sha256, ready.model)
+    """Draw the shards that are not proved; `make_engine` makes another engine than the model's."""
+    job, images = ready.plan.job, ready.plan.images
+    held = lease.take(ready.store, lambda step: display.show(Progress(images, 0, 0, 0.0, step)))
+    driver = Driver(ready.plan, held, display, max_failed)
     try:
-        with threads, ray_setup.connected(address or job.cluster.address, job) as machines:
+        work = find_work(ready)
+        driver.keep(work.valid)
+        if not work.todo:
+            if ready.record is not None and ready.record.shards is None:  # plan.parquet is lost
+                lifecycle.begin(ready.store, ready.plan, ready.record.job, work.again)
+            return driver.finish(job)
+        driver.show("starting Ray")
+        hashed = in_background(partial(models.sha256, ready.model))  # while Ray starts
+        with ray_setup.connected(address or job.cluster.address, job) as machines:
             driver.note("ray")
             resolved = _resolve(ready, machines, hashed.result())
-            setup = _set_up_actors(ready, resolved, machines)
-            lifecycle.begin(
-                ready.store, ready.plan, resolved.job, ready.valid, ready.redraw, ready.overwrite
-            )
+            setup = _set_up_actors(work.todo, resolved, machines)
             make_engine = make_engine or resolved.make_engine(ready.plan.table.columns)
-            stages = flow.stages_of(resolved, ready.plan, ready.store, make_engine)
-            driver.follow(flow.lay_out(ready.todo, ready.plan.urls(), stages, setup), setup)
+            writer = Writer(held, identity.fingerprint(resolved.job, identity.versions()))
+            stages = flow.stages_of(resolved, ready.plan, writer, make_engine)
+            laid_out = flow.lay_out(work.todo, ready.plan.urls(), stages, setup)
+            driver.follow(laid_out, setup, begin=partial(_begin, ready, resolved, work))
             return driver.finish(resolved.job)
-    except SdbatchError:  # it could not start: leave nothing behind
-        if ready.record is None and not receipts.committed_shards(ready.store):
-            lifecycle.remove(ready.store)
-        raise
+    except KeyboardInterrupt:
+        driver.stop("interrupted")
+        return driver.finish(job)
+    finally:
+        driver.close()
+        with suppress(StorageError):  # or it would hide what happened
+            if ready.store.read_if_exists(names.JOB) is None:  # it could not start
+                held.withdraw()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an output has, and what is to do."""
+
+    valid: list[Receipt]  # of shards that are not drawn again
+    again: set[int]  # shards with a receipt that are drawn again
+    todo: list[Shard]
+
+
+def find_work(ready: Ready) -> Work:
+    """Read the receipts of the output, which this run owns.
+
+    Raises:
+        StorageError: another run has changed the output since `prepare`.
+    """
+    record, shards = ready.record, ready.plan.shards
+    if not ready.overwrite and read_record(ready.store) != record:
+        raise StorageError(
+            f"output.path = {ready.store.url}: changed by another run while this one began. Run "
+            f"the same command again."
+        )
+    if record is None:
+        return Work([], set(), list(shards))
+    proof = proof_of(record.job, record.fingerprint, shards)
+    valid = [
+        receipt
+        for receipt in receipts.proved(ready.store, proof)
+        if not (ready.retry_failed and receipt.failed)
+    ]
+    numbers = {receipt.shard for receipt in valid}
+    todo = [shard for shard in shards if shard.shard not in numbers]
+    committed = receipts.committed_shards(ready.store)
+    return Work(valid, {shard.shard for shard in todo} & committed, todo)
+
+
+def _begin(ready: Ready, resolved: Resolved, work: Work) -> None:
+    """Write to the output for the first time, as an engine stands."""
+    if ready.overwrite:
+        try:
+            old = read_record(ready.store)
+        except StorageError:  # damaged
+            old = None
+        lifecycle.remove(ready.store, old.proof() if old and old.shards is not None else None)
+    lifecycle.begin(ready.store, ready.plan, resolved.job, work.again)
 
 
 def _resolve(ready: Ready, machines: Machines, sha256: str | None) -> Resolved:
@@ -145,12 +192,26 @@ def _resolve(ready: Ready, machines: Machines, sha256: str | None) -> Resolved:
     return resolved
 
 
-def _set_up_actors(ready: Ready, resolved: Resolved, machines: Machines) -> ActorSetup:
+def _set_up_actors(todo: Sequence[Shard], resolved: Resolved, machines: Machines) -> ActorSetup:
     """Return the setup of the actors that will draw; none is started yet."""
-    job, engine, shards = resolved.job, resolved.engine, len(ready.todo)
+    job, engine, shards = resolved.job, resolved.engine, len(todo)
     actors = pool.fit(job.cluster, engine, machines, shards)
-    images = sum(shard.images for shard in ready.todo)
+    images = sum(shard.images for shard in todo)
     in_flight = pool.in_flight(actors.most, shards, images, engine.most_lanes)
     return ActorSetup(
         actors, in_flight, ray_setup.start_liveness(actors.most), RayMetrics(job.title)
     )
+
+
+def in_background(work: Callable[[], _T]) -> "Future[_T]":
+    """Do `work` in a thread that does not keep the process alive; return its future result."""
+    future: Future[_T] = Future()
+
+    def do() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001  raised again by who waits
+            future.set_exception(error)
+
+    threading.Thread(target=do, daemon=True).start()
+    return future

@@ -4,13 +4,15 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sdbatch.errors import JobError
+from sdbatch.errors import JobError, short_repr
 from sdbatch.job import Job
 from sdbatch.job.files import NamedFile, with_paths
+from sdbatch.schema import Shard
 
 WAYS = "Restore it, choose another output.path, or start again with --overwrite."
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -60,6 +62,12 @@ def fingerprint(job: Job, libraries: dict[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def shard_fingerprint(fingerprint: str, shard: Shard) -> str:
+    """Return the hash of a job's fingerprint and of a shard's rows: 16 hexadecimal digits."""
+    text = json.dumps([fingerprint, asdict(shard)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def adopt(job: Job, existing: Job) -> Job:
     """Fill what the job leaves open, such as `auto`, from the job of the existing output."""
     engine = {
@@ -90,8 +98,8 @@ def check_unchanged(job: Job, existing: Job, libraries: dict[str, str]) -> None:
     old, new = identity(existing, libraries), identity(job, versions())
     for name in _changed_keys(old, new):
         raise JobError(
-            f"{name} = {_value_at(new, name)!r}: must be {_value_at(old, name)!r}, as in the "
-            f"existing output. {WAYS}"
+            f"{name} = {short_repr(_value_at(new, name))}: must be "
+            f"{short_repr(_value_at(old, name))}, as in the existing output. {WAYS}"
         )
 
 

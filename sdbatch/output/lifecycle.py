@@ -1,26 +1,32 @@
 """An output as a whole: check that it may be written, begin it, end it, remove it."""
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from sdbatch.errors import StorageError
 from sdbatch.job import Job, Prompts
 from sdbatch.output import names, receipts
 from sdbatch.output.plan import Plan
-from sdbatch.output.receipts import Receipt
+from sdbatch.output.receipts import Proof, Receipt
 from sdbatch.output.record import write_record
-from sdbatch.storage import TEMPORARY, Store, is_local
+from sdbatch.prompts.files import table_folder
+from sdbatch.storage import Store, location
 
 _NOT_OURS = "It is not an output of sdbatch and is left unchanged. Choose another path."
 
 
 def check_output(store: Store, prompts: Prompts) -> None:
     """Raise a StorageError if the output would mix with files that are not sdbatch's."""
-    for path in prompts.paths:
-        if is_local(path) and f"{store.url}/".startswith(f"{os.path.abspath(path)}/"):
+    for folder in filter(None, map(table_folder, prompts.paths)):
+        output, table = store.location, location(folder)
+        if output[: len(table)] == table:
             raise StorageError(
-                f"output.path = {store.url}: must not be inside prompts.path, whose files it would "
-                f"join. Choose another path."
+                f"output.path = {store.url}: must not be inside prompts.path, {folder}, whose "
+                f"files it would join. Choose another path."
+            )
+        if table[: len(output)] == output:
+            raise StorageError(
+                f"prompts.path = {folder}: must not be inside output.path, {store.url}, which "
+                f"holds nothing but the dataset. Move the prompts, or choose another output.path."
             )
     text = store.read_if_exists(names.JOB)
     if text is not None and b"fingerprint:" not in text:
@@ -38,50 +44,72 @@ def check_output(store: Store, prompts: Prompts) -> None:
             )
 
 
-def begin(
-    store: Store,
-    plan: Plan,
-    job: Job,
-    valid: Sequence[Receipt],
-    again: Sequence[Receipt],
-    overwrite: bool,
-) -> None:
-    """Remove the old shards that are drawn again, then write plan.parquet and job.yaml.
+def begin(store: Store, plan: Plan, job: Job, again: Iterable[int]) -> None:
+    """Remove the receipts of the shards that are drawn again, then record the job.
+
+    Called when the first engine stands: a job that cannot draw destroys nothing.
 
     Args:
         store: the output.
         plan: of the job.
         job: resolved, as job.yaml records it.
-        valid: receipts of shards that stay.
-        again: receipts of shards that are drawn again.
-        overwrite: remove all that an earlier job left.
+        again: shards that are drawn again though they have a receipt.
     """
-    if overwrite:
-        remove(store)
-    for receipt in again:
-        receipts.remove_receipt(store, receipt)
+    for shard in again:
+        store.remove(names.receipt_file(shard))
     write_record(store, job, plan.shards, plan.table.extras)
-    receipts.sweep(store, valid)
 
 
-def end(store: Store, every: Sequence[Receipt], pages: Mapping[str, Callable[[], bytes]]) -> None:
+def end(
+    store: Store, proof: Proof, every: Sequence[Receipt], pages: Mapping[str, Callable[[], bytes]]
+) -> None:
     """Complete a finished output: write the manifest, then `pages` by name, then sweep."""
     receipts.write_manifest(store, every)
     for name, render in pages.items():
         store.put(name, render())
-    receipts.sweep(store, every)
+    sweep(store, proof, every)
 
 
-def remove(store: Store) -> None:
-    """Remove an output's own files, job.yaml last: an interrupted removal is recognisable."""
+def sweep(store: Store, proof: Proof, every: Sequence[Receipt]) -> None:
+    """Remove what killed runs left: temporary files, and files of shards that no receipt names.
+
+    Only files that the plan names are removed: others may be the user's.
+    """
+    listed = {file.name for receipt in every for file in receipt.files}
+    listed |= {names.receipt_file(receipt.shard) for receipt in every}
+    planned = set(_shard_files(proof)) - listed
+    for folder in ("", *names.SHARD_FOLDERS, names.RUNS):
+        for name in store.names(folder):
+            full = f"{folder}/{name}".lstrip("/")
+            if names.is_temporary(name) or full in planned:
+                store.remove(full)
+
+
+def remove(store: Store, proof: Proof | None) -> None:
+    """Remove the files that a job wrote, job.yaml last: an interrupted removal is recognisable.
+
+    The files in runs/ stay: they say who may write.
+
+    Args:
+        store: the output.
+        proof: of the job; None: its job.yaml or plan.parquet is lost, and receipts name its files.
+    """
+    ours = set(_shard_files(proof) if proof else receipts.listed_files(store))
     for folder in names.SHARD_FOLDERS:
         for name in store.names(folder):
-            if names.is_shard_file(name) or name.endswith(TEMPORARY):
+            if f"{folder}/{name}" in ours or names.is_temporary(name):
                 store.remove(f"{folder}/{name}")
         store.remove_if_empty(folder)
     for name in (names.GALLERY, names.SHEET, names.SCORES):
         store.remove(name)
     store.remove_if_empty(names.GALLERY_FOLDER)
-    for name in (names.MANIFEST, names.CARD, names.PROGRESS, names.PLAN, names.JOB):
+    for name in (names.MANIFEST, names.CARD, names.PLAN, names.JOB):
         store.remove(name)
-    store.remove_if_empty()
+
+
+def _shard_files(proof: Proof) -> Iterator[str]:
+    """Yield the names of all files that the shards of a job may have."""
+    for shard in proof.shards:
+        yield names.receipt_file(shard.shard)
+        yield names.data_file(shard.shard, proof.suffix)
+        yield names.failed_file(shard.shard)

@@ -2,7 +2,6 @@
 
 import re
 
-from sdbatch.registry import OUTPUT_FORMATS
 from sdbatch.schema import shard_name
 from sdbatch.storage import TEMPORARY
 
@@ -16,12 +15,11 @@ SHEET = "gallery/sheet.jpg"
 SCORES = "scores.parquet"
 
 DATA, FAILED, RECEIPTS, GALLERY_FOLDER = "data", "failed", "receipts", "gallery"
+RUNS = "runs"
 SHARD_FOLDERS = (RECEIPTS, DATA, FAILED)  # in the order of their removal
 
-_SUFFIXES = "|".join(
-    sorted({"parquet", "json", *(each.suffix for each in OUTPUT_FORMATS.values())})
-)
-_SHARD_FILE = re.compile(rf"\d{{6,}}\.({_SUFFIXES})")
+_NUMBERED = re.compile(r"([0-9]{6}|[1-9][0-9]{6,})\.json")
+_TEMPORARY = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(TEMPORARY)}")
 
 
 def data_file(shard: int, suffix: str) -> str:
@@ -39,11 +37,26 @@ def receipt_file(shard: int) -> str:
     return f"{RECEIPTS}/{shard_name(shard)}.json"
 
 
-def is_shard_file(name: str) -> bool:
-    """Tell whether a file in one of SHARD_FOLDERS has a name that sdbatch gives."""
-    return _SHARD_FILE.fullmatch(name) is not None
+def receipt_number(name: str) -> int | None:
+    """Return the shard of a file in RECEIPTS; None if it is not a receipt."""
+    return _number(name)
+
+
+def run_file(number: int) -> str:
+    """Return the name of the file of a run."""
+    return f"{RUNS}/{number:06d}.json"
+
+
+def run_number(name: str) -> int | None:
+    """Return the number of a run by its file in RUNS; None if it is not such a file."""
+    return _number(name)
 
 
 def is_temporary(name: str) -> bool:
     """Tell whether a file is what an interrupted write leaves."""
-    return name.startswith(".") and name.endswith(TEMPORARY)
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def _number(name: str) -> int | None:
+    found = _NUMBERED.fullmatch(name)
+    return int(found[1]) if found else None

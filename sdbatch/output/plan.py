@@ -3,17 +3,19 @@
 A plan is a function of the job and the table alone: never of the cluster, the time or the place.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from sdbatch.errors import JobError, PromptTableError
 from sdbatch.job import Job, Output
+from sdbatch.job.sections import MOST_PLANNED
 from sdbatch.output import identity
 from sdbatch.output.identity import WAYS
 from sdbatch.output.record import Record
 from sdbatch.prompts.table import Source, Table
 from sdbatch.schema import Shard
 
+MOST_SHARDS = 10**7
 MOST_IMAGES = 1000  # in a shard of automatic size
 AIM_BYTES = 256 * 2**20
 MOST_BYTES = 2 * 2**30  # a shard is held in memory while it is drawn
@@ -51,23 +53,42 @@ def make_plan(job: Job, table: Table, record: Record | None) -> Plan:
     if record is not None:
         job = identity.adopt(job, record.job)
         identity.check_unchanged(job, record.job, record.versions)
+    known = (record and record.shards) or ()  # none: plan.parquet is missing, or the output is new
+    if record is not None and known:
         if not record.extras.equals(table.extras):
             raise PromptTableError(
                 f"prompts.path = columns {', '.join(table.extras.names) or 'none'}: must be those "
                 f"of the existing output, {', '.join(record.extras.names) or 'none'}, with the "
                 f"same types. {WAYS}"
             )
-        table = replace(table, sources=_keep_order(table, record))
+        table = replace(table, sources=_keep_order(table, known))
     rows = min(table.rows, job.prompts.limit or table.rows)
-    size = images_per_shard(job, rows * job.prompts.images_per_row)
+    images = rows * job.prompts.images_per_row
+    size = images_per_shard(job, images)
+    _check_size(rows, images, size)
     job = job.updated(output=job.output.updated(images_per_shard=size))
     shards = tuple(_cut(job, table, size))
-    if record is not None and shards[: len(record.shards)] != record.shards:
+    if shards[: len(known)] != known:
         raise PromptTableError(
             "prompts.path = files that change the shards of the existing output: new rows must be "
             f"in new files, and prompts.limit must not exclude them. {WAYS}"
         )
     return Plan(job, table, shards, rows, size)
+
+
+def _check_size(rows: int, images: int, images_per_shard: int) -> None:
+    """Raise a JobError if the plan would be too large, before anything of it is in memory."""
+    if images > MOST_PLANNED:
+        raise JobError(
+            f"prompts.images_per_row = {images // rows:,} for {rows:,} rows: makes {images:,} "
+            f"images, must be at most {MOST_PLANNED:,}. Divide the table into several jobs."
+        )
+    shards = -(-images // images_per_shard)
+    if shards > MOST_SHARDS:
+        raise JobError(
+            f"output.images_per_shard = {images_per_shard}: makes {shards:,} shards, must be at "
+            f"most {MOST_SHARDS:,}. Set a larger number, or divide the table into several jobs."
+        )
 
 
 def image_bytes(output: Output, height: int, width: int) -> int:
@@ -107,10 +128,10 @@ def _cut(job: Job, table: Table, size: int) -> Iterator[Shard]:
         left -= min(source.rows, left)
 
 
-def _keep_order(table: Table, record: Record) -> tuple[Source, ...]:
+def _keep_order(table: Table, shards: Sequence[Shard]) -> tuple[Source, ...]:
     """Return the files in the order of the existing output, then the new ones."""
     sources = {source.name: source for source in table.sources}
-    known = {shard.source: shard.checksum for shard in record.shards}
+    known = {shard.source: shard.checksum for shard in shards}
     for name, checksum in known.items():
         if name not in sources:
             raise PromptTableError(

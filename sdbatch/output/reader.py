@@ -19,7 +19,7 @@ from sdbatch.output.record import require_record
 from sdbatch.storage import Store
 
 # What the formats raise for a damaged file.
-_READ_ERRORS = (OSError, pa.ArrowException, tarfile.TarError, ValueError, KeyError)
+READ_ERRORS = (OSError, pa.ArrowException, tarfile.TarError, ValueError, KeyError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,9 @@ def open_images(store: Store) -> Images:
         StorageError: there is no output, or it has no image yet.
     """
     record = require_record(store)
-    committed = receipts.read_receipts(store, receipts.committed_shards(store))
-    images = Images(store, record.job, tuple(committed))
+    found = receipts.read_receipts(store, record.proof()).values()
+    committed = tuple(receipt for receipt in found if isinstance(receipt, Receipt))
+    images = Images(store, record.job, committed)
     if not len(images):
         raise StorageError(
             f"{store.url} has no image yet: no shard with a drawn image is committed. Run `sdbatch "
@@ -78,18 +79,18 @@ def shard_rows(
         StorageError: its data file is missing or damaged.
     """
     for file in receipt.files:
-        if file["name"].startswith(f"{names.DATA}/"):
-            with store.open(file["name"]) as data:
+        if file.name.startswith(f"{names.DATA}/"):
+            with store.open(file.name) as data:
                 count = 0
                 try:
-                    for row in formats.read_shard(data, file["name"], columns):
+                    for row in formats.read_shard(data, file.name, columns):
                         yield row
                         count += 1
                     if count != receipt.images:  # a tar that is cut between two members is valid
                         raise ValueError(f"{count} images instead of {receipt.images}")
-                except _READ_ERRORS as error:
+                except READ_ERRORS as error:
                     raise StorageError(
-                        f"{store.where(file['name'])}: cannot be read ({one_line(error)}). Run "
+                        f"{store.where(file.name)}: cannot be read ({one_line(error)}). Run "
                         f"`sdbatch verify {store.url}` to list all damaged files."
                     ) from error
 

@@ -1,74 +1,111 @@
-"""`sdbatch verify`: check every receipt, checksum, count and key of an output."""
+"""`sdbatch verify`: check every receipt, checksum, count and key of an output, and repair it."""
 
 import hashlib
 import io
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdbatch import schema
-from sdbatch.errors import StorageError, one_line
-from sdbatch.output import formats, names, receipts
-from sdbatch.output.receipts import Receipt
+from sdbatch.errors import one_line
+from sdbatch.output import formats, lease, names, receipts
+from sdbatch.output.reader import READ_ERRORS
+from sdbatch.output.receipts import Proof, Receipt
 from sdbatch.output.record import require_record
 from sdbatch.schema import Shard
 from sdbatch.storage import Store
 
 _PARALLEL_SHARDS = 4  # each is in memory while it is checked
+_WRITTEN_AGAIN = "Run the job again, which writes it again."
+_DRAWN_AGAIN = "`sdbatch verify --repair` lets the next run draw its shard again"
 
 
-def verify_output(store: Store) -> Iterator[str]:
-    """Yield the faults of the output, one line each; nothing if the output is sound.
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong, in one line, and the shard that a repair draws again."""
+
+    text: str
+    shard: int | None = None
+
+
+def verify_output(store: Store) -> Iterator[Fault]:
+    """Yield the faults of the output; nothing if it is complete and sound.
 
     Raises:
         StorageError: there is no output, or its job.yaml or plan.parquet is damaged.
     """
     record = require_record(store)
-    committed = receipts.committed_shards(store)
-    for shard in record.shards:
-        if shard.shard not in committed:
-            yield f"{names.receipt_file(shard.shard)}: missing. Run the job again."
-    present = [shard for shard in record.shards if shard.shard in committed]
+    proof, shards = record.proof(), record.planned()
     readable: list[Receipt] = []
     with ThreadPoolExecutor(_PARALLEL_SHARDS) as pool:
-        for receipt, faults in pool.map(lambda shard: _check_shard(store, shard), present):
+        for receipt, faults in pool.map(partial(_check_shard, store, proof), shards):
             yield from faults
             readable += [receipt] if receipt is not None else []
-    yield from _unexpected_files(store, readable, {shard.shard for shard in record.shards})
-    if len(readable) == len(record.shards):
+    yield from _unexpected_files(store, readable, {shard.shard for shard in shards})
+    if len(readable) == len(shards):
         yield from _check_manifest(store, readable)
+        for name in (names.CARD, names.GALLERY):
+            if store.read_if_exists(name) is None:
+                yield Fault(f"{name}: missing. {_WRITTEN_AGAIN}")
 
 
-def _check_shard(store: Store, shard: Shard) -> tuple[Receipt | None, list[str]]:
-    """Return the receipt of a shard, None if it is damaged, and the faults of the shard."""
+def repair(store: Store, faults: Iterable[Fault]) -> int:
+    """Remove the receipts of the shards at fault, so that the next run draws them again.
+
+    Returns:
+        How many shards they are.
+
+    Raises:
+        JobError: a run is drawing the output.
+    """
+    shards = {fault.shard for fault in faults if fault.shard is not None}
+    held = lease.take(store)
     try:
-        receipt = receipts.read_receipt(store, shard.shard)
-    except StorageError as error:
-        return None, [str(error)]
-    return receipt, list(_shard_faults(store, shard, receipt))
+        for shard in sorted(shards):
+            store.remove(names.receipt_file(shard))
+    finally:
+        held.release("stopped")
+    return len(shards)
+
+
+def _check_shard(store: Store, proof: Proof, shard: Shard) -> tuple[Receipt | None, list[Fault]]:
+    """Return the receipt of a shard, None if it proves nothing, and the faults of the shard."""
+    name = names.receipt_file(shard.shard)
+    receipt = receipts.read_receipt(store, shard, proof)
+    if receipt is None:
+        return None, [Fault(f"{name}: missing. Run the job again, which draws its shard.")]
+    if isinstance(receipt, str):
+        fault = f"{name}: {receipt}. The next run draws its shard again."
+        return None, [Fault(fault, shard.shard)]
+    faults = list(_shard_faults(store, shard, receipt))
+    return receipt, [Fault(f"{fault}. {_DRAWN_AGAIN}.", shard.shard) for fault in faults]
 
 
 def _shard_faults(store: Store, shard: Shard, receipt: Receipt) -> Iterator[str]:
-    name = schema.shard_name(shard.shard)
-    if receipt.images + receipt.failed != shard.images:
-        yield (
-            f"shard {name}: the receipt counts {receipt.images} drawn and {receipt.failed} failed "
-            f"images, but the plan has {shard.images} images"
-        )
     keys: list[str] = []
+    damaged = False
     for file in receipt.files:
-        data = store.read_if_exists(file["name"])
+        data = store.read_if_exists(file.name)
         if data is None:
-            yield f"{file['name']}: missing, but its receipt lists it"
-        elif hashlib.sha256(data).hexdigest() != file["sha256"]:
-            yield f"{file['name']}: {len(data)} bytes, its checksum differs from the receipt's"
+            damaged = True
+            yield f"{file.name}: missing, but its receipt lists it"
+        elif hashlib.sha256(data).hexdigest() != file.sha256:
+            damaged = True
+            yield f"{file.name}: {len(data)} bytes, its checksum differs from the receipt's"
         else:
-            yield from _check_rows(file["name"], data, receipt, keys)
-    expected = {schema.key(shard.shard, index) for index in range(shard.images)}
-    if len(keys) == shard.images and set(keys) != expected:
-        yield f"shard {name}: keys must be {name}-000000 to -{shard.images - 1:06d}, each once"
+            try:
+                yield from _check_rows(file.name, data, receipt, keys)
+            except (*READ_ERRORS, TypeError) as error:  # it was written so
+                damaged = True
+                yield f"{file.name}: cannot be read ({one_line(error, 200)})"
+    expected = [schema.key(shard.shard, index) for index in range(shard.images)]
+    if not damaged and sorted(keys) != expected:
+        name = schema.shard_name(shard.shard)
+        yield f"shard {name}: keys must be {expected[0]} to {expected[-1]}, each once"
 
 
 def _check_rows(name: str, data: bytes, receipt: Receipt, keys: list[str]) -> Iterator[str]:
@@ -91,32 +128,34 @@ def _check_rows(name: str, data: bytes, receipt: Receipt, keys: list[str]) -> It
     keys += file_keys
 
 
-def _unexpected_files(store: Store, known: Iterable[Receipt], planned: set[int]) -> Iterator[str]:
+def _unexpected_files(store: Store, known: Iterable[Receipt], planned: set[int]) -> Iterator[Fault]:
     """Yield files that no receipt lists, temporary files, and receipts that are not planned."""
-    listed = {file["name"] for receipt in known for file in receipt.files}
+    listed = {file.name for receipt in known for file in receipt.files}
     for folder in (names.DATA, names.FAILED):
         for name in store.names(folder):
             if f"{folder}/{name}" not in listed and not names.is_temporary(name):
-                yield f"{folder}/{name}: no receipt lists it. A run removes it if sdbatch wrote it."
-    for folder in ("", *names.SHARD_FOLDERS):
+                yield Fault(
+                    f"{folder}/{name}: no receipt lists it. A run that ends removes it if its plan "
+                    f"names it; else move it away, as readers of {folder}/ take it for a shard."
+                )
+    for folder in ("", *names.SHARD_FOLDERS, names.RUNS):
         for name in store.names(folder):
             if names.is_temporary(name):
-                yield f"{folder}/{name}".lstrip("/") + ": a temporary file. A run removes it."
-    for shard in receipts.committed_shards(store) - planned:
-        yield f"{names.receipt_file(shard)}: its shard is not in the plan"
+                path = f"{folder}/{name}".lstrip("/")
+                yield Fault(f"{path}: a temporary file. A run that ends removes it.")
+    for shard in sorted(receipts.committed_shards(store) - planned):
+        yield Fault(f"{names.receipt_file(shard)}: its shard is not in the plan. Remove it.")
 
 
-def _check_manifest(store: Store, expected: list[Receipt]) -> Iterator[str]:
+def _check_manifest(store: Store, expected: list[Receipt]) -> Iterator[Fault]:
     data = store.read_if_exists(names.MANIFEST)
     if data is None:
-        yield f"{names.MANIFEST}: missing. Run the job again to write it."
+        yield Fault(f"{names.MANIFEST}: missing. {_WRITTEN_AGAIN}")
         return
     try:
         manifest = receipts.from_table(pq.read_table(pa.BufferReader(data)))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        yield (
-            f"{names.MANIFEST}: cannot be read ({one_line(error)}). Run the job again to write it."
-        )
+        yield Fault(f"{names.MANIFEST}: cannot be read ({one_line(error, 200)}). {_WRITTEN_AGAIN}")
         return
     if manifest != sorted(expected, key=lambda receipt: receipt.shard):
-        yield f"{names.MANIFEST}: differs from the receipts. Run the job again to write it."
+        yield Fault(f"{names.MANIFEST}: differs from the receipts. {_WRITTEN_AGAIN}")

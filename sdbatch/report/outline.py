@@ -50,7 +50,8 @@ def make_outline(job: Job) -> Outline:
     record = read_record(store)
     table = open_table(job.prompts, added_columns(job).names)
     plan = make_plan(job, table, record)
-    committed = receipts.committed_shards(store) if record else set()
+    proof = record.proof() if record and record.shards is not None else None
+    committed = {receipt.shard for receipt in receipts.proved(store, proof)} if proof else set()
     return Outline(
         rows=plan.rows,
         files=len(plan.table.sources),

@@ -1,51 +1,18 @@
-"""Progress in images: a bar on a terminal, plain lines in a log, JSON for programs, a heartbeat."""
+"""Progress in images: a bar on a terminal, plain lines in a log, JSON for programs."""
 
 import json
 import re
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from typing import IO, Any, Protocol
 
-from sdbatch.errors import StorageError
-from sdbatch.output import names
+from sdbatch.output.progress import Progress
 from sdbatch.report.closing import Report
-from sdbatch.storage import Store, is_local
 
 LINE_SECONDS = 5.0  # between plain lines
-HEARTBEAT_SECONDS = 2.0  # between writes of progress.json
-REMOTE_HEARTBEAT_SECONDS = 15.0  # the same on an object store, where each write is a request
+CLOSE_SECONDS = 10.0  # a terminal that does not take the report delays the end no longer
 PROGRESS_LINE = re.compile(r"[\d,]+ of [\d,]+ images  ")  # the start of a `progress_line`
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The state of a run at a moment, in images of the whole output."""
-
-    planned: int
-    drawn: int
-    failed: int
-    images_per_s: float  # of this run so far
-    step: str  # of the start, such as "loading the model"; empty once images are drawn
-
-    @property
-    def done(self) -> int:
-        """Return the number of images that are drawn or failed."""
-        return self.drawn + self.failed
-
-    @property
-    def eta_seconds(self) -> float | None:
-        """Return the estimated seconds to the end; None if there is no rate yet."""
-        return (self.planned - self.done) / self.images_per_s if self.images_per_s else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields and `eta_seconds`, as progress.json and `--json` have them."""
-        return {**asdict(self), "eta_seconds": self.eta_seconds}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Progress":
-        """Return the progress in a dictionary that `to_dict` made, or in progress.json."""
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
 class Display(Protocol):
@@ -138,7 +105,8 @@ class JsonDisplay:
     def show(self, progress: Progress) -> None:
         """Print the progress if it has changed."""
         if progress != self._last:
-            self._print({"event": "progress", **progress.to_dict()})
+            eta = {"eta_seconds": progress.eta_seconds}
+            self._print({"event": "progress", **asdict(progress), **eta})
             self._last = progress
 
     def close(self, report: Report | None) -> None:
@@ -150,52 +118,43 @@ class JsonDisplay:
         print(json.dumps(values), file=self._file, flush=True)
 
 
-class Heartbeat:
-    """Writes progress.json into the output, for `sdbatch status` on any machine."""
+class SteadyDisplay:
+    """Shows progress from a thread of its own: a terminal that fails or waits stops no run."""
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
-        self._store = store
-        self._clock = clock
-        self._interval = HEARTBEAT_SECONDS if is_local(store.url) else REMOTE_HEARTBEAT_SECONDS
-        self._next_time = 0.0
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._latest: Progress | None = None
+        self._report: Report | None = None
+        self._closed = False
+        self._changed = threading.Event()
+        self._thread = threading.Thread(target=self._go_on, name="sdbatch-display", daemon=True)
+        self._thread.start()
 
-    def write_if_due(self, progress: Progress) -> None:
-        """Write the progress of a run that goes on, unless the last write was a moment ago."""
-        if self._clock() >= self._next_time:
-            self._next_time = self._clock() + self._interval
-            self.write("running", progress)
+    def show(self, progress: Progress) -> None:
+        """Show the state of the run soon, unless a newer one comes before."""
+        self._latest = progress
+        self._changed.set()
 
-    def write(self, state: str, progress: Progress) -> None:
-        """Write the progress now; a failed write is ignored.
+    def close(self, report: Report | None) -> None:
+        """Show the closing report; wait for it, but not long."""
+        self._report, self._closed = report, True
+        self._changed.set()
+        self._thread.join(CLOSE_SECONDS)
 
-        A store that is full or cannot be reached is reported by the writes of the shards.
-        """
-        heartbeat = {
-            "state": state,
-            "updated": time.time(),
-            "every": self._interval,
-            **progress.to_dict(),
-        }
-        try:
-            self._store.put(names.PROGRESS, json.dumps(heartbeat).encode())
-        except StorageError:
-            return
-
-
-def read_progress(store: Store) -> dict[str, Any] | None:
-    """Return the content of progress.json; None if there is no such file.
-
-    Raises:
-        StorageError: it is not JSON.
-    """
-    text = store.read_if_exists(names.PROGRESS)
-    try:
-        return dict(json.loads(text)) if text is not None else None
-    except ValueError as error:
-        raise StorageError(
-            f"{store.where(names.PROGRESS)} = {error}: must be JSON. Remove the file; a run writes "
-            f"it again."
-        ) from error
+    def _go_on(self) -> None:
+        closed = False
+        while not closed:
+            self._changed.wait()
+            self._changed.clear()
+            closed = self._closed
+            latest, self._latest = self._latest, None
+            try:
+                if latest is not None:
+                    self._display.show(latest)
+                if closed:
+                    self._display.close(self._report)
+            except (OSError, ValueError):  # nobody reads the pipe, or the file is closed
+                return
 
 
 def progress_line(progress: Progress) -> str:

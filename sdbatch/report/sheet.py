@@ -2,6 +2,7 @@
 
 import bisect
 import io
+import os
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,7 +13,7 @@ from sdbatch.errors import SdbatchError
 from sdbatch.output import names
 from sdbatch.output.reader import open_images, open_picture
 from sdbatch.report.where import choose_rows, parse_condition
-from sdbatch.storage import Store
+from sdbatch.storage import Store, is_local
 
 # All lengths are in pixels.
 IMAGE_SIDE = 256  # an image's longer side: enlarged by a whole number, or reduced
@@ -49,8 +50,7 @@ def make_sheet(
         SdbatchError: there is no output, no image matches, the file's format is unknown, or the
             sheet would be too high.
     """
-    url = store.where(names.SHEET) if to is None else to
-    file_format = _FORMATS.get(PurePosixPath(url).suffix.lower())
+    file_format = _FORMATS.get(PurePosixPath(names.SHEET if to is None else to).suffix.lower())
     if file_format is None:
         raise SdbatchError(f"--to = {to!r}: must end with {', '.join(_FORMATS)}.")
     conditions = [parse_condition(text) for text in where]
@@ -67,9 +67,11 @@ def make_sheet(
     )
     data = io.BytesIO()
     draw_sheet(rows, title, columns).save(data, file_format, quality=90)
-    file = Store(url)
-    file.put("", data.getvalue())
-    return file.url
+    file, name = (store, names.SHEET) if to is None else (Store(to), "")
+    if to is not None and is_local(to):
+        Store(os.path.dirname(file.path(""))).begin()
+    file.put(name, data.getvalue())
+    return file.where(name)
 
 
 def draw_sheet(rows: Sequence[dict[str, Any]], title: str, columns: int) -> Image.Image:

@@ -2,31 +2,35 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
-from sdbatch.output import receipts
+from sdbatch.errors import StorageError
+from sdbatch.output import lease, names, receipts
+from sdbatch.output.lease import Run
+from sdbatch.output.progress import Heartbeat, Progress, read_heartbeat
+from sdbatch.output.receipts import Receipt
 from sdbatch.output.record import require_record
-from sdbatch.report.progress import Display, Progress, format_duration, read_progress
+from sdbatch.report.progress import Display, format_duration
 from sdbatch.storage import Store
 
 WATCH_SECONDS = 1.0  # between two reads of the heartbeat
-MAX_MISSED_HEARTBEATS = 5  # more of them: the run counts as gone
+MISSED_HEARTBEATS = 5  # after so many the run counts as gone
 MAX_REASONS = 10
 
 
 @dataclass(frozen=True)
 class Status:
-    """The state of an output at a moment. Its counts are of shards with a receipt."""
+    """The state of an output at a moment. Its counts are of shards that are proved."""
 
     output: str
-    state: str  # finished, running, stopped (by its own driver), gone (the heartbeat ended)
+    state: str  # finished, running, stopped (by its own driver), gone (without a word)
     planned: int
     images: int
     failed: int
     shards: int
     shards_committed: int
     reasons: dict[str, int]  # why rows failed -> number of rows, most frequent first
-    heartbeat: dict[str, Any] | None  # progress.json
+    run: Run | None  # the last one; None: its file is missing
+    progress: Progress | None  # of the last run, with shards that are not committed yet
 
     @property
     def exit_code(self) -> int:
@@ -42,33 +46,46 @@ class Status:
             f"  {self.images + self.failed:,} of {self.planned:,} images committed, "
             f"{self.failed:,} failed, {self.shards_committed:,} of {self.shards:,} shards",
         ]
-        if self.state == "running" and self.heartbeat is not None:
-            lines.append(_heartbeat_line(self.heartbeat))
+        if self.run is not None and self.state != "finished":
+            lines.append(f"  {self.run.describe()}")
+        if self.state == "running" and self.progress is not None:
+            lines.append(_progress_line(self.progress))
         reasons = list(self.reasons.items())[:MAX_REASONS]
         lines += [f"  {count:,} failed: {reason}" for reason, count in reasons]
         return "\n".join(lines)
 
 
 def read_status(store: Store) -> Status:
-    """Return the state of the output.
+    """Return the state of the output. On another machine's run it waits for a heartbeat.
 
     Raises:
-        StorageError: there is no output, or a file of it is damaged.
+        StorageError: there is no output, or its job.yaml or plan.parquet is damaged.
     """
+    run = lease.newest_run(store)
+    if run is not None and run.ended is None and store.read_if_exists(names.JOB) is None:
+        raise StorageError(
+            f"{store.url} = no {names.JOB} yet: {run.describe()} writes it when its first engine "
+            f"is ready. Try again in a moment."
+        )
     record = require_record(store)
-    committed = receipts.read_receipts(store, receipts.committed_shards(store))
-    heartbeat = read_progress(store)
-    complete = len(committed) == len(record.shards)
+    heartbeat = read_heartbeat(store)
+    state = _run_state(store, run, heartbeat)
+    found = receipts.read_receipts(store, record.proof()).values()
+    committed = [receipt for receipt in found if isinstance(receipt, Receipt)]
+    shards = record.planned()
+    if len(committed) == len(shards) and state != "running":
+        state = "finished"
     return Status(
         output=store.url,
-        state="finished" if complete and _has_ended(heartbeat) else _run_state(heartbeat),
-        planned=sum(shard.images for shard in record.shards),
+        state=state,
+        planned=sum(shard.images for shard in shards),
         images=sum(receipt.images for receipt in committed),
         failed=sum(receipt.failed for receipt in committed),
-        shards=len(record.shards),
+        shards=len(shards),
         shards_committed=len(committed),
         reasons=receipts.count_reasons(committed),
-        heartbeat=heartbeat,
+        run=run,
+        progress=heartbeat.progress if heartbeat and run and heartbeat.run == run.id else None,
     )
 
 
@@ -82,36 +99,36 @@ def watch_run(store: Store, display: Display) -> Status:
     """
     status = read_status(store)
     while status.state == "running":
-        heartbeat = read_progress(store)
-        if heartbeat is None or _run_state(heartbeat) != "running":
-            status = read_status(store)
-        else:
-            display.show(Progress.from_dict(heartbeat))
+        last, seen = None, time.monotonic()
+        while time.monotonic() - seen < MISSED_HEARTBEATS * (last.every if last else WATCH_SECONDS):
+            heartbeat = read_heartbeat(store)
+            if heartbeat is None or heartbeat.state != "running":
+                break
+            if heartbeat != last:
+                last, seen = heartbeat, time.monotonic()
+                display.show(heartbeat.progress)
             time.sleep(WATCH_SECONDS)
+        status = read_status(store)
     display.close(None)
     return status
 
 
-def _heartbeat_line(heartbeat: dict[str, Any]) -> str:
+def _progress_line(progress: Progress) -> str:
     """Return the progress of a run that goes on, with shards that are not committed yet."""
-    seconds = heartbeat["eta_seconds"]
+    seconds = progress.eta_seconds
     eta = "" if seconds is None else f", ETA {format_duration(seconds)}"
-    age = max(0, time.time() - heartbeat["updated"])
     return (
-        f"  {heartbeat['drawn'] + heartbeat['failed']:,} images including shards in flight, "
-        f"{heartbeat['images_per_s']:.1f} images/s{eta} ({age:.0f} s ago)"
+        f"  {progress.done:,} images including shards in flight, "
+        f"{progress.images_per_s:.1f} images/s{eta}"
     )
 
 
-def _has_ended(heartbeat: dict[str, Any] | None) -> bool:
-    return heartbeat is None or heartbeat["state"] != "running"
-
-
-def _run_state(heartbeat: dict[str, Any] | None) -> str:
-    """Return the state of the last run, by its heartbeat, on an output that is not complete."""
-    if heartbeat is None:
+def _run_state(store: Store, run: Run | None, heartbeat: Heartbeat | None) -> str:
+    """Return the state of the last run, on an output that is not complete."""
+    if run is None:
         return "gone"
-    age = time.time() - heartbeat["updated"]
-    if heartbeat["state"] == "running" and age > MAX_MISSED_HEARTBEATS * heartbeat["every"]:
-        return "gone"
-    return "stopped" if heartbeat["state"] == "finished" else str(heartbeat["state"])
+    says_so = heartbeat is not None and heartbeat.run == run.id and heartbeat.state != "running"
+    if run.ended is not None or says_so:
+        return "stopped"
+    every = heartbeat.every if heartbeat is not None else WATCH_SECONDS
+    return "running" if lease.is_alive(store, run, MISSED_HEARTBEATS * every) else "gone"

@@ -1,4 +1,4 @@
-"""The interface of a stage, and the shard number and facts that its tables carry.
+"""The interface of a stage, and the shard and facts that its tables carry.
 
 Both are in the metadata of the table's schema, so that a stage stays a function of tables.
 """
@@ -6,7 +6,7 @@ Both are in the metadata of the table's schema, so that a stage stays a function
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ import pyarrow as pa
 from sdbatch import registry
 from sdbatch.errors import JobError
 from sdbatch.job import Job
-from sdbatch.schema import NO_COLUMNS, OUTPUT_NAMES
+from sdbatch.schema import NO_COLUMNS, OUTPUT_NAMES, PLAN, Shard
 
 _SHARD, _FACTS = b"shard", b"facts"
 CHEAP_CPUS = 0.5  # of a stage that works for moments; Ray runs neighbours with equal needs as one
@@ -44,17 +44,17 @@ class Stage(ABC):
         """Process the table of one shard; a row that fails stays, with its `error`."""
 
 
-def with_shard(rows: pa.Table, shard: int, facts: dict[str, Any] | None = None) -> pa.Table:
-    """Return a table that carries its shard's number and facts for its receipt."""
-    metadata = {_SHARD: str(shard), _FACTS: json.dumps(facts or {})}
+def with_shard(rows: pa.Table, shard: Shard, facts: dict[str, Any] | None = None) -> pa.Table:
+    """Return a table that carries its shard and facts for its receipt."""
+    metadata = {_SHARD: json.dumps(asdict(shard)), _FACTS: json.dumps(facts or {})}
     return rows.replace_schema_metadata(metadata)
 
 
-def shard_of(rows: pa.Table) -> int:
+def shard_of(rows: pa.Table) -> Shard:
     """Return the shard of a table that `with_shard` made, or of a row of the plan."""
     if _SHARD in (rows.schema.metadata or {}):
-        return int(rows.schema.metadata[_SHARD])
-    return int(rows["shard"][0].as_py())
+        return Shard(**json.loads(rows.schema.metadata[_SHARD]))
+    return Shard(**rows.select(PLAN.names).to_pylist()[0])
 
 
 def facts_of(rows: pa.Table) -> dict[str, Any]:

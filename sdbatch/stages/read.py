@@ -6,8 +6,8 @@ from sdbatch.errors import PromptTableError
 from sdbatch.job import Job
 from sdbatch.prompts import files, requests, table
 from sdbatch.prompts.table import Table
-from sdbatch.schema import PLAN, Shard
-from sdbatch.stages.base import Needs, Stage, with_shard
+from sdbatch.schema import PLAN
+from sdbatch.stages.base import Needs, Stage, shard_of, with_shard
 
 READ_CPUS = 0.26  # unlike any other stage's, or Ray runs it inside the drawing actor
 
@@ -30,18 +30,18 @@ class ReadPrompts(Stage):
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Turn one row of the plan, with the file's `url`, into the shard's requests."""
-        planned = rows.to_pylist()[0]
-        url = planned.pop("url")
-        shard = Shard(**planned)
+        url = rows["url"][0].as_py()
+        shard = shard_of(rows)
         start, stop = shard.rows(self._job.prompts.images_per_row)
-        if files.checksum(url) != shard.checksum:
+        in_job = self._job.prompts.rows
+        if in_job is None and files.checksum(url) != shard.checksum:
             raise PromptTableError(
                 f"{url} = changed since the job was planned: must not change during a run. Run "
                 f"the same command again to see how to go on."
             )
         source = table.Source(shard.source, url, stop, shard.checksum)
-        source_rows = table.read_rows(source, start, stop, self._schema)
+        source_rows = table.read_rows(source, start, stop, self._schema, in_job)
         resolved = requests.resolve_requests(
             source_rows, shard, self._job, self._columns, self._extras
         )
-        return with_shard(resolved, shard.shard)
+        return with_shard(resolved, shard)

@@ -9,9 +9,8 @@ import pyarrow.parquet as pq
 from sdbatch import schema
 from sdbatch.job import Output
 from sdbatch.output import formats, names, receipts
-from sdbatch.output.receipts import Receipt
+from sdbatch.output.receipts import Writer
 from sdbatch.stages.base import Needs, Stage, facts_of, shard_of
-from sdbatch.storage import Store
 
 
 class WriteShard(Stage):
@@ -24,9 +23,11 @@ class WriteShard(Stage):
     kind = "sink"
     needs = Needs(columns=schema.OUTPUT_NAMES)
 
-    def __init__(self, output: Output, store: Store, scores: pa.Schema = schema.NO_COLUMNS) -> None:
+    def __init__(
+        self, output: Output, writer: Writer, scores: pa.Schema = schema.NO_COLUMNS
+    ) -> None:
         self._output = output
-        self._store = store
+        self._writer = writer
         self._scores = scores
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -40,14 +41,12 @@ class WriteShard(Stage):
         shard = shard_of(rows)
         files = {}
         if drawn.num_rows:
-            name = names.data_file(shard, formats.suffix(self._output))
+            name = names.data_file(shard.shard, formats.suffix(self._output))
             files[name] = formats.write_shard(drawn, self._output)
         if failed.num_rows:
             sink = pa.BufferOutputStream()
             pq.write_table(failed, sink)
-            files[names.failed_file(shard)] = sink.getvalue().to_pybytes()
+            files[names.failed_file(shard.shard)] = sink.getvalue().to_pybytes()
         reasons = dict(Counter(failed["error"].to_pylist()).most_common())
-        receipt = Receipt(
-            shard, drawn.num_rows, failed.num_rows, reasons, files=[], facts=facts_of(rows)
-        )
-        return receipts.to_table([receipts.commit_shard(self._store, receipt, files)])
+        receipt = self._writer.commit(shard, reasons, files, facts_of(rows))
+        return receipts.to_table([receipt])

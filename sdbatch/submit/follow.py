@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from sdbatch.errors import JobError, StorageError
+from sdbatch.output.progress import Heartbeat, read_heartbeat
 from sdbatch.report import progress
 from sdbatch.report.progress import Display
 from sdbatch.storage import Store
@@ -84,7 +85,7 @@ class _View:
         self._store = store
         self._display = display
         self._echo = echo
-        self._stale = self._read_progress()  # of an earlier run
+        self._stale = self._read_heartbeat()  # of an earlier run
         self._progress_shown = False
 
     def show_lines(self, lines: list[str]) -> None:
@@ -96,21 +97,21 @@ class _View:
 
     def show_progress(self) -> None:
         """Show the contents of progress.json if it is readable and from this job."""
-        values = self._read_progress()
-        if values is None or values == self._stale or self._display is None:
+        heartbeat = self._read_heartbeat()
+        if heartbeat is None or heartbeat == self._stale or self._display is None:
             return
         self._progress_shown = True
-        if values["state"] == "running":
-            self._display.show(progress.Progress.from_dict(values))
+        if heartbeat.state == "running":
+            self._display.show(heartbeat.progress)
 
     def close(self) -> None:
         """Release the terminal."""
         if self._display is not None:
             self._display.close(None)
 
-    def _read_progress(self) -> dict[str, object] | None:
+    def _read_heartbeat(self) -> Heartbeat | None:
         try:
-            return progress.read_progress(self._store) if self._display is not None else None
+            return read_heartbeat(self._store) if self._display is not None else None
         except StorageError:  # a folder that only the cluster sees, or keys are missing here
             return None
 

@@ -1,13 +1,18 @@
 """A shard's table as a block, and the wrapper that holds a stage to its contract."""
 
+from dataclasses import asdict
+
 import pyarrow as pa
 import pytest
 
 from sdbatch.batch.blocks import BlockStage, pack, unpack
 from sdbatch.batch.metrics import Metrics
 from sdbatch.stages.base import Needs, Stage, facts_of, replace_columns, shard_of, with_shard
+from tests.finished import planned
 
-ROWS = with_shard(pa.table({"key": ["a", "b", "c"], "image": [b"x" * 1000, None, b""]}), 7)
+ROWS = with_shard(
+    pa.table({"key": ["a", "b", "c"], "image": [b"x" * 1000, None, b""]}), planned(7, 3)
+)
 
 
 class Double(Stage):
@@ -23,14 +28,14 @@ class Double(Stage):
         rows = rows.slice(0, self._rows)
         if self._added:
             rows = rows.append_column("size", pa.array([2] * self._rows, pa.int64()))
-        return with_shard(rows, 99, self._facts) if self._facts else rows
+        return with_shard(rows, planned(99), self._facts) if self._facts else rows
 
 
 def test_a_block_is_one_row_and_gives_its_table_back():
     block = pack(ROWS)
     assert block.num_rows == 1
     assert unpack(block).equals(ROWS)
-    assert shard_of(unpack(block)) == 7
+    assert shard_of(unpack(block)) == planned(7, 3)
 
 
 def test_unpacking_copies_no_image():
@@ -41,16 +46,16 @@ def test_unpacking_copies_no_image():
 
 
 def test_a_block_cut_out_of_a_larger_one_is_unpacked_alike():
-    other = with_shard(pa.table({"key": ["d"], "image": [b"y" * 77]}), 8)
+    other = with_shard(pa.table({"key": ["d"], "image": [b"y" * 77]}), planned(8))
     both = pa.concat_tables([pack(ROWS), pack(other)]).combine_chunks()
     assert unpack(both.slice(1, 1)).equals(other)
     assert unpack(both.slice(0, 1)).equals(ROWS)
 
 
 def test_a_block_of_the_plan_is_its_own_table():
-    planned = pa.table({"shard": [3], "url": ["a.txt"]})
-    assert unpack(planned) is planned
-    assert shard_of(planned) == 3
+    row = pa.Table.from_pylist([{**asdict(planned(3)), "url": "a.txt"}])
+    assert unpack(row) is row
+    assert shard_of(row) == planned(3)
 
 
 def test_a_block_of_several_shards_is_a_bug():
@@ -59,9 +64,9 @@ def test_a_block_of_several_shards_is_a_bug():
 
 
 def test_a_stage_keeps_the_shards_number_and_all_facts():
-    block = pack(with_shard(ROWS, 7, {"host": "a", "lanes": 2}))
+    block = pack(with_shard(ROWS, planned(7, 3), {"host": "a", "lanes": 2}))
     rows = unpack(BlockStage(Double(facts={"lanes": 4}), Metrics())(block))
-    assert (shard_of(rows), facts_of(rows)) == (7, {"host": "a", "lanes": 4})
+    assert (shard_of(rows).shard, facts_of(rows)) == (7, {"host": "a", "lanes": 4})
     assert rows["size"].to_pylist() == [2, 2, 2]
 
 

@@ -2,7 +2,12 @@
 
 import hashlib
 import json
+import os
+import re
+import shutil
+import threading
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,18 +17,34 @@ import torch
 
 from sdbatch.batch import driver, pipeline
 from sdbatch.engine.engine import Engine
-from sdbatch.errors import JobError, StorageError
+from sdbatch.errors import JobError, ModelError, SdbatchError, StorageError
 from sdbatch.job import Model, Safety
 from sdbatch.models import sd1
 from sdbatch.models.build import Build
 from sdbatch.models.find_model import find_model
+from sdbatch.output import lease, names, pulse
 from sdbatch.output.record import read_record
 from sdbatch.output.verify import verify_output
 from sdbatch.report.progress import SilentDisplay
 from sdbatch.storage import Store
 from tests.engine.faulty_family import FaultyFamily
 from tests.fakes import FakeEngine
-from tests.without_ray import draw
+from tests.without_ray import draw, without_ray
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file of an output, without those that say which run owns it."""
+    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    owner = (names.PROGRESS, f"{names.RUNS}/")
+    return {name: p.read_bytes() for name, p in files.items() if not name.startswith(owner)}
+
+
+def take_over(store: Store) -> lease.Run:
+    """Own the output as another run that found no sign of life of its owner; return that run."""
+    before = lease.newest_run(store)
+    after = replace(before, number=before.number + 1, id=f"{before.number + 1:06d}-other")
+    assert store.create(names.run_file(after.number), lease._RUN.dump_json(after))
+    return after
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -67,6 +88,329 @@ def test_a_job_that_changed_is_refused_and_overwrite_starts_anew(make_job, tmp_p
     report = draw(changed, overwrite=True)
     assert report.drawn_now == 6
     assert read_record(Store(str(tmp_path / "out"))).job.sampling.guidance_scale == 3.0
+
+
+def cannot_load():
+    raise ModelError("model.path = 'x': its weights are cut off.")
+
+
+@pytest.fixture
+def mixed(make_job, prompts):
+    """A job of two shards; a row of the first one fails."""
+    table = prompts("dog", "fail", "cat", "cow")
+    return make_job(prompts={"path": table}, output={"images_per_shard": 2})
+
+
+@pytest.fixture
+def singles(make_job, prompts):
+    """Make a job of a shard for each prompt, of which an actor draws half at a time."""
+
+    def make(*lines, **output):
+        return make_job(
+            prompts={"path": prompts(*lines)},
+            output={"images_per_shard": 1, **output},
+            cluster={"actors": 2},
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"retry_failed": True}])
+def test_an_engine_that_cannot_be_loaded_leaves_the_old_output_as_it_is(mixed, options, tmp_path):
+    draw(mixed)
+    before = contents(tmp_path / "out")
+    with pytest.raises(ModelError, match="its weights are cut off"):
+        draw(mixed, make_engine=cannot_load, **options)
+    assert contents(tmp_path / "out") == before
+    assert list(verify_output(Store(mixed.output.path))) == []
+    report = draw(mixed, make_engine=Tolerant, **options)
+    assert (report.images, report.failed) == (4, 0)
+
+
+def test_an_engine_that_cannot_be_loaded_leaves_a_part_of_an_output_as_it_is(singles, tmp_path):
+    job = singles("dog", "cat", "cow")
+    draw(job)
+    (tmp_path / "out" / "receipts" / "000001.json").unlink()
+    before = contents(tmp_path / "out")
+    with pytest.raises(ModelError, match="its weights are cut off"):
+        draw(job, make_engine=cannot_load)
+    assert contents(tmp_path / "out") == before
+    assert draw(job).drawn_now == 1
+
+
+def test_overwrite_with_a_model_whose_weights_are_cut_off_leaves_the_old_output_as_it_is(
+    make_job, tiny_model, tmp_path
+):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    job = make_job(model=str(tmp_path / "model"))
+    draw(job)
+    before = contents(tmp_path / "out")
+    weights = next((tmp_path / "model" / "unet").glob("*.safetensors"))
+    os.truncate(weights, weights.stat().st_size // 2)
+    with pytest.raises(ModelError, match="unet"):
+        draw(job, make_engine=None, overwrite=True)
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"retry_failed": True}])
+@pytest.mark.parametrize("missing", ["table.txt", "model"])
+def test_a_job_without_its_table_or_model_leaves_the_old_output_as_it_is(
+    missing, options, make_job, prompts, tiny_model, tmp_path
+):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    job = make_job(prompts={"path": prompts("dog", "fail")}, model=str(tmp_path / "model"))
+    draw(job)
+    before = contents(tmp_path / "out")
+    (tmp_path / missing).rename(tmp_path / "elsewhere")
+    with pytest.raises(SdbatchError, match=missing):
+        draw(job, **options)
+    assert contents(tmp_path / "out") == before
+
+
+def test_overwrite_replaces_the_old_output_as_soon_as_an_engine_stands(make_job, prompts, tmp_path):
+    old = make_job(output={"images_per_shard": 1})
+    new = make_job(
+        prompts={"path": prompts("dog", "fail", "cat")},
+        output={"images_per_shard": 3, "format": "webdataset"},
+    )
+    draw(old)
+    draw(new, overwrite=True)
+    draw(new.updated(output=new.output.updated(path=str(tmp_path / "clean"))))
+    replaced, clean = contents(tmp_path / "out"), contents(tmp_path / "clean")
+    assert replaced.keys() == clean.keys()
+    assert hashes(tmp_path / "out" / "data") == hashes(tmp_path / "clean" / "data") != {}
+    assert list(verify_output(Store(str(tmp_path / "out")))) == []
+
+
+def test_a_start_that_fails_leaves_no_new_output(make_job, tmp_path):
+    with pytest.raises(ModelError, match="its weights are cut off"):
+        draw(make_job(), make_engine=cannot_load)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_start_that_fails_leaves_a_folder_with_the_users_files(make_job, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(ModelError, match="its weights are cut off"):
+        draw(make_job(), make_engine=cannot_load)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
+
+
+class Interrupted(SilentDisplay):
+    """Presses Ctrl-C as soon as the run waits for `step`."""
+
+    def __init__(self, step):
+        self.pressed = threading.Event()
+        self._step = step
+
+    def show(self, progress):
+        if progress.step == self._step and not self.pressed.is_set():
+            self.pressed.set()
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("step", ["starting Ray", "loading the model"])
+def test_ctrl_c_before_the_first_engine_stops_the_run_and_leaves_no_new_output(
+    step, make_job, tmp_path
+):
+    display = Interrupted(step)
+
+    def wait_and_load():
+        assert display.pressed.wait(60)
+        return FakeEngine()
+
+    report = draw(make_job(), make_engine=wait_and_load, display=display)
+    assert (report.stopped, report.exit_code, report.images) == ("interrupted", 1, 0)
+    assert report.text().startswith("Stopped: 0 images of 6")
+    assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_before_the_first_engine_leaves_the_old_output_as_it_is(mixed, tmp_path):
+    draw(mixed)
+    before = contents(tmp_path / "out")
+    report = draw(mixed, display=Interrupted("starting Ray"), overwrite=True)
+    assert (report.stopped, report.exit_code) == ("interrupted", 1)
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_second_run_is_refused_while_the_first_lives_and_goes_on_after_it(
+    existing, make_job, tmp_path
+):
+    if existing:
+        draw(make_job())
+    held = lease.take(Store(str(tmp_path / "out")))
+    before = contents(tmp_path / "out")
+    for options in ({}, {"overwrite": True}, {"retry_failed": True}):
+        with pytest.raises(JobError) as caught:
+            draw(make_job(), **options)
+        assert f"run {held.run.id} (process {os.getpid()} on {held.run.host}" in str(caught.value)
+        assert "is drawing it: must have one run at a time. Wait until" in str(caught.value)
+    assert contents(tmp_path / "out") == before
+    assert held.lost() is None
+    held.release("stopped")
+    assert draw(make_job()).images == 6
+
+
+def test_a_run_is_refused_when_another_changed_the_output_since_it_was_planned(make_job, tmp_path):
+    ready = pipeline.prepare(make_job())
+    draw(make_job(sampling={"guidance_scale": 3.0}))
+    before = contents(tmp_path / "out")
+    with without_ray(), pytest.raises(StorageError, match="changed by another run while this one"):
+        pipeline.draw(ready, display=SilentDisplay(), make_engine=FakeEngine)
+    assert contents(tmp_path / "out") == before
+
+
+class TakenOver(FakeEngine):
+    """Another run takes the output over before the prompt "overtake" is drawn."""
+
+    def __init__(self, store):
+        super().__init__()
+        self._store = store
+
+    def _draw(self, request):
+        if request.prompt == "overtake":
+            take_over(self._store)
+        return super()._draw(request)
+
+
+def test_a_run_that_another_took_over_stops_and_commits_nothing_more(singles, tmp_path):
+    store = Store(str(tmp_path / "out"))
+    job = singles("dog", "cat", "cow", "overtake", "bee", "ant")
+    report = draw(job, make_engine=partial(TakenOver, store))
+    assert (report.exit_code, report.images) == (1, 3)
+    assert "run 000002-other " in report.stopped
+    assert "owns it now, so this run has ended" in report.stopped
+    assert store.names("receipts").keys() == {f"00000{shard}.json" for shard in range(3)}
+    assert store.names("data").keys() == {f"00000{shard}.parquet" for shard in range(3)}
+    assert lease.newest_run(store).id == "000002-other"
+    assert lease.newest_run(store).ended is None
+
+
+class TakenOverAndStuck(FakeEngine):
+    """Never draws, while another run takes the output over."""
+
+    def __init__(self, store):
+        super().__init__()
+        self._store = store
+
+    def submit(self, request):
+        if lease.newest_run(self._store).number == 1:
+            take_over(self._store)
+        return Future()
+
+
+def test_a_run_that_draws_for_long_notices_that_another_took_over(make_job, tmp_path, monkeypatch):
+    monkeypatch.setattr(pulse, "HEARTBEAT_SECONDS", 0.05)
+    store = Store(str(tmp_path / "out"))
+    report = draw(make_job(), make_engine=partial(TakenOverAndStuck, store))
+    assert (report.exit_code, report.images) == (1, 0)
+    assert "run 000002-other " in report.stopped
+    assert "owns it now, so this run has ended" in report.stopped
+
+
+class Tampering(SilentDisplay):
+    """Changes the output as soon as it has all its receipts, while the run is not at its end."""
+
+    def __init__(self, folder, shards, tamper):
+        self._receipts = folder / "receipts"
+        self._shards = shards
+        self._tamper = tamper
+        self.tampered = False
+
+    def show(self, progress):
+        if not self.tampered and len(list(self._receipts.glob("*.json"))) == self._shards:
+            self.tampered = True
+            self._tamper()
+
+
+def shorten(path):
+    os.truncate(path, path.stat().st_size - 1)
+
+
+@pytest.mark.parametrize("fault", ["receipt", "no receipt", "data", "short data"])
+def test_a_run_whose_shard_is_not_proved_at_the_end_is_stopped_and_the_next_one_finishes(
+    fault, singles, tmp_path
+):
+    table = ("dog", "cat", "cow")
+    draw(singles(*table, path=str(tmp_path / "clean")))
+    draw(singles("bee", "ant", "fly", path=str(tmp_path / "other")))
+    folder, job = tmp_path / "out", singles(*table)
+    receipt, data = "receipts/000001.json", "data/000001.parquet"
+    faults = {
+        "receipt": lambda: shutil.copy(tmp_path / "other" / receipt, folder / receipt),
+        "no receipt": (folder / receipt).unlink,
+        "data": (folder / data).unlink,
+        "short data": lambda: shorten(folder / data),
+    }
+    display = Tampering(folder, 3, faults[fault])
+    report = draw(job, display=display)
+    assert display.tampered
+    assert (report.exit_code, report.images) == (1, 2)
+    assert re.match(r"1 of \d shards have no receipt that proves them", report.stopped)
+    assert lease.newest_run(Store(str(folder))).ended == "stopped"
+
+    report = draw(job)
+    assert (report.stopped, report.images, report.drawn_now) == (None, 3, 1)
+    assert hashes(folder / "data") == hashes(tmp_path / "clean" / "data")
+    assert list(verify_output(Store(str(folder)))) == []
+
+
+def put(name, data):
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def without_files(folder):
+    path = folder / "receipts" / "000001.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "files": []}))
+
+
+DAMAGE = {
+    "no plan": (remove("plan.parquet"), 0),
+    "a plan of garbage": (put("plan.parquet", b"PAR1 and no more PAR1"), 0),
+    "an empty plan": (put("plan.parquet", b""), 0),
+    "a receipt of garbage": (put("receipts/000001.json", b"\xff{"), 1),
+    "an empty receipt": (put("receipts/000001.json", b""), 1),
+    "a receipt without files": (without_files, 1),
+    "no manifest": (remove("manifest.parquet"), 0),
+    "no data": (remove("data/000001.parquet"), 1),
+    "a heartbeat of garbage": (put("progress.json", b"{"), 0),
+    "a run of garbage": (put("runs/000002.json", b"{"), 0),
+    "no runs": (lambda folder: shutil.rmtree(folder / "runs"), 0),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_same_command_mends_an_output_that_lost(damage, singles, tmp_path):
+    job, folder = singles("dog", "cat", "fail"), tmp_path / "out"
+    draw(job)
+    before, plan = hashes(folder / "data"), (folder / "plan.parquet").read_bytes()
+    inflict, again = DAMAGE[damage]
+    inflict(folder)
+    report = draw(job)
+    assert (report.stopped, report.images, report.failed) == (None, 2, 1)
+    assert report.drawn_now == again
+    assert hashes(folder / "data") == before
+    assert (folder / "plan.parquet").read_bytes() == plan
+    assert list(verify_output(Store(str(folder)))) == []
+    assert len(hashes(folder / "receipts")) == 3
+
+
+@pytest.mark.parametrize("damage", ["no plan", "a plan of garbage"])
+def test_a_lost_plan_is_written_again_when_shards_are_left_to_draw(damage, singles, tmp_path):
+    job, folder = singles("dog", "cat", "cow"), tmp_path / "out"
+    draw(job)
+    before = hashes(folder / "data")
+    DAMAGE[damage][0](folder)
+    (folder / "receipts" / "000002.json").unlink()
+    report = draw(job)
+    assert (report.stopped, report.images, report.drawn_now) == (None, 3, 1)
+    assert hashes(folder / "data") == before
+    assert list(verify_output(Store(str(folder)))) == []
 
 
 class Tolerant(FakeEngine):

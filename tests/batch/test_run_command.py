@@ -6,6 +6,8 @@ import pytest
 
 import sdbatch
 from sdbatch.cli import main
+from sdbatch.output import lease
+from sdbatch.storage import Store
 from tests.without_ray import without_ray
 
 
@@ -45,6 +47,57 @@ def test_json_is_one_object_a_line_and_ends_with_the_report(here, capfd):
     report = events[-1]
     assert (report["event"], report["images"], report["exit_code"]) == ("report", 2, 0)
     assert list(report["startup"]) == ["ray", "model", "image", "shard"]
+
+
+def test_a_second_run_prints_who_draws_the_output_and_writes_nothing(here, capfd):
+    held = lease.take(Store(str(here / "out")))
+    assert run("--overwrite") == 2
+    out, err = capfd.readouterr()
+    assert f"looking for signs of life of {held.run.describe()}" in out
+    assert err.splitlines()[-1] == (
+        f"Error: output.path = {here}/out: {held.run.describe()} is drawing it: must have one run "
+        f"at a time. Wait until that run ends, or stop it; `sdbatch status {here}/out` shows it."
+    )
+    assert [path.name for path in (here / "out").iterdir()] == ["runs"]
+
+
+def verify(*options):
+    """Check the output with the command; return its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", "out", *options])
+    return ended.value.code
+
+
+def test_verify_repairs_a_shard_that_the_next_run_draws_again(here, capfd):
+    assert run("--set", "output.images_per_shard=1") == 0
+    assert verify() == 0
+    data = here / "out" / "data" / "000001.parquet"
+    sound = data.read_bytes()
+    data.write_bytes(b"x" * len(sound))  # the size says nothing
+    capfd.readouterr()
+
+    assert verify("--repair") == 1
+    lines = capfd.readouterr().out.splitlines()
+    assert "data/000001.parquet" in lines[0]
+    assert "its checksum differs from the receipt's" in lines[0]
+    assert lines[-2:] == ["out: 1 faults", "out: the next run draws 1 shards again"]
+    receipts = here / "out" / "receipts"
+    assert [path.name for path in receipts.iterdir()] == ["000000.json"]
+
+    assert run("--set", "output.images_per_shard=1") == 0
+    assert (verify(), data.read_bytes()) == (0, sound)
+
+
+def test_verify_draws_images_again_and_says_so(here, capfd):
+    assert run() == 0
+    capfd.readouterr()
+    assert verify("--redraw", "2") == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0] == "out: no faults"
+    assert sorted(lines[1:]) == [
+        "000000-000000: drawn again, the same bytes",
+        "000000-000001: drawn again, the same bytes",
+    ]
 
 
 def test_python_runs_the_same_code(here):

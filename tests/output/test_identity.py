@@ -1,6 +1,9 @@
 """What can change a byte: the fingerprint, and what a resume adopts or rejects."""
 
+from dataclasses import replace
+
 from sdbatch.output import identity
+from tests.finished import planned
 
 FILES = {
     "loras": [{"path": "a/x.safetensors", "weight": 0.5}],
@@ -69,3 +72,24 @@ def test_fingerprint_changes_with_what_changes_bytes_and_with_nothing_else(make_
         identity.fingerprint(make_job(), {"torch": "3"}),
     ]
     assert len({same, *changed}) == 7
+
+
+def test_fingerprint_of_a_shard_changes_with_its_job_and_with_each_of_its_values():
+    shard = planned(3, images=4)
+    same = identity.shard_fingerprint("0" * 16, shard)
+    assert identity.shard_fingerprint("0" * 16, planned(3, images=4)) == same
+    changed = [
+        identity.shard_fingerprint("1" * 16, shard),
+        *(
+            identity.shard_fingerprint("0" * 16, replace(shard, **change))
+            for change in (
+                {"shard": 4},
+                {"source": "other.txt"},
+                {"checksum": "f" * 16},
+                {"first_row": 1},
+                {"first_image": 1},
+                {"images": 5},
+            )
+        ),
+    ]
+    assert len({same, *changed}) == 8

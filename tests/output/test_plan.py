@@ -42,6 +42,7 @@ def begin(make, tmp_path):
 
     def begun(**sections):
         store = Store(str(tmp_path / "out"))
+        store.begin()
         planned = make(**sections)
         write_record(store, planned.job, planned.shards, planned.table.extras)
         return read_record(store)
@@ -221,6 +222,18 @@ def test_resume_over_a_changed_file_is_an_error_with_its_name_and_the_way_out(
         make(begun)
 
 
+def test_resume_without_its_plan_cuts_the_table_anew_as_the_job_says(begin, make, folder):
+    begun = begin(output=SMALL)
+    lines(folder / "e.txt", 5000)  # would make another images_per_shard, if chosen anew
+    resumed = make(replace(begun, shards=None))
+    assert resumed.shards[:4] == begun.shards
+    assert resumed.images_per_shard == 3
+    with pytest.raises(
+        JobError, match=r"^sampling\.seed = 1: must be 0, as in the existing output"
+    ):
+        make(replace(begun, shards=None), sampling={"seed": 1})
+
+
 def test_resume_without_a_file_is_an_error_with_its_name(begin, make, folder):
     begun = begin()
     (folder / "b.txt").unlink()
@@ -246,3 +259,29 @@ def test_resume_over_shards_that_would_be_cut_otherwise_is_an_error(begin, make)
     other = replace(begun, shards=(replace(begun.shards[0], images=4), *begun.shards[1:]))
     with pytest.raises(PromptTableError, match="change the shards of the existing output"):
         make(other)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "output", "words"),
+    [
+        (
+            {"images_per_row": 10**9},
+            {},
+            r"^prompts.images_per_row = 1,000,000,000 for 9 rows: makes",
+        ),
+        (
+            {"images_per_row": 10**8},
+            {"images_per_shard": 1},
+            r"^output.images_per_shard = 1: makes 900,000,000 shards, must be at most 10,000,000",
+        ),
+    ],
+)
+def test_plan_of_more_images_or_shards_than_memory_holds_is_an_error(make, prompts, output, words):
+    with pytest.raises(JobError, match=words):
+        make(prompts=prompts, output=output)
+
+
+@pytest.mark.parametrize("count", [10**9 + 1, 10**12, 10**400])
+def test_job_of_more_images_than_a_plan_holds_is_an_error(make, count):
+    with pytest.raises(JobError, match=r"^prompts.images_per_row = 1000+.*must be less than or"):
+        make(prompts={"images_per_row": count})

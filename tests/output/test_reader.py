@@ -7,7 +7,7 @@ import tarfile
 import pytest
 
 from sdbatch.errors import StorageError
-from sdbatch.output import names, receipts
+from sdbatch.output import names
 from sdbatch.output.reader import Images, open_images, open_picture
 from sdbatch.storage import Store
 from tests.finished import PROMPTS, SIDE, finish, small_job
@@ -98,7 +98,7 @@ def test_images_have_the_requested_columns_in_any_format(complete):
 
 
 def test_images_are_those_of_committed_shards_while_the_output_is_drawn(complete):
-    receipts.remove_receipt(complete.store, complete.receipts[1])
+    complete.store.remove(names.receipt_file(1))
     complete.store.remove("manifest.parquet")
     images = open_images(complete.store)
 
@@ -113,8 +113,8 @@ def test_open_images_raises_when_there_is_no_output(tmp_path):
 
 
 def test_open_images_raises_when_no_shard_is_committed_yet(complete):
-    for receipt in complete.receipts:
-        receipts.remove_receipt(complete.store, receipt)
+    for shard in range(3):
+        complete.store.remove(names.receipt_file(shard))
 
     with pytest.raises(
         StorageError, match=r"out has no image yet: .*`sdbatch status .*out` to see"
@@ -131,10 +131,21 @@ def test_open_images_raises_when_every_row_failed(make_job, tmp_path):
         open_images(output.store)
 
 
-def test_open_images_raises_when_a_receipt_is_damaged(complete):
-    complete.store.put(names.receipt_file(1), b"{")
+@pytest.mark.parametrize("content", [b"{", b"", b"[]"])
+def test_images_of_a_shard_whose_receipt_proves_nothing_are_left_out(complete, content):
+    complete.store.put(names.receipt_file(1), content)
+    images = open_images(complete.store)
 
-    with pytest.raises(StorageError, match=r"000001\.json = not a receipt"):
+    assert len(images) == 3
+    assert prompts(images.rows()) == [DRAWN[0], *DRAWN[2:]]
+
+
+def test_open_images_raises_when_the_plan_is_lost(complete):
+    complete.store.remove(names.PLAN)
+
+    with pytest.raises(
+        StorageError, match=r"^plan\.parquet = missing or damaged.*Run the job again"
+    ):
         open_images(complete.store)
 
 

@@ -3,22 +3,28 @@
 import io
 import json
 import os
+import re
+import uuid
 from dataclasses import asdict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sdbatch.errors import StorageError
+from sdbatch.batch import pipeline
+from sdbatch.errors import JobError, StorageError
 from sdbatch.job import Output
-from sdbatch.output import formats, names, receipts
-from sdbatch.output.verify import verify_output
+from sdbatch.output import formats, lease, names, receipts
+from sdbatch.output.receipts import Writer
+from sdbatch.output.record import require_record
+from sdbatch.output.verify import repair, verify_output
 from sdbatch.storage import Store
-from tests.finished import finish, small_job
+from tests.finished import finish, planned, small_job
 
 FORMATS = ("parquet", "webdataset")
 SUFFIX = {"parquet": "parquet", "webdataset": "tar"}
 DAMAGES = ("empty", "cut", "footer", "pages")
+DRAWN_AGAIN = "`sdbatch verify --repair` lets the next run draw its shard again."
 
 
 @pytest.fixture(params=FORMATS)
@@ -55,14 +61,28 @@ def damage_parquet(data, damage):
     }[damage]
 
 
-def rewrite(output, shard, change):
-    """Change the rows of a shard's data file, and update its receipt and the manifest."""
-    name = data_file(output, shard)
-    rows = change(pq.read_table(io.BytesIO(output.store.read(name))))
+def commit(output, shard, reasons, files):
+    """Commit a shard in a run that ends after it."""
+    held = lease.take(output.store)
+    fingerprint = require_record(output.store).fingerprint
+    receipt = Writer(held, fingerprint).commit(shard, reasons, files, {})
+    held.release("finished")
+    return receipt
+
+
+def rewrite(output, shard, change, folder="data"):
+    """Change the rows of a shard's file, and update its receipt and the manifest."""
     (receipt,) = [receipt for receipt in output.receipts if receipt.shard == shard]
-    files = {file["name"]: output.store.read(file["name"]) for file in receipt.files}
-    files[name] = formats.write_shard(rows, Output(path="unused"))
-    new = receipts.commit_shard(output.store, receipt, files)
+    files = {file.name: output.store.read(file.name) for file in receipt.files}
+    (name,) = [name for name in files if name.startswith(folder)]
+    rows = change(pq.read_table(io.BytesIO(files[name])))
+    if folder == "data":
+        files[name] = formats.write_shard(rows, Output(path="unused"))
+    else:
+        sink = pa.BufferOutputStream()
+        pq.write_table(rows, sink)
+        files[name] = sink.getvalue().to_pybytes()
+    new = commit(output, output.plan.shards[shard], receipt.reasons, files)
     rest = [receipt for receipt in output.receipts if receipt.shard != shard]
     receipts.write_manifest(output.store, [new, *rest])
 
@@ -75,13 +95,17 @@ def with_column(rows, name, values):
 
 
 def change_receipt(output, shard, **values):
-    receipt = receipts.read_receipt(output.store, shard)
+    (receipt,) = [receipt for receipt in output.receipts if receipt.shard == shard]
     changed = {**asdict(receipt), **values}
     output.store.put(names.receipt_file(shard), json.dumps(changed).encode())
 
 
 def find_faults(output):
-    return list(verify_output(output.store))
+    return [fault.text for fault in verify_output(output.store)]
+
+
+def shards_at_fault(output):
+    return {fault.shard for fault in verify_output(output.store)}
 
 
 def test_verify_reports_nothing_when_the_output_is_sound(sound):
@@ -132,20 +156,22 @@ def test_verify_names_a_data_file_when_it_is_missing(sound, shard):
     name = data_file(sound, shard)
     (sound.folder / name).unlink()
 
-    assert find_faults(sound) == [f"{name}: missing, but its receipt lists it"]
+    assert find_faults(sound) == [f"{name}: missing, but its receipt lists it. {DRAWN_AGAIN}"]
 
 
 def test_verify_names_a_file_of_failed_rows_when_it_is_missing(sound):
     (sound.folder / "failed/000000.parquet").unlink()
 
-    assert find_faults(sound) == ["failed/000000.parquet: missing, but its receipt lists it"]
+    assert find_faults(sound) == [
+        f"failed/000000.parquet: missing, but its receipt lists it. {DRAWN_AGAIN}"
+    ]
 
 
 def test_verify_names_a_missing_receipt_and_the_files_that_it_listed(sound):
     (sound.folder / "receipts/000001.json").unlink()
     first, *rest = find_faults(sound)
 
-    assert first == "receipts/000001.json: missing. Run the job again."
+    assert first == "receipts/000001.json: missing. Run the job again, which draws its shard."
     assert [fault.partition(":")[0] for fault in rest] == [
         data_file(sound, 1),
         "failed/000001.parquet",
@@ -158,7 +184,8 @@ def test_verify_names_a_receipt_when_it_is_damaged(sound, text):
     sound.store.put("receipts/000001.json", text)
     first, *_ = find_faults(sound)
 
-    assert "receipts/000001.json = not a receipt" in first
+    assert first.startswith("receipts/000001.json: it cannot be read: ")
+    assert first.endswith("The next run draws its shard again.")
 
 
 def test_verify_names_the_manifest_when_it_is_missing(sound):
@@ -184,30 +211,69 @@ def test_verify_names_the_manifest_when_it_is_damaged(in_parquet, damage):
     assert fault.startswith("manifest.parquet: ")
 
 
-@pytest.mark.parametrize("counts", [{"images": 2}, {"failed": 2}, {"images": 0, "failed": 2}])
-def test_verify_names_a_shard_when_its_receipt_has_other_counts(sound, counts):
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"images": 2}, "it counts 2 drawn and 1 failed images, but the plan has 2 images"),
+        ({"failed": 2}, "it counts 1 drawn and 2 failed images, but the plan has 2 images"),
+        ({"images": 0, "failed": 2}, "its reasons are not of 2 failed images"),
+        ({"images": 1, "failed": 0, "reasons": {}}, "it counts 1 drawn and 0 failed images"),
+        ({"fingerprint": "f" * 16}, "it is of another job or of other rows"),
+        ({"files": []}, "its files must be data/000001."),
+    ],
+)
+def test_verify_names_a_receipt_that_does_not_prove_its_shard(sound, counts, words):
     change_receipt(sound, 1, **counts)
-    lines = find_faults(sound)
+    first, *rest = find_faults(sound)
 
-    assert any("000001" in fault and "receipt counts" in fault for fault in lines)
-    assert any(fault.startswith("manifest.parquet: differs") for fault in lines)
+    assert first.startswith(f"receipts/000001.json: {words}")
+    assert first.endswith("The next run draws its shard again.")
+    assert [fault.partition(":")[0] for fault in rest] == [
+        data_file(sound, 1),
+        "failed/000001.parquet",
+    ]
+    assert shards_at_fault(sound) == {1, None}
 
 
 def test_verify_names_a_shard_when_receipt_and_manifest_agree_on_wrong_counts(sound):
-    change_receipt(sound, 1, images=0, failed=2)
-    receipts.write_manifest(sound.store, receipts.read_receipts(sound.store, range(3)))
-    names_in_faults = [fault.partition(":")[0] for fault in find_faults(sound)]
+    (receipt,) = [receipt for receipt in sound.receipts if receipt.shard == 1]
+    data = [asdict(file) for file in receipt.files[:1]]
+    change_receipt(sound, 1, images=2, failed=0, reasons={}, files=data)
+    found = receipts.read_receipts(sound.store, require_record(sound.store).proof())
+    receipts.write_manifest(sound.store, found.values())
 
-    assert names_in_faults == [data_file(sound, 1), "failed/000001.parquet"]
+    assert find_faults(sound) == [
+        f"{data_file(sound, 1)}: 1 images, the receipt counts 2. {DRAWN_AGAIN}",
+        f"shard 000001: keys must be 000001-000000 to 000001-000001, each once. {DRAWN_AGAIN}",
+        "failed/000001.parquet: no receipt lists it. A run that ends removes it if its plan names "
+        "it; else move it away, as readers of failed/ take it for a shard.",
+    ]
 
 
-def test_verify_names_a_shard_when_it_accounts_for_fewer_images_than_the_plan(in_parquet):
-    rewrite(in_parquet, 2, lambda rows: rows.slice(0, 1))
-    change_receipt(in_parquet, 2, images=1)
-    receipts.write_manifest(in_parquet.store, receipts.read_receipts(in_parquet.store, range(3)))
-    (fault,) = find_faults(in_parquet)
+def test_verify_names_a_file_of_failed_rows_that_has_other_counts(in_parquet):
+    rewrite(in_parquet, 1, lambda rows: pa.concat_tables([rows, rows]), folder="failed")
 
-    assert fault.startswith("shard 000002: the receipt counts 1 drawn and 0 failed images")
+    assert find_faults(in_parquet) == [
+        f"failed/000001.parquet: 2 rows, the receipt counts 1 with an error. {DRAWN_AGAIN}",
+        f"shard 000001: keys must be 000001-000000 to 000001-000001, each once. {DRAWN_AGAIN}",
+    ]
+
+
+def test_verify_names_the_manifest_when_a_receipt_was_committed_again(sound):
+    (receipt,) = [receipt for receipt in sound.receipts if receipt.shard == 2]
+    files = {file.name: sound.store.read(file.name) for file in receipt.files}
+    commit(sound, sound.plan.shards[2], {}, files)
+
+    assert find_faults(sound) == [
+        "manifest.parquet: differs from the receipts. Run the job again, which writes it again."
+    ]
+
+
+@pytest.mark.parametrize("name", ["README.md", "gallery/index.html"])
+def test_verify_names_a_page_when_it_is_missing(sound, name):
+    sound.store.remove(name)
+
+    assert find_faults(sound) == [f"{name}: missing. Run the job again, which writes it again."]
 
 
 @pytest.mark.parametrize(
@@ -233,9 +299,9 @@ def test_verify_names_a_temporary_file_that_a_kill_left(sound, folder, monkeypat
 
 
 def test_verify_names_a_receipt_of_a_shard_that_is_not_in_the_plan(sound):
-    receipts.commit_shard(sound.store, receipts.Receipt(7, 0, 0, {}, []), {})
+    commit(sound, planned(7), {"unknown": 1}, {})
 
-    assert find_faults(sound) == ["receipts/000007.json: its shard is not in the plan"]
+    assert find_faults(sound) == ["receipts/000007.json: its shard is not in the plan. Remove it."]
 
 
 @pytest.mark.parametrize(
@@ -264,7 +330,8 @@ def test_verify_names_a_row_that_has_the_image_of_another_row(in_parquet):
     rewrite(in_parquet, 2, swap_images)
 
     assert find_faults(in_parquet) == [
-        f"data/000002.parquet: image 000002-00000{at} does not match the sha256 of its row"
+        f"data/000002.parquet: image 000002-00000{at} does not match the sha256 of its row. "
+        f"{DRAWN_AGAIN}"
         for at in range(2)
     ]
 
@@ -272,7 +339,38 @@ def test_verify_names_a_row_that_has_the_image_of_another_row(in_parquet):
 def test_verify_names_a_data_file_when_it_lacks_a_row(in_parquet):
     rewrite(in_parquet, 2, lambda rows: rows.slice(0, 1))
 
-    assert find_faults(in_parquet) == ["data/000002.parquet: 1 images, the receipt counts 2"]
+    assert find_faults(in_parquet) == [
+        f"data/000002.parquet: 1 images, the receipt counts 2. {DRAWN_AGAIN}",
+        f"shard 000002: keys must be 000002-000000 to 000002-000001, each once. {DRAWN_AGAIN}",
+    ]
+
+
+def test_verify_names_a_shard_when_a_failed_row_has_the_key_of_a_drawn_one(in_parquet):
+    def take_key(rows):
+        return with_column(rows, "key", ["000001-000000"])
+
+    rewrite(in_parquet, 1, take_key, folder="failed")
+
+    assert find_faults(in_parquet) == [
+        f"shard 000001: keys must be 000001-000000 to 000001-000001, each once. {DRAWN_AGAIN}"
+    ]
+
+
+@pytest.mark.parametrize("folder", ["data", "failed"])
+@pytest.mark.parametrize("content", [b"", b"no table", b"PAR1" * 9])
+def test_verify_names_a_file_that_was_committed_unreadable(sound, folder, content):
+    (receipt,) = [receipt for receipt in sound.receipts if receipt.shard == 1]
+    files = {
+        file.name: content if file.name.startswith(folder) else sound.store.read(file.name)
+        for file in receipt.files
+    }
+    (name,) = [name for name in files if name.startswith(folder)]
+    commit(sound, sound.plan.shards[1], receipt.reasons, files)
+    first, *_ = find_faults(sound)
+
+    assert first.startswith(f"{name}: cannot be read (")
+    assert first.endswith(DRAWN_AGAIN)
+    assert "\n" not in first
 
 
 def test_verify_names_every_fault_when_there_are_several(sound):
@@ -296,5 +394,88 @@ def test_verify_raises_when_the_plan_is_damaged(in_parquet, damage):
     path = in_parquet.folder / "plan.parquet"
     path.write_bytes(damage_parquet(path.read_bytes(), damage))
 
-    with pytest.raises(StorageError, match="must be as this version of sdbatch wrote it"):
+    with pytest.raises(
+        StorageError, match=r"plan\.parquet = missing or damaged.*Run the job again"
+    ):
         find_faults(in_parquet)
+
+
+WAYS = re.compile(
+    r"(Run the job again, which (writes it again|draws its shard)"
+    r"|`sdbatch verify --repair` lets the next run draw its shard again"
+    r"|The next run draws its shard again"
+    r"|A run that ends removes it"
+    r"|Remove it)\.$"
+    r"|A run that ends removes it if its plan names it; else move it away, as readers .*\.$"
+)
+
+
+def temporary(folder):
+    return f"{folder}/.{uuid.uuid4().hex}.tmp".lstrip("/")
+
+
+def test_every_fault_has_a_way_out(make_job, tmp_path):
+    output = finish(small_job(make_job, tmp_path, ("a dog", "fail") * 6))
+    store = output.store
+    store.remove(data_file(output, 0))
+    flip(output.folder / data_file(output, 1), 0.5)
+    flip(output.folder / "failed/000002.parquet", 0.5)
+    store.put(names.receipt_file(3), b"{")
+    store.remove(names.receipt_file(4))
+    rewrite(output, 5, lambda rows: with_column(rows, "key", ["dog"]))
+    commit(output, planned(7), {"unknown": 1}, {})
+    for folder in ("", "runs", "data", "failed", "receipts"):
+        store.put(temporary(folder), b"half")
+    store.put("data/mine.txt", b"mine")
+    faults = find_faults(output)
+
+    assert len(faults) == 17
+    assert [fault for fault in faults if not WAYS.search(fault)] == []
+    assert [fault for fault in faults if "\n" in fault] == []
+
+
+def test_repair_removes_exactly_the_receipts_of_the_shards_at_fault(sound):
+    flip(sound.folder / data_file(sound, 0), 0.5)
+    flip(sound.folder / "failed/000001.parquet", 0.5)
+    sound.store.put("data/mine.txt", b"mine")
+    before = {folder: sound.store.names(folder) for folder in ("", "data", "failed")}
+
+    assert repair(sound.store, list(verify_output(sound.store))) == 2
+    assert set(sound.store.names("receipts")) == {"000002.json"}
+    assert {folder: sound.store.names(folder) for folder in before} == before
+    work = pipeline.find_work(pipeline.prepare(sound.plan.job))
+    assert [shard.shard for shard in work.todo] == [0, 1]
+    assert shards_at_fault(sound) == {None}
+
+
+def test_repair_removes_a_receipt_that_proves_nothing(sound):
+    change_receipt(sound, 1, fingerprint="f" * 16)
+
+    assert repair(sound.store, list(verify_output(sound.store))) == 1
+    assert set(sound.store.names("receipts")) == {"000000.json", "000002.json"}
+
+
+def test_repair_removes_nothing_where_no_shard_is_at_fault(sound):
+    sound.store.remove("manifest.parquet")
+
+    assert repair(sound.store, list(verify_output(sound.store))) == 0
+    assert len(sound.store.names("receipts")) == 3
+
+
+def test_repair_is_refused_while_a_run_lives(sound):
+    flip(sound.folder / data_file(sound, 0), 0.5)
+    faults = list(verify_output(sound.store))
+    held = lease.take(sound.store)
+
+    with pytest.raises(JobError, match=rf"process {os.getpid()} on .*is drawing it"):
+        repair(sound.store, faults)
+    assert len(sound.store.names("receipts")) == 3
+    held.check()
+
+
+def test_repair_lets_the_next_run_begin_at_once(sound):
+    flip(sound.folder / data_file(sound, 0), 0.5)
+    repair(sound.store, list(verify_output(sound.store)))
+
+    assert lease.newest_run(sound.store).ended == "stopped"
+    lease.take(sound.store).check()

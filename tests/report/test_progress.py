@@ -1,4 +1,4 @@
-"""Progress as a line, as a bar, as plain lines, as JSON, and as a heartbeat."""
+"""Progress as a line, as a bar, as plain lines and as JSON."""
 
 import io
 import json
@@ -7,22 +7,17 @@ from dataclasses import replace
 
 import pytest
 
-from sdbatch.output import names
+from sdbatch.output.progress import Progress
 from sdbatch.report.closing import Report
 from sdbatch.report.progress import (
-    HEARTBEAT_SECONDS,
     PROGRESS_LINE,
-    REMOTE_HEARTBEAT_SECONDS,
     BarDisplay,
-    Heartbeat,
     JsonDisplay,
     LineDisplay,
-    Progress,
     SilentDisplay,
     format_duration,
     progress_line,
 )
-from sdbatch.storage import Store
 
 STARTING = Progress(planned=2000, drawn=0, failed=0, images_per_s=0.0, step="starting Ray")
 LOADING = Progress(planned=2000, drawn=0, failed=0, images_per_s=0.0, step="loading the model")
@@ -40,16 +35,6 @@ REPORT = Report(
     began=0.0,
 )
 DISPLAYS = (BarDisplay, LineDisplay, JsonDisplay)
-
-
-class Clock:
-    """A clock that the test sets."""
-
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.mark.parametrize(
@@ -198,22 +183,6 @@ def test_bar_shows_the_reasons_as_they_are_when_they_hold_rich_markup():
     assert "10 failed: height = [red]13[/]\n" in file.getvalue()
 
 
-def read_heartbeat(store):
-    return json.loads(store.read(names.PROGRESS))
-
-
-def test_heartbeat_writes_the_progress_only_when_it_is_due(tmp_path):
-    store, clock = Store(str(tmp_path / "out")), Clock()
-    heartbeat = Heartbeat(store, clock)
-    counts = []
-    for seconds in (0, 0.5 * HEARTBEAT_SECONDS, 0.4 * HEARTBEAT_SECONDS, 0.2 * HEARTBEAT_SECONDS):
-        clock.now += seconds
-        heartbeat.write_if_due(Progress(10, len(counts), 0, 1.0, ""))
-        counts.append(read_heartbeat(store)["drawn"])
-
-    assert counts == [0, 0, 0, 3]
-
-
 def test_bar_does_not_redirect_stderr_on_a_terminal(capsys, monkeypatch):
     """Ray's Python log goes to sys.stderr, which the command line sends to a file."""
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich treats the file as a terminal
@@ -225,50 +194,3 @@ def test_bar_does_not_redirect_stderr_on_a_terminal(capsys, monkeypatch):
     assert "1,000 of 2,000" in file.getvalue()
     assert "Ray's log" not in file.getvalue()
     assert "Ray's log" in capsys.readouterr().err
-
-
-def test_heartbeat_has_its_state_its_interval_and_the_progress(tmp_path):
-    store = Store(str(tmp_path / "out"))
-    Heartbeat(store).write("finished", HALF)
-    heartbeat = read_heartbeat(store)
-
-    assert heartbeat.pop("updated") > 0
-    assert heartbeat == {
-        "state": "finished",
-        "every": HEARTBEAT_SECONDS,
-        "planned": 2000,
-        "drawn": 990,
-        "failed": 10,
-        "images_per_s": 12.5,
-        "step": "",
-        "eta_seconds": 80.0,
-    }
-
-
-@pytest.mark.parametrize(
-    ("url", "seconds"),
-    [
-        ("{}", HEARTBEAT_SECONDS),
-        ("file://{}", HEARTBEAT_SECONDS),
-        ("memory://{}", REMOTE_HEARTBEAT_SECONDS),
-    ],
-)
-def test_heartbeat_is_slower_when_the_output_is_remote(url, seconds, tmp_path):
-    store = Store(url.format(tmp_path / "out"))
-    Heartbeat(store).write("running", HALF)
-
-    assert read_heartbeat(store)["every"] == seconds
-
-
-def test_heartbeat_ignores_a_store_that_fails(tmp_path):
-    (tmp_path / "out").write_text("a file where the folder should be")
-    clock = Clock()
-    heartbeat = Heartbeat(Store(str(tmp_path / "out")), clock)
-    heartbeat.write_if_due(HALF)
-    (tmp_path / "out").unlink()
-    heartbeat.write_if_due(HALF)
-    assert not (tmp_path / "out").exists()  # the next write is not due yet
-    clock.now += HEARTBEAT_SECONDS
-    heartbeat.write_if_due(ALL)
-
-    assert read_heartbeat(Store(str(tmp_path / "out")))["drawn"] == 1990

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sdbatch.errors import StorageError
-from sdbatch.output import names, receipts
+from sdbatch.output import names
 from sdbatch.output.reader import open_images
 from sdbatch.report.scores import (
     SCHEMA,
@@ -196,7 +196,7 @@ def test_score_does_not_depend_on_the_number_of_processes(make_job, tmp_path):
 def test_score_of_a_running_output_is_of_committed_shards(make_job, tmp_path):
     job = small_job(make_job, tmp_path, table([RED_PROMPT, GREEN_PROMPT, "a dog"]))
     output = finish(job, lambda: Painter({RED_PROMPT: PICTURE, GREEN_PROMPT: PICTURE}))
-    receipts.remove_receipt(output.store, output.receipts[1])
+    output.store.remove(names.receipt_file(1))
     summary = score_output(output.store)
 
     assert (summary.images, summary.unread) == (2, 0)

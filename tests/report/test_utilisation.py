@@ -1,5 +1,7 @@
 """The utilisation of a run's engines, from its receipts."""
 
+from dataclasses import replace
+
 from sdbatch.output.receipts import Receipt
 from sdbatch.report.utilisation import measure_utilisation
 
@@ -8,7 +10,7 @@ def receipt(shard, pid=1, lanes=None, **engine):
     usage = {"seconds": 10.0, "idle_seconds": 0.0, "ticks": 100, "rows": 1600, "filled": 1600}
     facts = {"host": "a", "pid": pid, "lanes": lanes or {"16": 10}}
     facts["engine"] = {**usage, "shrunk": [], **engine}
-    return Receipt(shard, 10, 0, {}, [], facts)
+    return Receipt(shard, "0123456789abcdef", "000001-run", 10, 0, {}, [], facts)
 
 
 def test_an_engine_that_never_waits_and_fills_its_lanes_has_the_speed_of_a_bare_engine():
@@ -44,5 +46,5 @@ def test_a_lack_of_memory_is_reported_with_the_way_to_bit_equal_images():
 
 def test_a_run_that_drew_nothing_has_no_utilisation():
     assert measure_utilisation([], 10.0) is None
-    assert measure_utilisation([Receipt(0, 1, 0, {}, [])], 10.0) is None
+    assert measure_utilisation([replace(receipt(0), facts={})], 10.0) is None
     assert measure_utilisation([receipt(0)], 0.0) is None

@@ -28,7 +28,9 @@ def read(job):
     """Return the shards' requests as (shard number, table, facts)."""
     _, stage, blocks = read_stage(job)
     shards = [stage(block) for block in blocks]
-    return [(shard_of(rows), rows.replace_schema_metadata(), facts_of(rows)) for rows in shards]
+    return [
+        (shard_of(rows).shard, rows.replace_schema_metadata(), facts_of(rows)) for rows in shards
+    ]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7])
@@ -53,6 +55,12 @@ def test_read_gives_the_columns_of_requests_and_the_tables_own(make_job, tmp_pat
 
     assert table.schema == schema.requests(pa.schema([TABLE.schema.field("breed")]))
     assert facts == {}
+
+
+def test_read_gives_the_shard_as_the_plan_has_it(make_job, tmp_path):
+    plan, stage, blocks = read_stage(small_job(make_job, tmp_path, TABLE))
+
+    assert [shard_of(stage(block)) for block in blocks] == list(plan.shards)
 
 
 def test_read_keys_a_shards_rows_from_zero(make_job, tmp_path):
@@ -188,3 +196,12 @@ def test_read_gives_what_can_be_written_when_json_holds_an_empty_object(value, m
     (rows,) = draw_rows(pack(stage(block)))
 
     assert parquet.write(rows.drop_columns(["error"]), Output(path="unused")).startswith(b"PAR1")
+
+
+def test_rows_in_the_job_file_are_read_like_those_of_a_table(make_job, tmp_path):
+    rows = [{"prompt": f"dog {i}", "height": 16, "when": i} for i in range(7)]
+    from_file = small_job(make_job, tmp_path, pa.Table.from_pylist(rows))
+    in_job = from_file.updated(prompts={"rows": rows})
+    assert [table.to_pylist() for _, table, _ in read(in_job)] == [
+        table.to_pylist() for _, table, _ in read(from_file)
+    ]

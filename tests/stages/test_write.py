@@ -4,7 +4,6 @@ import errno
 import hashlib
 import io
 import os
-from dataclasses import asdict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,11 +13,12 @@ from sdbatch import schema
 from sdbatch.batch.blocks import unpack
 from sdbatch.errors import StorageError
 from sdbatch.job import Output
-from sdbatch.output import formats, receipts
+from sdbatch.output import formats, lease, receipts
+from sdbatch.output.receipts import Proof, Receipt
 from sdbatch.stages.base import facts_of
 from sdbatch.stages.write import WriteShard
 from sdbatch.storage import Store
-from tests.finished import block, draw, draw_rows
+from tests.finished import block, draw, draw_rows, planned, writer
 
 PROMPTS = ("a red dog", "fail", "a blue dog", "a green dog")
 FAULT = "ValueError: this prompt cannot be drawn"
@@ -27,11 +27,12 @@ SUFFIX = {"parquet": "parquet", "webdataset": "tar"}
 
 
 class Listing(Store):
-    """Keeps the names that are put, in order."""
+    """An output that a run owns; keeps the names that are put, in order."""
 
-    def __init__(self, url):
-        super().__init__(url)
+    def __init__(self, folder):
+        super().__init__(str(folder))
         self.put_names = []
+        self.writer = writer(self)
 
     def put(self, name, data):
         self.put_names.append(name)
@@ -44,13 +45,22 @@ def settings(output_format="parquet", image_format="jpg"):
 
 def write(store, shard, output=None):
     """Write a drawn block; return its receipt."""
-    (receipt,) = receipts.from_table(WriteShard(output or settings(), store)(unpack(shard)))
+    stage = WriteShard(output or settings(), store.writer)
+    (receipt,) = receipts.from_table(stage(unpack(shard)))
+    return receipt
+
+
+def read_receipt(store, shard):
+    """Return the receipt of a shard of PROMPTS, which must prove it."""
+    row = planned(shard, len(PROMPTS))
+    receipt = receipts.read_receipt(store, row, Proof(store.writer.fingerprint, "parquet", [row]))
+    assert isinstance(receipt, Receipt), receipt
     return receipt
 
 
 @pytest.fixture
 def store(tmp_path):
-    return Listing(str(tmp_path / "out"))
+    return Listing(tmp_path / "out")
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
@@ -79,7 +89,7 @@ def test_write_gives_the_receipt_that_it_put(store):
     (drawn,) = draw(block(PROMPTS, 12))
     receipt = write(store, drawn)
 
-    assert receipt == receipts.read_receipt(store, 12)
+    assert receipt == read_receipt(store, 12)
     assert (receipt.shard, receipt.images, receipt.failed) == (12, 3, 1)
     assert receipt.reasons == {FAULT: 1}
     assert receipt.facts == facts_of(unpack(drawn))
@@ -89,7 +99,7 @@ def test_write_gives_the_receipt_that_it_put(store):
 def test_write_proves_every_file_in_the_receipt(store):
     receipt = write(store, *draw(block(PROMPTS)))
 
-    proved = {file["name"]: (file["bytes"], file["sha256"]) for file in receipt.files}
+    proved = {file.name: (file.bytes, file.sha256) for file in receipt.files}
     put = {name: store.read(name) for name in store.put_names[:-1]}
     assert proved == {
         name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in put.items()
@@ -97,7 +107,7 @@ def test_write_proves_every_file_in_the_receipt(store):
 
 
 def test_write_gives_back_a_row_of_the_manifest(store):
-    found = WriteShard(settings(), store)(*map(unpack, draw(block(PROMPTS))))
+    found = WriteShard(settings(), store.writer)(*map(unpack, draw(block(PROMPTS))))
 
     assert found.schema == receipts.MANIFEST
     assert found.num_rows == 1
@@ -132,10 +142,10 @@ def test_write_puts_the_same_bytes_when_a_shard_is_drawn_and_written_twice(
 ):
     found = []
     for time in ("first", "second"):
-        store = Store(str(tmp_path / time))
+        store = Listing(tmp_path / time)
         drawn = draw(block(PROMPTS, 0), block(["another"], 1), image_format=image_format)[0]
         receipt = write(store, drawn, settings(output_format, image_format))
-        found.append([(file, store.read(file["name"])) for file in receipt.files])
+        found.append([(file, store.read(file.name)) for file in receipt.files])
 
     assert found[0] == found[1]
     assert len(found[0]) == 2
@@ -169,7 +179,7 @@ def test_write_leaves_no_receipt_and_no_half_file_when_a_put_fails(folder, store
     assert receipts.committed_shards(store) == set()
     assert store.names(folder) == {}
     receipt = write(store, drawn)  # the same command again
-    assert asdict(receipts.read_receipt(store, 0)) == asdict(receipt)
+    assert read_receipt(store, 0) == receipt
 
 
 def test_write_puts_scores_between_our_columns_and_the_tables_own(store):
@@ -180,7 +190,7 @@ def test_write_puts_scores_between_our_columns_and_the_tables_own(store):
     for field, values in zip(fields, scores, strict=True):
         rows = rows.append_column(field, pa.array(values, field.type))
     rows = rows.replace_schema_metadata(metadata)
-    receipts.from_table(WriteShard(settings(), store, fields)(rows))
+    receipts.from_table(WriteShard(settings(), store.writer, fields)(rows))
 
     extras = pa.schema([("breed", pa.string())])
     data = pq.read_table(io.BytesIO(store.read("data/000000.parquet")))
@@ -190,8 +200,28 @@ def test_write_puts_scores_between_our_columns_and_the_tables_own(store):
     assert failed.schema.equals(schema.failed(extras, fields))
 
 
-def test_write_raises_when_the_output_cannot_be_made(tmp_path):
-    (tmp_path / "out").write_text("a file where the folder should be")
+def test_write_raises_when_a_folder_of_the_output_cannot_be_made(store):
+    (drawn,) = draw(block(PROMPTS))
+    store.put("data", b"a file where the folder should be")
 
     with pytest.raises(StorageError, match=r"out/data/000000\.parquet = "):
-        write(Store(str(tmp_path / "out")), *draw(block(PROMPTS)))
+        write(store, drawn)
+
+
+def test_write_makes_no_output_again_that_was_moved_away(store, tmp_path):
+    (drawn,) = draw(block(PROMPTS))
+    (tmp_path / "out").rename(tmp_path / "moved")
+
+    with pytest.raises(StorageError, match=r"out: it was moved away or emptied, so this run"):
+        write(store, drawn)
+    assert not (tmp_path / "out").exists()
+
+
+def test_write_commits_nothing_when_another_run_owns_the_output(store):
+    (drawn,) = draw(block(PROMPTS))
+    store.writer.lease.release("stopped")
+    other = lease.take(store)
+
+    with pytest.raises(StorageError, match=rf"run {other.run.id} .* owns it now, so this run"):
+        write(store, drawn)
+    assert store.names("data") == store.names("receipts") == {}

@@ -1,0 +1,78 @@
+"""`sdbatch verify --redraw`: draw committed images again, without Ray, and compare their bytes."""
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sdbatch import resolve, schema
+from sdbatch.models import find_model as models
+from sdbatch.output import identity, reader
+from sdbatch.output.image_file import encoding_of
+from sdbatch.output.record import require_record
+from sdbatch.stages.base import with_shard
+from sdbatch.stages.draw import DrawImages
+from sdbatch.stages.safety import ApplySafety, SafetyPolicy
+from sdbatch.storage import Store
+
+
+@dataclass(frozen=True)
+class Redrawn:
+    """An image that was drawn again."""
+
+    key: str
+    psnr: float  # dB between the two images; infinite if their pixels are equal
+    same_bytes: bool
+    versions_differ: bool  # from those that drew the output
+
+    @property
+    def is_fault(self) -> bool:
+        """Tell whether the image must have had the same bytes and has not."""
+        return not self.same_bytes and not self.versions_differ
+
+    def text(self) -> str:
+        """Return the result in one line."""
+        if self.same_bytes:
+            return f"{self.key}: drawn again, the same bytes"
+        why = "other library versions" if self.versions_differ else "the same library versions"
+        return f"{self.key}: drawn again with {why}, PSNR {self.psnr:.1f} dB"
+
+
+def redraw_images(store: Store, count: int) -> Iterator[Redrawn]:
+    """Draw `count` images of an output again, chosen at random, and compare them.
+
+    Raises:
+        SdbatchError: there is no output, no image, or the model cannot be loaded.
+    """
+    record = require_record(store)
+    images = reader.open_images(store)
+    chosen = random.sample(range(len(images)), min(count, len(images)))
+    rows = images.rows_at(chosen)
+    files, job = resolve.find_model(record.job)
+    gpus = 1 if job.engine.device == "cuda" else 0
+    resolved = resolve.resolve(job, files, gpus, models.sha256(files))
+    encoding = encoding_of(resolved.job)
+    stage = DrawImages(resolved.make_engine(schema.OUTPUT_NAMES), encoding)
+    stage.open()
+    wanted = schema.requests(schema.NO_COLUMNS)
+    table = pa.Table.from_pylist([{**row, "error": None} for row in rows], wanted)
+    drawn = stage(with_shard(table, record.planned()[0]))
+    drawn = ApplySafety(SafetyPolicy(job.safety.policy), encoding)(drawn)
+    differ = identity.versions() != record.versions
+    for row, again in zip(rows, drawn.to_pylist(), strict=True):
+        same = again["image"] is not None and again["image"]["bytes"] == row["image"]["bytes"]
+        yield Redrawn(row["key"], _psnr(row, again), same, differ)
+
+
+def _psnr(row: dict[str, Any], again: dict[str, Any]) -> float:
+    if again["image"] is None:
+        return 0.0
+    first, second = (np.asarray(reader.open_picture(each), float) for each in (row, again))
+    if first.shape != second.shape:
+        return 0.0
+    error = float(((first - second) ** 2).mean())
+    return 10 * math.log10(255**2 / error) if error else math.inf
