@@ -11,4 +11,5 @@ metrics        what Prometheus and the logs get
 ray_setup      Ray: start or connect, settings
 gate           which shards may share an actor
 isolation      rows drawn in a child process, which a row may end
+redraw         verify --redraw: committed images once more, without Ray
 """

@@ -171,7 +171,7 @@ class Driver:
         """Return the receipts of the output, as its store has them now.
 
         All are read again when the run has ended by itself: what another wrote meanwhile does not
-        count. A run that is stopped reads those that it has not seen.
+        count. A run that is stopped reads only new ones.
         """
         if self._stopped is None and self._new_receipts:
             every = receipts.proved(self._store, proof)

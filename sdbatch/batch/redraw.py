@@ -31,7 +31,7 @@ class Redrawn:
 
     @property
     def is_fault(self) -> bool:
-        """Tell whether the image must have had the same bytes and has not."""
+        """Tell whether the image differs though it must have the same bytes."""
         return not self.same_bytes and not self.versions_differ
 
     def text(self) -> str:

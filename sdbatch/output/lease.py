@@ -163,7 +163,7 @@ def newest_run(store: Store) -> Run | None:
 
 
 def is_alive(store: Store, run: Run, patience: float = PATIENCE_SECONDS) -> bool:
-    """Tell whether a run that has not ended still goes on.
+    """Tell whether a run without an end goes on.
 
     Its process is looked up if it is on this machine. Otherwise its heartbeat must change, or it
     must end, within `patience` seconds.

@@ -27,7 +27,7 @@ def rejected(url: str, words: str = KEYS) -> None:
 
 @pytest.fixture
 def checks_keys(bucket):
-    """Let the S3 server accept no key that it has not given out."""
+    """Let the S3 server accept only keys that it gave out."""
     url = f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
     servers.post(url, "0")
     yield
