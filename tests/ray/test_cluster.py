@@ -222,6 +222,7 @@ def test_a_job_is_left_found_again_and_ended(dashboard, folder):
 
     again = submit(folder, dashboard, *slow)
     assert "which draws this output already" in again.stdout.readline()
+    wait_until(lambda: "job.yaml" in Store(path).names(), 120)
     wait_until(lambda: read_status(Store(path)).shards_committed, 120)
     ended = submit(folder, dashboard, *slow, "--stop")
     assert "Submit it again to go on" in ended.communicate()[0]
