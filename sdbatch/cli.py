@@ -92,7 +92,8 @@ def run(
     from sdbatch.watched import watch
 
     job = load(path, overrides)
-    watched = watch(partial(_speak_for, job.output.path))
+    # Only the command's own process: a program that calls `main` must not be forked.
+    watched = watch(partial(_speak_for, job.output.path)) if path in sys.argv else None
 
     from sdbatch.batch.pipeline import run_job
     from sdbatch.terminal import display, quiet_terminal
