@@ -97,6 +97,7 @@ def prepare(job: Job, *, overwrite: bool = False, retry_failed: bool = False) ->
     return Ready(make_plan(job, table, record), record, model, store, overwrite, retry_failed)
 
 
+@ray_setup.sigterm_as_interrupt()
 def draw(
     ready: Ready,
     *,

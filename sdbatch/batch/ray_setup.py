@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -49,24 +49,28 @@ def connected(address: str | None, job: Job) -> Iterator[Machines]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     import ray
 
-    started = not ray.is_initialized()
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    here = threading.current_thread() is threading.main_thread()
-    if started:
-        try:
-            _start(address, job)
-        except Exception as error:  # Ray's are of many kinds, bare ones among them
-            raise _connection_error(address, error) from error
-        if here:
-            # like Ctrl-C: clusters end jobs so. Ray's own handler would end this process at once
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if ray.is_initialized():
+        yield machines(job.cluster.label_selector)
+        return
     try:
+        _start(address, job)
         yield machines(job.cluster.label_selector)
     finally:
-        if started:
-            ray.shutdown()
-            if here and on_sigterm is not None:
-                signal.signal(signal.SIGTERM, on_sigterm)
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM act like Ctrl-C: clusters end jobs with it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if before is not None:  # else it is not Python's
+            signal.signal(signal.SIGTERM, before)
 
 
 def machines(labels: dict[str, str]) -> Machines:
@@ -100,29 +104,46 @@ def _connection_error(address: str, error: Exception) -> JobError:
 
 
 def _start(address: str, job: Job) -> None:
-    """Start a Ray, or connect. By the name "local", or Ray reads a stale file of another Ray."""
+    """Start a Ray, or connect. By the name "local", or Ray reads a stale file of another Ray.
+
+    Raises:
+        JobError: no Ray answers at the address, or none can be started here.
+    """
     import ray
 
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    if address == "local":
+    local = address == "local"
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if local:
         # half a second, in which Ray's processes start
         threading.Thread(target=import_module, args=("ray.data",), daemon=True).start()
-        ray.init("local", num_cpus=_cpus(job), include_dashboard=False, **quiet)
-        return
+        options |= {"num_cpus": _cpus(job), "include_dashboard": False}
+    # In another thread: ray.init never ends if something other than Ray listens at the address,
+    # and in the main thread it handles SIGTERM itself and exits silently.
+    starting: Future[Any] = Future()
+
+    def start() -> None:
+        try:
+            _check_listener(address)
+            starting.set_result(ray.init(address, **options))
+        except Exception as error:  # noqa: BLE001  raised again by the waiting thread
+            starting.set_exception(error)
+
+    threading.Thread(target=start, daemon=True).start()
+    try:
+        starting.result(None if local else CONNECT_SECONDS)
+    except KeyboardInterrupt:
+        if local:  # the processes that are starting are then shut down
+            wait([starting], CONNECT_SECONDS)
+        raise
+    except Exception as error:  # Ray's are of many kinds, bare ones among them
+        raise _connection_error(address, error) from error
+
+
+def _check_listener(address: str) -> None:
+    """Raise an OSError if nothing listens at HOST:PORT; Ray would wait for long."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-    # In another thread, as ray.init never ends if something other than Ray listens there.
-    connecting: Future[Any] = Future()
-
-    def connect() -> None:
-        try:
-            connecting.set_result(ray.init(address, **quiet))
-        except Exception as error:  # noqa: BLE001  raised again by the waiting thread
-            connecting.set_exception(error)
-
-    threading.Thread(target=connect, daemon=True).start()
-    connecting.result(timeout=CONNECT_SECONDS)
 
 
 def _cpus(job: Job) -> int:

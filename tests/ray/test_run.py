@@ -98,3 +98,15 @@ def test_bad_rows_are_kept_with_their_reasons_and_the_others_drawn(here, sdbatch
     status = json.loads(sdbatch("status", "out", "--json")[1])
     assert (status["state"], status["images"], status["failed"]) == ("finished", 94, 6)
     assert "committed  100 images, 3 shards" in sdbatch("plan", "job.yaml")[1]
+
+
+def test_sigterm_while_ray_starts_ends_the_run_and_leaves_nothing(here):
+    command = [SDBATCH, "run", "job.yaml"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as run:
+        while "starting Ray" not in run.stdout.readline():
+            assert run.poll() is None
+        run.terminate()
+        _, err = run.communicate()
+    assert (run.returncode, err.splitlines()[-1][:18]) == (1, "Error: interrupted")
+    assert not (here / "out").exists()
