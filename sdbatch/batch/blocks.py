@@ -4,6 +4,8 @@ A block has one row, which holds a shard's whole table as an Arrow stream: so Ra
 joins shards. Packing writes the table once; nothing is copied to unpack it.
 """
 
+import io
+
 import numpy as np
 import pyarrow as pa
 
@@ -11,14 +13,17 @@ from sdbatch.batch.metrics import Metrics
 from sdbatch.stages.base import Stage, facts_of, shard_of, with_shard
 
 _ROWS = "rows"
+PIECE_BYTES = 8 * 2**20  # of a table, joined at a time to be written
 
 
 def pack(rows: pa.Table) -> pa.Table:
     """Return a block of one row that holds a table, with its metadata."""
-    sink = pa.BufferOutputStream()
+    sink = io.BytesIO()  # grows in place; Arrow's stream copies what it has when it grows
+    piece = max(1, rows.num_rows * PIECE_BYTES // max(1, rows.nbytes))  # rows
     with pa.ipc.new_stream(sink, rows.schema) as stream:
-        stream.write_table(rows)
-    stream_bytes = sink.getvalue()
+        for start in range(0, rows.num_rows, piece):
+            stream.write_table(rows.slice(start, piece).combine_chunks())
+    stream_bytes = pa.py_buffer(sink.getvalue())
     offsets = pa.array([0, stream_bytes.size], pa.int64()).buffers()[1]
     column = pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, stream_bytes])
     return pa.table({_ROWS: column})

@@ -5,7 +5,7 @@ Both are in the metadata of the table's schema, so that a stage stays a function
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 from sdbatch import registry
 from sdbatch.errors import JobError
 from sdbatch.job import Job
-from sdbatch.schema import NO_COLUMNS, OUTPUT_NAMES, PLAN, Shard
+from sdbatch.schema import IMAGE, NO_COLUMNS, OUTPUT_NAMES, PLAN, Shard
 
 _SHARD, _FACTS = b"shard", b"facts"
 CHEAP_CPUS = 0.5  # of a stage that works for moments; Ray runs neighbours with equal needs as one
@@ -63,12 +63,39 @@ def facts_of(rows: pa.Table) -> dict[str, Any]:
     return facts
 
 
-def replace_columns(rows: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
+def replace_columns(
+    rows: pa.Table, columns: Mapping[str, pa.Array | pa.ChunkedArray]
+) -> pa.Table:
     """Return `rows` with other values in some columns."""
     for name, column in columns.items():
         at = rows.schema.get_field_index(name)
         rows = rows.set_column(at, rows.schema.field(at), column)
     return rows
+
+
+def image_column(images: Iterable[dict[str, Any] | None]) -> pa.ChunkedArray:
+    """Return the column `image`, a chunk for each image, without a copy of any file."""
+    return pa.chunked_array([_image_chunk(image) for image in images], IMAGE.type)
+
+
+def replace_images(rows: pa.Table, images: Mapping[int, dict[str, Any] | None]) -> pa.Table:
+    """Return `rows` with other images in some rows, without a copy of any file."""
+    column, start = rows["image"], 0
+    chunks: list[pa.Array] = []
+    for index in sorted(images):
+        chunks += [*column.slice(start, index - start).chunks, _image_chunk(images[index])]
+        start = index + 1
+    chunks += column.slice(start).chunks
+    return replace_columns(rows, {"image": pa.chunked_array(chunks, IMAGE.type)})
+
+
+def _image_chunk(image: dict[str, Any] | None) -> pa.Array:
+    if image is None:
+        return pa.nulls(1, IMAGE.type)
+    offsets = pa.array([0, len(image["bytes"])], pa.int32()).buffers()[1]
+    file = pa.Array.from_buffers(pa.binary(), 1, [None, offsets, pa.py_buffer(image["bytes"])])
+    path = pa.array([image["path"]], pa.string())
+    return pa.StructArray.from_arrays([file, path], fields=list(IMAGE.type))
 
 
 def job_stages(job: Job) -> list[Stage]:

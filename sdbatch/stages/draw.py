@@ -18,7 +18,7 @@ from sdbatch import schema
 from sdbatch.engine.request import Drawn, EngineProtocol, Request
 from sdbatch.errors import SdbatchError, one_line
 from sdbatch.output.image_file import Encoding, encode_image
-from sdbatch.stages.base import Needs, Stage, replace_columns
+from sdbatch.stages.base import Needs, Stage, image_column, replace_columns
 
 
 class DrawImages(Stage):
@@ -146,10 +146,12 @@ class Drawing:
 def add_results(rows: pa.Table, results: list[dict[str, Any]]) -> pa.Table:
     """Return a shard's table with the columns that drawing adds; `results` are those of a drawing.
 
-    A result without a column has null there.
+    A result without a column has null there. The files of the images are not copied.
     """
     errors = pa.array([result["error"] for result in results], schema.ERROR.type)
-    for field in schema.RESULTS:
+    images = image_column(result.get("image") for result in results)
+    rows = rows.append_column(schema.IMAGE, images)
+    for field in schema.DRAWN:
         values = [result.get(field.name) for result in results]
         rows = rows.append_column(field, pa.array(values, field.type))
     return replace_columns(rows, {"error": errors})

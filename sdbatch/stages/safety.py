@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sdbatch import schema
 from sdbatch.output.image_file import Encoding, encode_image
-from sdbatch.stages.base import Needs, Stage, replace_columns
+from sdbatch.stages.base import Needs, Stage, replace_columns, replace_images
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,17 @@ class ApplySafety(Stage):
         flagged = [i for i, nsfw in enumerate(rows["nsfw"].to_pylist()) if nsfw]
         if not flagged:
             return rows
-        names = [field.name for field in (*schema.RESULTS, schema.ERROR)]
-        columns = {name: rows[name].to_pylist() for name in names}
-        for i, row in zip(flagged, rows.take(flagged).to_pylist(), strict=True):
-            for name, value in self._result(row).items():
+        fields = {field.name: field.type for field in (*schema.DRAWN, schema.ERROR)}
+        columns = {name: rows[name].to_pylist() for name in fields}
+        images: dict[int, dict[str, Any] | None] = {}
+        others = rows.drop_columns(["image"])
+        for i in flagged:
+            row = others.slice(i, 1).to_pylist()[0]
+            result = self._result({**row, "path": rows["image"][i]["path"].as_py()})
+            images[i] = result.pop("image")
+            for name, value in result.items():
                 columns[name][i] = value
-        fields = {field.name: field.type for field in (*schema.RESULTS, schema.ERROR)}
+        rows = replace_images(rows, images)
         return replace_columns(
             rows, {name: pa.array(values, fields[name]) for name, values in columns.items()}
         )
@@ -65,8 +70,6 @@ class ApplySafety(Stage):
         reason = self._policy.reason_to_drop(row["nsfw"], row["nsfw_scores"])
         if reason is not None:
             return {**{field.name: None for field in schema.RESULTS}, "error": reason}
-        if not self._policy.hides(row["nsfw"]):
-            return {}
         file = encode_image(black(row["height"], row["width"]), row, self._encoding)
-        image = {**row["image"], "bytes": file}
+        image = {"bytes": file, "path": row["path"]}
         return {"image": image, "sha256": hashlib.sha256(file).hexdigest()}

@@ -1,5 +1,6 @@
 """The last stage, on a CPU: a drawn shard to its files and the receipt that commits it."""
 
+import itertools
 from collections import Counter
 
 import pyarrow as pa
@@ -34,10 +35,9 @@ class WriteShard(Stage):
         """Commit a shard; returns its receipt as one row of receipts.MANIFEST."""
         extras = schema.extras_of(rows.schema, self._scores)
         columns = schema.failed(extras, self._scores)
-        ordered = rows.select(columns.names).replace_schema_metadata(None)
-        failed = ordered.filter(pc.is_valid(ordered["error"]))
-        drawn = ordered.filter(pc.is_null(ordered["error"])) if failed.num_rows else ordered
-        drawn = drawn.drop_columns(["error"])
+        ordered = _join(rows.select(columns.names).replace_schema_metadata(None))
+        failed = ordered.filter(pc.is_valid(ordered["error"])).combine_chunks()
+        drawn = (_drawn(ordered) if failed.num_rows else ordered).drop_columns(["error"])
         shard = shard_of(rows)
         files = {}
         if drawn.num_rows:
@@ -50,3 +50,27 @@ class WriteShard(Stage):
         reasons = dict(Counter(failed["error"].to_pylist()).most_common())
         receipt = self._writer.commit(shard, reasons, files, facts_of(rows))
         return receipts.to_table([receipt])
+
+
+def _join(rows: pa.Table) -> pa.Table:
+    """Join the chunks of all columns but the images, which would be copied."""
+    joined = rows.drop_columns(["image"]).combine_chunks()
+    return _with_images(joined, rows["image"], rows.schema)
+
+
+def _drawn(rows: pa.Table) -> pa.Table:
+    """Return the rows without an error; no image is copied."""
+    drawn = pc.is_null(rows["error"])
+    chunks: list[pa.Array] = []
+    start = 0
+    for is_drawn, group in itertools.groupby(drawn.to_pylist()):
+        stop = start + len(list(group))
+        if is_drawn:
+            chunks += rows["image"].slice(start, stop - start).chunks
+        start = stop
+    images = pa.chunked_array(chunks, schema.IMAGE.type)
+    return _with_images(rows.drop_columns(["image"]).filter(drawn), images, rows.schema)
+
+
+def _with_images(rows: pa.Table, images: pa.ChunkedArray, columns: pa.Schema) -> pa.Table:
+    return rows.append_column(schema.IMAGE, images).select(columns.names)

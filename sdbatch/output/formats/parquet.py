@@ -2,6 +2,7 @@
 and metadata in the schema that marks the image column.
 """
 
+import io
 import json
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
@@ -18,7 +19,7 @@ _FEATURES = {"info": {"features": {"image": {"_type": "Image"}}}}
 def write(rows: pa.Table, output: Output) -> bytes:
     """Return the rows of one shard as a Parquet file."""
     rows = rows.replace_schema_metadata({"huggingface": json.dumps(_FEATURES)})
-    sink = pa.BufferOutputStream()
+    sink = io.BytesIO()
     # Encoded images do not compress; everything else does.
     compression = dict.fromkeys(_leaves(rows.schema), "zstd") | {"image.bytes": "none"}
     with pq.ParquetWriter(
@@ -29,8 +30,9 @@ def write(rows: pa.Table, output: Output) -> bytes:
         use_dictionary=_dictionary_encoded(rows),
     ) as writer:
         for group in _row_groups(rows):
-            writer.write_table(group, row_group_size=len(group))
-    return bytes(sink.getvalue())
+            # joined, as the ends of pages would depend on those of chunks
+            writer.write_table(group.combine_chunks(), row_group_size=len(group))
+    return sink.getvalue()
 
 
 def read(file: IO[bytes], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:

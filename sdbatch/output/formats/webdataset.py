@@ -22,14 +22,11 @@ def write(rows: pa.Table, output: Output) -> bytes:
     """Return the rows of one shard as a tar file."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for batch in rows.to_batches(max_chunksize=64):
-            for row in batch.to_pylist():
-                image = row.pop("image")["bytes"]
-                _add(tar, f"{row['key']}.{output.image_format}", image)
-                _add(
-                    tar, f"{row['key']}.json", json.dumps(_plain(row), ensure_ascii=False).encode()
-                )
-                _add(tar, f"{row['key']}.txt", row["prompt"].encode())
+        others = rows.drop_columns(["image"]).to_pylist()
+        for image, row in zip(rows["image"], others, strict=True):  # one file in memory at a time
+            _add(tar, f"{row['key']}.{output.image_format}", image["bytes"].as_py())
+            _add(tar, f"{row['key']}.json", json.dumps(_plain(row), ensure_ascii=False).encode())
+            _add(tar, f"{row['key']}.txt", row["prompt"].encode())
     return file.getvalue()
 
 
