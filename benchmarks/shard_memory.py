@@ -80,9 +80,7 @@ def draw(ready: Ready) -> Step:
 
 def safety(ready: Ready) -> Step:
     """Return the stage that replaces flagged images."""
-    return BlockStage(
-        ApplySafety(SafetyPolicy("blank"), encoding_of(ready.plan.job)), Metrics()
-    )
+    return BlockStage(ApplySafety(SafetyPolicy("blank"), encoding_of(ready.plan.job)), Metrics())
 
 
 def write(ready: Ready) -> Step:

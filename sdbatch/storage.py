@@ -198,7 +198,7 @@ class Store:
             _sync_folder(folder)
         return created
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: bytes | memoryview) -> None:
         """Write `data` at `name` atomically: readers see all of it or nothing.
 
         The output's own folder must exist: one that was moved away is not created again.
@@ -211,7 +211,8 @@ class Store:
         path = self.path(name)
         with storage_errors(self.where(name)):
             if not is_local(self.url):
-                self._ask(name, lambda fs: fs.pipe_file(path, data))
+                whole = bytes(data)  # clients of object stores send no other type
+                self._ask(name, lambda fs: fs.pipe_file(path, whole))
                 return
             folder = os.path.dirname(path)
             _make_folder(folder, self.path(""))
@@ -328,7 +329,7 @@ def _create_object(fs: Any, path: str, data: bytes, attempts: int = 10) -> bool:
 
 
 @contextlib.contextmanager
-def _temporary_file(folder: str, data: bytes) -> Iterator[str]:
+def _temporary_file(folder: str, data: bytes | memoryview) -> Iterator[str]:
     """Write a file of a temporary name to disk; remove it if the block fails."""
     path = os.path.join(folder, f".{uuid.uuid4().hex}{TEMPORARY}")
     try:
@@ -340,7 +341,7 @@ def _temporary_file(folder: str, data: bytes) -> Iterator[str]:
         raise
 
 
-def _write_file(path: str, data: bytes, mode: Literal["wb", "xb"]) -> None:
+def _write_file(path: str, data: bytes | memoryview, mode: Literal["wb", "xb"]) -> None:
     with open(path, mode) as file:
         file.write(data)
         file.flush()

@@ -54,6 +54,11 @@ def test_put_replaces_the_file_and_its_bytes_are_read_back(store):
     assert store.names("data") == {"000000.bin": 256_000}
 
 
+def test_put_writes_a_view_of_memory_as_its_bytes(store):
+    store.put("data/000000.bin", memoryview(b"a file")[2:])
+    assert store.read("data/000000.bin") == b"file"
+
+
 @pytest.mark.parametrize("step", ["replace", "fsync"])
 def test_put_keeps_only_the_old_file_when_the_disk_is_full(tmp_path, monkeypatch, step):
     store = local(tmp_path)

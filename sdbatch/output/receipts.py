@@ -82,7 +82,7 @@ class Writer:
         self,
         shard: Shard,
         reasons: dict[str, int],
-        files: Mapping[str, bytes],
+        files: Mapping[str, bytes | memoryview],
         facts: dict[str, Any],
     ) -> Receipt:
         """Write a shard's files, then the receipt that names them; return the receipt.

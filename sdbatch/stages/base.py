@@ -63,9 +63,7 @@ def facts_of(rows: pa.Table) -> dict[str, Any]:
     return facts
 
 
-def replace_columns(
-    rows: pa.Table, columns: Mapping[str, pa.Array | pa.ChunkedArray]
-) -> pa.Table:
+def replace_columns(rows: pa.Table, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> pa.Table:
     """Return `rows` with other values in some columns."""
     for name, column in columns.items():
         at = rows.schema.get_field_index(name)

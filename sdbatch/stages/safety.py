@@ -57,9 +57,11 @@ class ApplySafety(Stage):
         for i in flagged:
             row = others.slice(i, 1).to_pylist()[0]
             result = self._result({**row, "path": rows["image"][i]["path"].as_py()})
-            images[i] = result.pop("image")
             for name, value in result.items():
-                columns[name][i] = value
+                if name == "image":
+                    images[i] = value
+                else:
+                    columns[name][i] = value
         rows = replace_images(rows, images)
         return replace_columns(
             rows, {name: pa.array(values, fields[name]) for name, values in columns.items()}
@@ -70,6 +72,8 @@ class ApplySafety(Stage):
         reason = self._policy.reason_to_drop(row["nsfw"], row["nsfw_scores"])
         if reason is not None:
             return {**{field.name: None for field in schema.RESULTS}, "error": reason}
+        if not self._policy.hides(row["nsfw"]):
+            return {}
         file = encode_image(black(row["height"], row["width"]), row, self._encoding)
         image = {"bytes": file, "path": row["path"]}
         return {"image": image, "sha256": hashlib.sha256(file).hexdigest()}

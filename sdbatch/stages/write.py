@@ -35,27 +35,21 @@ class WriteShard(Stage):
         """Commit a shard; returns its receipt as one row of receipts.MANIFEST."""
         extras = schema.extras_of(rows.schema, self._scores)
         columns = schema.failed(extras, self._scores)
-        ordered = _join(rows.select(columns.names).replace_schema_metadata(None))
-        failed = ordered.filter(pc.is_valid(ordered["error"])).combine_chunks()
+        ordered = rows.select(columns.names).replace_schema_metadata(None)
+        failed = ordered.filter(pc.is_valid(ordered["error"]))
         drawn = (_drawn(ordered) if failed.num_rows else ordered).drop_columns(["error"])
         shard = shard_of(rows)
-        files = {}
+        files: dict[str, bytes | memoryview] = {}
         if drawn.num_rows:
             name = names.data_file(shard.shard, formats.suffix(self._output))
             files[name] = formats.write_shard(drawn, self._output)
         if failed.num_rows:
             sink = pa.BufferOutputStream()
             pq.write_table(failed, sink)
-            files[names.failed_file(shard.shard)] = sink.getvalue().to_pybytes()
+            files[names.failed_file(shard.shard)] = memoryview(sink.getvalue())
         reasons = dict(Counter(failed["error"].to_pylist()).most_common())
         receipt = self._writer.commit(shard, reasons, files, facts_of(rows))
         return receipts.to_table([receipt])
-
-
-def _join(rows: pa.Table) -> pa.Table:
-    """Join the chunks of all columns but the images, which would be copied."""
-    joined = rows.drop_columns(["image"]).combine_chunks()
-    return _with_images(joined, rows["image"], rows.schema)
 
 
 def _drawn(rows: pa.Table) -> pa.Table:
@@ -69,8 +63,5 @@ def _drawn(rows: pa.Table) -> pa.Table:
             chunks += rows["image"].slice(start, stop - start).chunks
         start = stop
     images = pa.chunked_array(chunks, schema.IMAGE.type)
-    return _with_images(rows.drop_columns(["image"]).filter(drawn), images, rows.schema)
-
-
-def _with_images(rows: pa.Table, images: pa.ChunkedArray, columns: pa.Schema) -> pa.Table:
-    return rows.append_column(schema.IMAGE, images).select(columns.names)
+    others = rows.drop_columns(["image"]).filter(drawn)
+    return others.append_column(schema.IMAGE, images).select(rows.column_names)

@@ -5,8 +5,10 @@ from dataclasses import asdict
 import pyarrow as pa
 import pytest
 
+from sdbatch.batch import blocks
 from sdbatch.batch.blocks import BlockStage, pack, unpack
 from sdbatch.batch.metrics import Metrics
+from sdbatch.schema import IMAGE
 from sdbatch.stages.base import Needs, Stage, facts_of, replace_columns, shard_of, with_shard
 from tests.finished import planned
 
@@ -50,6 +52,50 @@ def test_a_block_cut_out_of_a_larger_one_is_unpacked_alike():
     both = pa.concat_tables([pack(ROWS), pack(other)]).combine_chunks()
     assert unpack(both.slice(1, 1)).equals(other)
     assert unpack(both.slice(0, 1)).equals(ROWS)
+
+
+IMAGES = [
+    {"bytes": b"first", "path": "a.jpg"},
+    None,
+    {"bytes": None, "path": "c.jpg"},
+    {"bytes": b"", "path": None},
+    {"bytes": b"last", "path": "e.jpg"},
+]
+
+
+def with_images(images):
+    """Return a shard with a chunk for each image, as drawing leaves it."""
+    table = pa.table({"key": [str(i) for i in range(len(images))]})
+    column = pa.chunked_array([pa.array([each], IMAGE.type) for each in images], IMAGE.type)
+    return with_shard(table.append_column(IMAGE, column), planned(7, len(images)), {"host": "a"})
+
+
+@pytest.mark.parametrize("images", [IMAGES, IMAGES[:1], [None], [None, None], []])
+def test_a_block_gives_images_back_as_they_were_in_one_chunk(images):
+    rows = with_images(images)
+    unpacked = unpack(pack(rows))
+    unpacked.validate(full=True)
+    assert unpacked.equals(rows, check_metadata=True)
+    assert unpacked["image"].num_chunks <= 1
+    again = unpack(pa.concat_tables([pack(rows), pack(unpacked)]).combine_chunks().slice(1))
+    assert again.equals(rows, check_metadata=True)
+
+
+def test_a_block_of_more_images_than_a_chunk_may_hold_has_several(monkeypatch):
+    monkeypatch.setattr(blocks, "MOST_CHUNK", 6)  # bytes
+    rows = with_images([*IMAGES, *IMAGES])
+    unpacked = unpack(pack(rows))
+    unpacked.validate(full=True)
+    assert unpacked.equals(rows, check_metadata=True)
+    assert unpacked["image"].num_chunks == 4
+
+
+def test_images_are_not_copied_when_a_shard_is_unpacked():
+    block = pack(with_images(IMAGES))
+    files = block["files"].chunk(0).buffers()[2]
+    assert files.to_pybytes() == b"firstlast"
+    data = unpack(block)["image"].chunk(0).field("bytes").buffers()[2]
+    assert data.address == files.address
 
 
 def test_a_block_of_the_plan_is_its_own_table():

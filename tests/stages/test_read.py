@@ -195,7 +195,8 @@ def test_read_gives_what_can_be_written_when_json_holds_an_empty_object(value, m
     _, stage, (block,) = read_stage(small_job(make_job, tmp_path, prompts={"path": str(path)}))
     (rows,) = draw_rows(pack(stage(block)))
 
-    assert parquet.write(rows.drop_columns(["error"]), Output(path="unused")).startswith(b"PAR1")
+    file = parquet.write(rows.drop_columns(["error"]), Output(path="unused"))
+    assert file[:4] == b"PAR1"
 
 
 def test_rows_in_the_job_file_are_read_like_those_of_a_table(make_job, tmp_path):

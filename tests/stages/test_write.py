@@ -182,6 +182,19 @@ def test_write_leaves_no_receipt_and_no_half_file_when_a_put_fails(folder, store
     assert read_receipt(store, 0) == receipt
 
 
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_write_puts_the_bytes_of_the_drawn_rows_alone_when_others_failed(output_format, store):
+    prompts = ("fail", "a", "b", "fail", "fail", "c", "fail", "d")
+    output = settings(output_format)
+    shard = block(prompts, 3, breed=pa.array(["pug", None] * 4))
+    (rows,) = draw_rows(shard)
+    write(store, *draw(shard), output)
+
+    good = rows.filter(rows["error"].is_null()).drop_columns(["error"])
+    name = f"data/000003.{SUFFIX[output_format]}"
+    assert store.read(name) == bytes(formats.write_shard(good, output))
+
+
 def test_write_puts_scores_between_our_columns_and_the_tables_own(store):
     fields = pa.schema([("fidelity", pa.float64()), ("fidelity_colour", pa.bool_())])
     rows = unpack(*draw(block(PROMPTS, 0, breed=pa.array(["pug", None, "lab", "pug"]))))

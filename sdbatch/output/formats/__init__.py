@@ -2,7 +2,7 @@
 
 The module of a format has
 
-    write(rows, output) -> bytes             rows with the columns of schema.images
+    write(rows, output) -> file              rows with the columns of schema.images
     read(file, columns) -> rows              from the beginning, without holding all of them
     card_features(output) -> front matter    what the dataset card must say of the types
 """
@@ -17,9 +17,9 @@ from sdbatch.job import Output
 from sdbatch.registry import OUTPUT_FORMATS
 
 
-def write_shard(rows: pa.Table, output: Output) -> bytes:
+def write_shard(rows: pa.Table, output: Output) -> bytes | memoryview:
     """Return a shard's file; `rows` has the columns of schema.images."""
-    data: bytes = _module(output.format).write(rows, output)
+    data: bytes | memoryview = _module(output.format).write(rows, output)
     return data
 
 

@@ -2,7 +2,6 @@
 and metadata in the schema that marks the image column.
 """
 
-import io
 import json
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
@@ -16,10 +15,11 @@ MOST_ROW_GROUP_BYTES = 100 * 10**6  # the viewer's limit, datasets' MAX_ROW_GROU
 _FEATURES = {"info": {"features": {"image": {"_type": "Image"}}}}
 
 
-def write(rows: pa.Table, output: Output) -> bytes:
+def write(rows: pa.Table, output: Output) -> memoryview:
     """Return the rows of one shard as a Parquet file."""
     rows = rows.replace_schema_metadata({"huggingface": json.dumps(_FEATURES)})
-    sink = io.BytesIO()
+    # glibc moves the pages of what grows and returns them at once; Arrow's own pool does neither.
+    sink = pa.BufferOutputStream(pa.system_memory_pool())
     # Encoded images do not compress; everything else does.
     compression = dict.fromkeys(_leaves(rows.schema), "zstd") | {"image.bytes": "none"}
     with pq.ParquetWriter(
@@ -30,9 +30,9 @@ def write(rows: pa.Table, output: Output) -> bytes:
         use_dictionary=_dictionary_encoded(rows),
     ) as writer:
         for group in _row_groups(rows):
-            # joined, as the ends of pages would depend on those of chunks
+            # Joined, or the ends of its pages would depend on those of the chunks.
             writer.write_table(group.combine_chunks(), row_group_size=len(group))
-    return sink.getvalue()
+    return memoryview(sink.getvalue())
 
 
 def read(file: IO[bytes], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:

@@ -226,6 +226,15 @@ def test_parquet_has_the_same_bytes_when_the_table_is_in_pieces():
     assert write(pieces) == write(rows)
 
 
+def test_parquet_has_the_same_bytes_when_each_image_is_a_chunk():
+    rows = with_images([2 * 2**20, 5, 3 * 2**20, 7])  # pages are cut at 1 MiB
+    at = rows.schema.get_field_index("image")
+    chunks = [rows["image"].slice(i, 1).chunk(0) for i in range(4)]
+    pieces = rows.set_column(at, schema.IMAGE, pa.chunked_array(chunks))
+
+    assert write(pieces) == write(rows)
+
+
 def test_parquet_gives_its_rows_back_when_it_is_read(monkeypatch):
     monkeypatch.setattr(parquet, "MOST_ROW_GROUP_BYTES", 2000)  # of images of some 1,000 bytes
     rows = drawn(**EXTRAS)
