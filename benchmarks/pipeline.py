@@ -6,6 +6,11 @@ Both write the same 512x512 images as JPEG into Parquet shards of 250 on two cor
 prompt table through Ray, with an engine that returns a ready image; and one process that encodes
 and writes in two threads, and does nothing else. Then the driver's memory for 10,000 to 1,000,000
 planned images. Prints a table and, on the last line, JSON.
+
+    python benchmarks/pipeline.py --growth 100000
+
+draws as many images of 64x64 in one run, and prints the memory of the driver and of every drawing
+actor as the run goes on.
 """
 
 import asyncio
@@ -19,6 +24,7 @@ import tempfile
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import click
@@ -46,9 +52,11 @@ from sdbatch.stages.read import ReadPrompts
 from sdbatch.stages.write import WriteShard
 
 SIDE = 512  # pixels
+SMALL = 64  # pixels, where only the number of images counts
 SHARD = 250  # images
 ACTORS = 2
 MEMORY_SECONDS = 8.0  # of drawing, before the driver's peak memory is read
+PERCENTS = (10, 25, 50, 75, 100)  # of a run, at which memory is read
 
 
 def picture() -> NDArray[np.uint8]:
@@ -95,13 +103,55 @@ class TimeLimit(SilentDisplay):
             raise KeyboardInterrupt
 
 
-def job(table: Path, output: Path, size: int) -> Job:
+class MemoryGauge(SilentDisplay):
+    """Reads the memory of the driver and of the drawing actors at PERCENTS of the images."""
+
+    def __init__(self) -> None:
+        self.readings: dict[str, dict[str, float]] = {}
+
+    def show(self, progress: Progress) -> None:
+        """Take a reading if one is due; the last one when the last image is drawn."""
+        due = [percent for percent in PERCENTS if 100 * progress.done >= percent * progress.planned]
+        if due and (name := f"{due[-1]} %") not in self.readings:
+            self.readings[name] = {"driver": mib(os.getpid()), **actors_memory()}
+
+
+def actors_memory() -> dict[str, float]:
+    """Return the MiB of each drawing actor of this run, in the order of their process ids."""
+    pids = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+            if b"DrawingActor" in command and os.getpid() in ancestors(int(process.name)):
+                pids.append(int(process.name))
+        except OSError:
+            continue  # it has ended meanwhile
+    return {f"actor {at}": mib(pid) for at, pid in enumerate(sorted(pids), start=1)}
+
+
+def ancestors(pid: int) -> set[int]:
+    """Return the processes that started a process, and those that started them."""
+    found: set[int] = set()
+    while pid > 1:
+        status = Path(f"/proc/{pid}/status").read_text()
+        pid = int(status.split("PPid:")[1].split()[0])
+        found.add(pid)
+    return found
+
+
+def mib(pid: int) -> float:
+    """Return the resident memory of a process without what it shares, such as Ray's store."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return round(int(status.split("RssAnon:")[1].split()[0]) / 1024, 1)
+
+
+def job(table: Path, output: Path, size: int, side: int = SIDE) -> Job:
     """Return the job over `table`."""
     return parse(
         {
             "prompts": {"path": str(table)},
             "model": "builtin:shapes",
-            "sampling": {"height": SIDE, "width": SIDE},
+            "sampling": {"height": side, "width": side},
             "cluster": {"actors": ACTORS},
             "output": {"path": str(output), "images_per_shard": size},
         }
@@ -216,13 +266,42 @@ def driver_memory(images: int, size: int) -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
+def growth(images: int) -> dict[str, dict[str, float]]:
+    """Return the memory of the driver and the actors as a run of `images` small images goes on."""
+    gauge = MemoryGauge()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_table(folder / "table.parquet", images)
+        ready = pipeline.prepare(job(folder / "table.parquet", folder / "out", SHARD, SMALL))
+        image = np.ascontiguousarray(picture()[:SMALL, :SMALL])
+        report = pipeline.draw(ready, display=gauge, make_engine=partial(ReadyEngine, image))
+    assert report.images == images, report
+    return gauge.readings
+
+
 @click.command()
 @click.option("--images", default=10_000, help="Per run of either kind.")
 @click.option("--repeats", default=3)
 @click.option("--memory", type=(int, int), help="Print the driver's MiB for IMAGES in shards of N.")
+@click.option("--growth", "grown", type=int, help="Print the memory over one run of N images.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the JSON here, too.")
-def main(images: int, repeats: int, memory: tuple[int, int] | None, output: Path | None) -> None:
+def main(
+    images: int,
+    repeats: int,
+    memory: tuple[int, int] | None,
+    grown: int | None,
+    output: Path | None,
+) -> None:
     """Measure the pipeline around an engine that draws nothing."""
+    if grown:
+        readings = growth(grown)
+        for name, reading in readings.items():
+            print(
+                f"{name:6}",
+                *(f"{process} {value:7.1f} MiB  " for process, value in reading.items()),
+            )
+        findings.report(output, images=grown, shard=SHARD, mib=readings)
+        return
     if memory:
         print(driver_memory(*memory))
         return

@@ -1,6 +1,6 @@
 """The memory that a shard takes on its way: drawing it, a stage after that, and writing it.
 
-    python benchmarks/shard_memory.py [--images 256] [--output benchmarks/results/shard_memory]
+    python benchmarks/shard_memory.py [--images 120 --images 256] [--output FILE]
 
 A shard of 512x512 images of noise as PNG, the largest files that there are. Every stage runs on it
 in a process of its own, as in a run: what arrives as a block leaves as a block, or as files in a
@@ -168,17 +168,26 @@ def _mib(name: str) -> float:
 
 
 @click.command()
-@click.option("--images", default=256, show_default=True, help="In the shard.")
+@click.option(
+    "--images", "counts", multiple=True, default=(120, 256, 340), show_default=True, help="A shard."
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Where .json and .md go.")
 @click.option("--part", type=(str, str), hidden=True)  # step and folder: a process for each step
-def main(images: int, output: Path | None, part: tuple[str, str] | None) -> None:
+def main(counts: tuple[int, ...], output: Path | None, part: tuple[str, str] | None) -> None:
     """Measure the memory of each stage over one shard."""
     if part:
-        print(json.dumps(measure(part[0], Path(part[1]), images)))
+        print(json.dumps(measure(part[0], Path(part[1]), *counts)))
         return
     result = findings.Findings(output)
     libraries = {name: findings.versions()[name] for name in ("sdbatch", "pyarrow", "pillow")}
     result.add("on", {"date": time.strftime("%Y-%m-%d"), "cores": cores(), **libraries})
+    for images in counts:
+        result.add(f"a shard of {images} images", measure_all(images))
+    print(json.dumps(result.values))
+
+
+def measure_all(images: int) -> dict[str, Any]:
+    """Return the memory of each step, in a process of its own."""
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         write_table(Path(folder) / "table.parquet", images + 2)
@@ -186,8 +195,7 @@ def main(images: int, output: Path | None, part: tuple[str, str] | None) -> None
             command = [sys.executable, __file__, "--images", str(images), "--part", name, folder]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rows[name] = json.loads(done.stdout.splitlines()[-1])
-    result.add(f"a shard of {images} images", rows)
-    print(json.dumps(result.values))
+    return rows
 
 
 if __name__ == "__main__":

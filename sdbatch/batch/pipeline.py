@@ -28,6 +28,7 @@ from sdbatch.output.receipts import Receipt, Writer
 from sdbatch.output.record import Record, proof_of, read_record
 from sdbatch.prompts.table import open_table
 from sdbatch.report.closing import Report
+from sdbatch.report.outline import describe_memory, memory_warning
 from sdbatch.report.progress import Display, SilentDisplay, SteadyDisplay
 from sdbatch.resolve import MakeEngine, Resolved
 from sdbatch.schema import Shard
@@ -117,7 +118,9 @@ def draw(
             if ready.record is not None and ready.record.shards is None:  # plan.parquet is lost
                 lifecycle.begin(ready.store, ready.plan, ready.record.job, work.again)
             return driver.finish(job)
-        driver.show("starting Ray")
+        warning = memory_warning(ready.plan)
+        memory = f" (memory: {describe_memory(ready.plan)}. {warning})" if warning else ""
+        driver.show(f"starting Ray{memory}")
         hashed = in_background(partial(models.sha256, ready.model))  # while Ray starts
         with ray_setup.connected(address or job.cluster.address, job) as machines:
             driver.note("ray")

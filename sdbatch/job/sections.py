@@ -210,7 +210,11 @@ class Output(Section):
         le=100,
         description=f"default: {', '.join(_DEFAULT_QUALITIES)}",
     )
-    images_per_shard: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    images_per_shard: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="auto: up to 1000, and no more than 256 MiB of files hold if all are as large "
+        "as the job's and the table's largest image can be",
+    )
 
     @model_validator(mode="after")
     def _check_quality(self) -> "Output":

@@ -10,6 +10,7 @@ from sdbatch.errors import JobError, PromptTableError
 from sdbatch.job import Job, Output
 from sdbatch.job.sections import MOST_PLANNED
 from sdbatch.output import identity
+from sdbatch.output.formats.parquet import MOST_ROW_GROUP_BYTES
 from sdbatch.output.identity import WAYS
 from sdbatch.output.record import Record
 from sdbatch.prompts.table import Source, Table
@@ -31,11 +32,32 @@ class Plan:
     shards: tuple[Shard, ...]
     rows: int
     images_per_shard: int
+    largest: tuple[int, int]  # height and width of the largest image
 
     @property
     def images(self) -> int:
         """Return the number of images, drawn or failed, that the output will account for."""
         return sum(shard.images for shard in self.shards)
+
+    @property
+    def most_images(self) -> int:
+        """Return the number of images in the largest shard."""
+        return max(shard.images for shard in self.shards)
+
+    @property
+    def shard_bytes(self) -> int:
+        """Return a bound on the bytes of a shard's images: all are the largest, and pure noise."""
+        return self.most_images * image_bytes(self.job.output, *self.largest)
+
+    @property
+    def shard_memory(self) -> int:
+        """Return a bound on the bytes that a process needs to draw or to write a shard.
+
+        Drawing holds the images twice; Parquet its file and a row group twice, as a page of a row
+        group is as large as that. The numbers are those of benchmarks/shard_memory.py.
+        """
+        size = self.shard_bytes
+        return int(max(2.2 * size, 1.1 * size + 2 * min(size, MOST_ROW_GROUP_BYTES)))
 
     def urls(self) -> dict[str, str]:
         """Return the URLs of the table's files, by name."""
@@ -64,7 +86,8 @@ def make_plan(job: Job, table: Table, record: Record | None) -> Plan:
         table = replace(table, sources=_keep_order(table, known))
     rows = min(table.rows, job.prompts.limit or table.rows)
     images = rows * job.prompts.images_per_row
-    size = images_per_shard(job, images)
+    largest = table.sizes.largest(job.sampling)
+    size = images_per_shard(job, images, largest)
     _check_size(rows, images, size)
     job = job.updated(output=job.output.updated(images_per_shard=size))
     shards = tuple(_cut(job, table, size))
@@ -73,7 +96,7 @@ def make_plan(job: Job, table: Table, record: Record | None) -> Plan:
             "prompts.path = files that change the shards of the existing output: new rows must be "
             f"in new files, and prompts.limit must not exclude them. {WAYS}"
         )
-    return Plan(job, table, shards, rows, size)
+    return Plan(job, table, shards, rows, size, largest)
 
 
 def _check_size(rows: int, images: int, images_per_shard: int) -> None:
@@ -99,11 +122,17 @@ def image_bytes(output: Output, height: int, width: int) -> int:
     return int(height * width * per_pixel) + 4096
 
 
-def images_per_shard(job: Job, images: int) -> int:
-    """Return the number of images in a shard: the job's, or a choice from the job alone."""
-    each = image_bytes(job.output, job.sampling.height, job.sampling.width)
+def images_per_shard(job: Job, images: int, largest: tuple[int, int]) -> int:
+    """Return the number of images in a shard: the job's, or a choice from job and table alone.
+
+    Args:
+        job: if it sets a number, that of an existing output included, that is kept.
+        images: of the job.
+        largest: height and width of the largest image.
+    """
     size = job.output.images_per_shard
     if size != "auto":
+        each = image_bytes(job.output, job.sampling.height, job.sampling.width)
         if size * each > MOST_BYTES:
             raise JobError(
                 f"output.images_per_shard = {size}: must be at most {MOST_BYTES // each}, as a "
@@ -111,7 +140,12 @@ def images_per_shard(job: Job, images: int) -> int:
             )
         return size
     share = max(LEAST_IMAGES, -(-images // SHARES))
-    return max(1, min(share, MOST_IMAGES, AIM_BYTES // each))
+    return min(share, MOST_IMAGES, images_that_fit(job.output, largest))
+
+
+def images_that_fit(output: Output, size: tuple[int, int]) -> int:
+    """Return how many images of `size` a shard of automatic size may hold, at least 1."""
+    return max(1, AIM_BYTES // image_bytes(output, *size))
 
 
 def _cut(job: Job, table: Table, size: int) -> Iterator[Shard]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from sdbatch.errors import PromptTableError, one_line
+from sdbatch.prompts.sizes import Sizes
 
 JSON_TEXT = {b"sdbatch": b"json text"}  # metadata of a field whose values are stored as JSON text
 
@@ -27,6 +28,7 @@ class FileInfo:
     rows: int
     schema: pa.Schema
     checksum: str  # Parquet: of size and footer; others: of all bytes
+    sizes: Sizes
 
 
 def unite_schemas(one: pa.Schema, two: pa.Schema) -> pa.Schema:

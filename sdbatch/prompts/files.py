@@ -111,12 +111,17 @@ def _format_of_name(path: str) -> str | None:
     return suffix if suffix in FORMATS else None
 
 
-def inspect_file(url: str) -> FileInfo:
-    """Count the rows of the file at `url` and find its columns; no row of Parquet is read."""
+def inspect_file(url: str, sides: tuple[str, str]) -> FileInfo:
+    """Count the rows of the file at `url`; find its columns and the largest sizes of its images.
+
+    Args:
+        url: of the file.
+        sides: the names of the columns for height and width, whether the file has them or not.
+    """
     file_format = str(format_of(url))
     if file_format == "parquet":
-        return parquet.inspect_file(url)
-    return text.inspect_file(url, file_format)
+        return parquet.inspect_file(url, sides)
+    return text.inspect_file(url, file_format, sides)
 
 
 def checksum(url: str) -> str:

@@ -20,13 +20,13 @@ WHERE = "prompts.rows"  # as errors call it
 Rows = list[dict[str, Any]]
 
 
-def inspect_rows(rows: Rows) -> FileInfo:
-    """Find the columns of `rows`, and hash them."""
+def inspect_rows(rows: Rows, sides: tuple[str, str]) -> FileInfo:
+    """Find the columns of `rows` and the largest sizes of their images, and hash them."""
     digest = hashlib.sha256()
     for line in _lines(rows):
         digest.update(line.encode())
-    count, schema = text.infer_columns(((row, 0) for row in _plain(rows)), WHERE)
-    return FileInfo(count, schema, digest.hexdigest())
+    count, schema, sizes = text.inspect_rows(((row, 0) for row in _plain(rows)), WHERE, sides)
+    return FileInfo(count, schema, digest.hexdigest(), sizes)
 
 
 def read_rows(rows: Rows, start: int, stop: int, schema: pa.Schema) -> pa.Table:

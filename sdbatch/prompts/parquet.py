@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import re
 from collections.abc import Iterator
 from typing import IO
@@ -19,20 +20,69 @@ from sdbatch.prompts.file_info import (
     decoding_errors,
     row_too_long,
 )
+from sdbatch.prompts.sizes import Sizes, read_side
 
 BATCH_ROWS = 10_000  # decoded at once
 BATCH_BYTES = 2**28  # of them, if every row held the largest value that rows can share
 _TEXT = (pa.StringArray, pa.LargeStringArray, pa.BinaryArray, pa.LargeBinaryArray)
 
 
-def inspect_file(url: str) -> FileInfo:
-    """Count the rows of the file at `url` and find its columns, from its footer."""
+def inspect_file(url: str, sides: tuple[str, str]) -> FileInfo:
+    """Count the rows of the file at `url` and find columns and sizes, from its footer."""
     with storage.open_file(url) as file, decoding_errors(url, "a Parquet file"):
         metadata = pq.read_metadata(file)
         schema = metadata.schema.to_arrow_schema().remove_metadata()
         footer_checksum = _footer_checksum(file, metadata)
+        sizes = _find_sizes(file, url, metadata, sides)
     schema = pa.schema([pa.field(field.name, _plain_type(field.type)) for field in schema])
-    return FileInfo(metadata.num_rows, schema, footer_checksum)
+    return FileInfo(metadata.num_rows, schema, footer_checksum, sizes)
+
+
+def _find_sizes(
+    file: IO[bytes], url: str, metadata: pq.FileMetaData, sides: tuple[str, str]
+) -> Sizes:
+    """Return the largest sizes that the statistics of the row groups allow.
+
+    The two columns of a row group are read if its statistics do not say the largest valid side.
+    """
+    sizes = Sizes()
+    paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
+    present = {name: paths.index(name) for name in sides if name in paths}
+    parquet = pq.ParquetFile(file, metadata=metadata)
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        heights, widths = (
+            _sides_of(group.column(present[name])) if name in present else {None} for name in sides
+        )
+        if heights and widths:
+            for size in itertools.product(heights, widths):
+                sizes.add(size)
+            continue
+        rows = _batch_rows(file, group, list(present), f"{url} row group {number}")
+        for batch in parquet.iter_batches(rows, row_groups=[number], columns=list(present)):
+            nulls = [None] * batch.num_rows
+            cells = [batch[name].to_pylist() if name in present else nulls for name in sides]
+            for height, width in zip(*cells, strict=True):
+                sizes.add_row(height, width)
+    return sizes
+
+
+def _sides_of(chunk: pq.ColumnChunkMetaData) -> set[int | None]:
+    """Return the largest side in a chunk, and None if some have none; empty: not known."""
+    statistics = chunk.statistics
+    if statistics is None or not statistics.has_null_count:
+        return set()
+    sides: set[int | None] = {None} if statistics.null_count else set()
+    if statistics.null_count == chunk.num_values:
+        return sides
+    if not statistics.has_min_max or statistics.logical_type.type not in ("NONE", "INT"):
+        return set()
+    if chunk.physical_type == "BYTE_ARRAY":
+        return set()  # text, of which "64" comes after "512"
+    try:
+        return {*sides, read_side(statistics.max)}
+    except ValueError:
+        return set()
 
 
 def checksum(url: str) -> str:

@@ -1,7 +1,8 @@
 """A prompt table as a whole: its files in a fixed order, its columns and what each is used for."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from sdbatch.errors import PromptTableError, one_line
 from sdbatch.job import COLUMNS, Prompts, Sampling
 from sdbatch.prompts import files, inline
 from sdbatch.prompts.file_info import JSON_TEXT, FileInfo, unite_schemas
+from sdbatch.prompts.sizes import Size, Sizes, read_side, side_columns
 
 _TYPES = {name: field.annotation for name, field in Sampling.model_fields.items()}
 _NUMBERS = [name for name, kind in _TYPES.items() if kind in (int, float)]
@@ -37,6 +39,7 @@ class Table:
     columns: dict[str, str]  # our name -> the table's name, for those the table has
     schema: pa.Schema  # the columns to read of a file: those above, then the extras
     extras: pa.Schema  # the table's own columns, copied into the output
+    sizes: Sizes  # the largest of its rows
 
     @property
     def rows(self) -> int:
@@ -54,12 +57,13 @@ def open_table(prompts: Prompts, reserved: Sequence[str] = ()) -> Table:
     Raises:
         PromptTableError: no file, no row, no prompt column, or columns that cannot be used.
     """
+    sides = side_columns(prompts)
     if prompts.rows is None:
         urls = files.find_files(prompts.paths)
         with ThreadPoolExecutor(_CONCURRENT_FILES) as pool:
-            infos = list(pool.map(files.inspect_file, urls.values()))
+            infos = list(pool.map(lambda url: files.inspect_file(url, sides), urls.values()))
     else:
-        urls, infos = {inline.NAME: inline.WHERE}, [inline.inspect_rows(prompts.rows)]
+        urls, infos = {inline.NAME: inline.WHERE}, [inline.inspect_rows(prompts.rows, sides)]
     sources = tuple(
         Source(name, url, info.rows, info.checksum)
         for (name, url), info in zip(urls.items(), infos, strict=True)
@@ -75,7 +79,13 @@ def open_table(prompts: Prompts, reserved: Sequence[str] = ()) -> Table:
     extras = _select_extras(prompts, present, columns, {*schema.OUTPUT_NAMES, *reserved})
     needed = [present.field(name) for name in dict.fromkeys(columns.values())]
     rest = [present.field(name) for name in extras.names if name not in columns.values()]
-    return Table(sources, columns, pa.schema([*needed, *rest]), extras)
+    hive = [name if _is_hive(name, present) else "" for name in sides]
+    sizes = Sizes(
+        size
+        for name, info in zip(urls, infos, strict=True)
+        for size in _fill_sizes(info.sizes, _hive_values(name), hive)
+    )
+    return Table(sources, columns, pa.schema([*needed, *rest]), extras, sizes)
 
 
 def read_rows(
@@ -94,7 +104,7 @@ def read_rows(
         return inline.read_rows(in_job, start, stop, table)
     rows = files.read_rows(source.url, start, stop, table)
     for name, value in _hive_values(source.name).items():
-        if name in table.names and table.field(name).metadata == _HIVE:
+        if _is_hive(name, table):
             index, values = table.get_field_index(name), [value] * rows.num_rows
             rows = rows.set_column(index, table.field(name), pa.array(values, pa.string()))
     return rows
@@ -124,6 +134,18 @@ def _hive_values(name: str) -> dict[str, str]:
 def _hive_fields(names: Iterable[str]) -> list[pa.Field]:
     keys = dict.fromkeys(key for name in names for key in _hive_values(name))
     return [pa.field(key, pa.string(), metadata=_HIVE) for key in keys]
+
+
+def _is_hive(name: str, present: pa.Schema) -> bool:
+    return name in present.names and present.field(name).metadata == _HIVE
+
+
+def _fill_sizes(sizes: Sizes, folders: dict[str, str], sides: list[str]) -> Iterator[Size]:
+    """Yield the sizes of a file's rows with the sides that its folders set."""
+    for height, width in sizes:
+        with suppress(ValueError):  # all rows of the file will fail
+            set_by_folders = [read_side(folders.get(name)) for name in sides]
+            yield height or set_by_folders[0], width or set_by_folders[1]
 
 
 def _map_columns(prompts: Prompts, present: pa.Schema) -> dict[str, str]:

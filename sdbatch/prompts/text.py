@@ -29,6 +29,7 @@ from sdbatch.prompts.file_info import (
     row_too_long,
     unite_schemas,
 )
+from sdbatch.prompts.sizes import Sizes
 
 BATCH_ROWS, BATCH_CHARACTERS = 10_000, 64 * 2**20  # held at once while a file is inspected
 MOST_JSON = 256 * 2**20  # characters of a JSON file, which is parsed as a whole
@@ -37,21 +38,24 @@ Row = dict[str, Any]
 Rows = Iterator[tuple[Row, int]]  # each with the number of characters up to its end
 
 
-def inspect_file(url: str, file_format: str) -> FileInfo:
-    """Count the rows of the file at `url` and find its columns, by reading all of it."""
-    count, schema = infer_columns(_iter_rows(url, file_format), url)
-    return FileInfo(count, schema, checksum(url))
+def inspect_file(url: str, file_format: str, sides: tuple[str, str]) -> FileInfo:
+    """Count the rows of the file at `url` and find columns and sizes, by reading all of it."""
+    count, schema, sizes = inspect_rows(_iter_rows(url, file_format), url, sides)
+    return FileInfo(count, schema, checksum(url), sizes)
 
 
-def infer_columns(rows: Rows, where: str) -> tuple[int, pa.Schema]:
-    """Count `rows` and find their columns, a few in memory at a time."""
-    count, schema = 0, pa.schema([])
+def inspect_rows(rows: Rows, where: str, sides: tuple[str, str]) -> tuple[int, pa.Schema, Sizes]:
+    """Count `rows`; find their columns and sizes, a few in memory at a time."""
+    count, schema, sizes = 0, pa.schema([]), Sizes()
+    height, width = sides
     for batch in _batches(rows):
+        for row in batch:
+            sizes.add_row(row.get(height), row.get(width))
         schema = _merge(schema, _infer_schema(batch, where))
         count += len(batch)
         _check_columns(schema.names, where)
     fields = [json_text_field(f.name) if _has_empty_struct(f.type) else f for f in schema]
-    return count, pa.schema(fields)
+    return count, pa.schema(fields), sizes
 
 
 def _batches(rows: Rows) -> Iterator[list[Row]]:

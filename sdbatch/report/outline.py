@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sdbatch.job import Job
 from sdbatch.output import receipts
-from sdbatch.output.plan import make_plan
+from sdbatch.output.plan import Plan, images_that_fit, make_plan
 from sdbatch.output.record import read_record
 from sdbatch.prompts.table import open_table
 from sdbatch.stages.base import added_columns
@@ -23,6 +23,7 @@ class Outline:
     images_per_row: int
     shards: int
     images_per_shard: int
+    memory: str  # that a shard may take
     images_committed: int
     shards_committed: int
     output: str
@@ -38,6 +39,7 @@ class Outline:
                 f"copied     {', '.join(self.kept) or 'none'}",
                 f"images     {self.images:,}, {self.images_per_row} per row",
                 f"shards     {self.shards:,}, up to {self.images_per_shard:,} images each",
+                f"memory     {self.memory}",
                 f"committed  {self.images_committed:,} images, {self.shards_committed:,} shards",
                 f"output     {self.output} ({self.format})",
             ]
@@ -61,8 +63,29 @@ def make_outline(job: Job) -> Outline:
         images_per_row=job.prompts.images_per_row,
         shards=len(plan.shards),
         images_per_shard=plan.images_per_shard,
+        memory=". ".join(filter(None, [describe_memory(plan), memory_warning(plan)])),
         images_committed=sum(s.images for s in plan.shards if s.shard in committed),
         shards_committed=len(committed),
         output=store.url,
         format=f"{job.output.format}, {job.output.image_format}",
+    )
+
+
+def describe_memory(plan: Plan) -> str:
+    """Return a bound on the memory of the process that draws or writes a shard."""
+    mib = plan.shard_memory / 2**20
+    size = f"{mib:,.0f} MiB" if mib < 1024 else f"{mib / 1024:,.1f} GiB"
+    height, width = plan.largest
+    images = f"{plan.most_images:,} images of {width}x{height}"
+    return f"up to {size} for a shard, if it is {images} pixels of pure noise"
+
+
+def memory_warning(plan: Plan) -> str | None:
+    """Return the way out if a shard may take more memory than one of automatic size."""
+    fitting = images_that_fit(plan.job.output, plan.largest)
+    if plan.most_images <= fitting:
+        return None
+    return (
+        f"Set output.images_per_shard to {fitting} in a new output, or put the largest images "
+        f"into a job of their own"
     )

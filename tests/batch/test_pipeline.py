@@ -233,6 +233,32 @@ def test_ctrl_c_before_the_first_engine_leaves_the_old_output_as_it_is(mixed, tm
     assert contents(tmp_path / "out") == before
 
 
+class Steps(SilentDisplay):
+    """Keeps the step in which Ray starts, and presses Ctrl-C then."""
+
+    step = ""
+
+    def show(self, progress):
+        if progress.step.startswith("starting Ray") and not self.step:
+            self.step = progress.step
+            raise KeyboardInterrupt
+
+
+def test_the_start_shows_the_memory_of_shards_that_are_larger_than_those_of_automatic_size(
+    make_job, tmp_path
+):
+    rows = [{"prompt": f"a dog, number {i}", "height": 4096, "width": 4096} for i in range(20)]
+    (tmp_path / "large.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts = {"path": str(tmp_path / "large.jsonl")}
+    for size, shown in (("auto", False), (20, True)):
+        display = Steps()
+        output = {"path": str(tmp_path / f"{size}"), "images_per_shard": size}
+        job = make_job(prompts=prompts, output=output)
+        draw(job, display=display)
+        assert ("memory: up to" in display.step) == shown
+        assert ("output.images_per_shard to 13 in a new output" in display.step) == shown
+
+
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_second_run_is_refused_while_the_first_lives_and_goes_on_after_it(
     existing, make_job, tmp_path

@@ -108,7 +108,7 @@ def test_plan_is_a_function_of_the_job_and_the_table_not_of_the_place(make, fold
 
 def test_images_per_shard_chosen_is_a_function_of_the_job_and_the_images(make_job):
     job = make_job()
-    sizes = {n: plan.images_per_shard(job, n) for n in (1, 32, 64 * 32, 64 * 500, 10**9)}
+    sizes = {n: plan.images_per_shard(job, n, (64, 64)) for n in (1, 32, 64 * 32, 64 * 500, 10**9)}
     assert sizes == {1: 32, 32: 32, 64 * 32: 32, 64 * 500: 500, 10**9: plan.MOST_IMAGES}
     assert plan.MOST_IMAGES == 1000
 
@@ -118,10 +118,49 @@ def test_images_per_shard_chosen_is_a_function_of_the_job_and_the_images(make_jo
 def test_images_per_shard_chosen_keeps_a_shard_within_256_mib(make_job, image_format, side):
     sampling = {"height": side, "width": side}
     job = make_job(sampling=sampling, output={"image_format": image_format})
-    size = plan.images_per_shard(job, 10**9)
+    size = plan.images_per_shard(job, 10**9, (side, side))
     each = plan.image_bytes(job.output, side, side)
     assert size * each <= 256 * 2**20 < (size + 1) * each
     assert size >= 1
+
+
+def test_images_per_shard_chosen_is_that_of_the_largest_row(make, folder):
+    rows = "".join(f"a dog,{i},2048\n" for i in range(999))
+    (folder / "sides.csv").write_text(f"prompt,height,width\n{rows.replace(',1,', ',2048,')}")
+    small = make(prompts={"images_per_row": 64})
+    assert (small.largest, small.images_per_shard) == ((2048, 2048), 53)
+    each = plan.image_bytes(small.job.output, 2048, 2048)
+    assert small.shard_bytes == 53 * each <= plan.AIM_BYTES
+    assert small.job.output.images_per_shard == 53  # what job.yaml records
+
+
+def test_a_row_with_an_invalid_size_does_not_count_and_is_no_error(make, folder):
+    cells = ["4104", "-8", "wide", "100000000000000000000", "2047", "nan", ""]
+    (folder / "sides.csv").write_text("prompt,width\n" + "".join(f"a,{c}\n" for c in cells))
+    planned = make()
+    assert (planned.largest, planned.rows) == ((64, 64), 16)
+
+
+def test_resume_keeps_its_shards_when_a_new_file_holds_larger_rows(begin, make, folder):
+    begun = begin(output=SMALL)
+    (folder / "e.csv").write_text("prompt,height,width\n" + "a,4096,4096\n" * 7)
+    resumed = make(begun)
+    assert resumed.shards[: len(begun.shards)] == begun.shards
+    assert (resumed.images_per_shard, resumed.largest) == (3, (4096, 4096))
+    assert resumed.shard_bytes == 3 * plan.image_bytes(resumed.job.output, 4096, 4096)
+
+
+@pytest.mark.parametrize(
+    ("images", "mib"),  # of the measured shards: benchmarks/results/shard_memory.md
+    [(120, 277), (256, 415), (340, 519)],
+)
+def test_memory_of_a_shard_is_at_least_what_was_measured(make, images, mib):
+    planned = make(
+        prompts={"images_per_row": images},
+        sampling={"height": 512, "width": 512},
+        output={"image_format": "png", "images_per_shard": images},
+    )
+    assert mib <= planned.shard_memory / 2**20 < 1.15 * mib
 
 
 def test_small_job_is_one_shard_a_file(make):
