@@ -212,8 +212,8 @@ class Output(Section):
     )
     images_per_shard: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto",
-        description="auto: up to 1000, and no more than 256 MiB of files hold if all are as large "
-        "as the job's and the table's largest image can be",
+        description="auto: up to 1000; fewer if images of the largest size, of the job or of a "
+        "row, could have more than 256 MiB together",
     )
 
     @model_validator(mode="after")

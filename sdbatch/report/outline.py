@@ -1,4 +1,4 @@
-"""`sdbatch plan`: what a run would draw, from table footers and the names of receipts alone."""
+"""`sdbatch plan`: what a run would draw, from table footers and receipts alone."""
 
 from dataclasses import dataclass
 
