@@ -1,18 +1,22 @@
 """The memory that a shard takes on its way: drawing it, a stage after that, and writing it.
 
-    python benchmarks/shard_memory.py [--images 120 --images 256] [--output FILE]
+    python benchmarks/shard_memory.py [--images 120 --images 256] [--before REVISION]
 
 A shard of 512x512 images of noise as PNG, the largest files that there are. Every stage runs on it
 in a process of its own, as in a run: what arrives as a block leaves as a block, or as files in a
 local folder. Prints the peak of the process's resident memory above that before the stage, as a
 multiple of the bytes of the encoded images. The block that arrives is not counted: in a run it is
-in Ray's object store. A stage has worked on a shard of two images before. JSON on the last line.
+in Ray's object store. A stage has worked on a shard of two images before. `sha256` is that of the
+shard's file in `data/`, which must not change. A shard with flagged or failed rows is made in the
+process of its stage, which may use memory again that this has released: those figures are at least
+so large. JSON on the last line.
 """
 
 import asyncio
 import gc
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -27,6 +31,7 @@ import click
 import findings
 import numpy as np
 import pyarrow as pa
+from before_after import ROOT, checked_out
 from pipeline import NoLiveness, ReadyEngine, write_table
 
 from sdbatch.batch import pipeline
@@ -171,9 +176,15 @@ def _mib(name: str) -> float:
 @click.option(
     "--images", "counts", multiple=True, default=(120, 256, 340), show_default=True, help="A shard."
 )
+@click.option("--before", help="A commit of this repository, whose code is measured, too.")
 @click.option("--output", type=click.Path(path_type=Path), help="Where .json and .md go.")
 @click.option("--part", type=(str, str), hidden=True)  # step and folder: a process for each step
-def main(counts: tuple[int, ...], output: Path | None, part: tuple[str, str] | None) -> None:
+def main(
+    counts: tuple[int, ...],
+    before: str | None,
+    output: Path | None,
+    part: tuple[str, str] | None,
+) -> None:
     """Measure the memory of each stage over one shard."""
     if part:
         print(json.dumps(measure(part[0], Path(part[1]), *counts)))
@@ -182,18 +193,25 @@ def main(counts: tuple[int, ...], output: Path | None, part: tuple[str, str] | N
     libraries = {name: findings.versions()[name] for name in ("sdbatch", "pyarrow", "pillow")}
     result.add("on", {"date": time.strftime("%Y-%m-%d"), "cores": cores(), **libraries})
     for images in counts:
-        result.add(f"a shard of {images} images", measure_all(images))
+        result.add(f"a shard of {images} images", measure_all(images, ROOT))
+    if before:
+        with checked_out(before) as state:
+            for images in counts:
+                result.add(f"{images} images, {before}", measure_all(images, state))
     print(json.dumps(result.values))
 
 
-def measure_all(images: int) -> dict[str, Any]:
-    """Return the memory of each step, in a process of its own."""
+def measure_all(images: int, state: Path) -> dict[str, Any]:
+    """Return the memory of each step with the code in `state`, in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(state)}
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         write_table(Path(folder) / "table.parquet", images + 2)
         for name in STEPS:
             command = [sys.executable, __file__, "--images", str(images), "--part", name, folder]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run(
+                command, env=environment, stdout=subprocess.PIPE, text=True, check=True
+            )
             rows[name] = json.loads(done.stdout.splitlines()[-1])
     return rows
 
