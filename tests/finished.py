@@ -71,7 +71,7 @@ class LocalLiveness(LivenessClient):
     def _node(self):
         return HERE
 
-    def _living_nodes(self):
+    def living_nodes(self):
         return {HERE}
 
     def _call(self, method, *arguments):

@@ -2,7 +2,8 @@
 
     python -m tests.nodes HEAD_CPUS NODE_CPUS...
 
-Prints the dashboard's address and the cluster's, as JSON, when all nodes are there.
+Prints the dashboard's address and the cluster's, as JSON, when all nodes are there. A line of its
+stdin, CPUs, adds a node; then it prints the node's id and the process of its raylet, as JSON.
 """
 
 import json
@@ -20,11 +21,17 @@ def main() -> None:
     for cpus in others:
         cluster.add_node(num_cpus=cpus)
     cluster.wait_for_nodes()
-    said = {"dashboard": f"http://{cluster.webui_url}", "address": cluster.address}
-    sys.stdout.write(json.dumps(said) + "\n")
-    sys.stdout.flush()
-    sys.stdin.read()
+    say(dashboard=f"http://{cluster.webui_url}", address=cluster.address)
+    for line in sys.stdin:
+        node = cluster.add_node(num_cpus=int(line))
+        (raylet,) = node.all_processes["raylet"]
+        say(id=node.node_id, raylet=raylet.process.pid)
     cluster.shutdown()
+
+
+def say(**facts: str | int) -> None:
+    sys.stdout.write(json.dumps(facts) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from sdbatch.batch import ray_setup
 from sdbatch.batch.flow import ActorSetup
-from sdbatch.batch.liveness import Snapshot
+from sdbatch.batch.liveness import Liveness
+from sdbatch.batch.stall import Stall
 from sdbatch.errors import ModelError, SdbatchError, StorageError, one_line
-from sdbatch.job import Growing, Job
+from sdbatch.job import Job
 from sdbatch.output import identity, lifecycle, names, receipts
 from sdbatch.output.lease import Lease
 from sdbatch.output.plan import Plan
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.25
 FIRST_POLL_SECONDS = 0.05  # until an engine stands
-STALL_SECONDS = 1800.0  # without one tick, image or receipt anywhere
 Arrived: TypeAlias = "queue.Queue[Receipt | BaseException | None]"
 
 
@@ -50,8 +50,8 @@ class Driver:
         self._before = 0  # images of the valid ones
         self._began = time.time()
         self._startup: dict[str, float] = {}
-        self._snapshot = Snapshot(0, 0, 0, 0.0, 0.0, None, False)
-        self._last_signs, self._moved = -1, time.monotonic()
+        self._snapshot = Liveness(0).snapshot([])
+        self._stall = Stall(plan.job)
         self._stopped: str | None = None
 
     def keep(self, valid: Sequence[Receipt]) -> None:
@@ -116,7 +116,7 @@ class Driver:
                 progress = self.show("loading the model")
                 setup.metrics.output(progress.planned, progress.done)
                 if not ended:
-                    self._stopped = self._reason_to_stop(progress)
+                    self._stopped = self._reason_to_stop(progress, setup)
             if isinstance(ended, BaseException):
                 self._stopped = self._reason_of_end(ended)
         except KeyboardInterrupt:
@@ -221,26 +221,13 @@ class Driver:
         since = self._snapshot.loaded_at
         return time.time() - since if since else 0.0
 
-    def _reason_to_stop(self, progress: Progress) -> str | None:
-        signs = self._snapshot.signs + len(self._new_receipts)
-        if signs != self._last_signs:
-            self._last_signs, self._moved = signs, time.monotonic()
+    def _reason_to_stop(self, progress: Progress, setup: ActorSetup) -> str | None:
         if self._pulse.lost is not None:
             return self._pulse.lost.removesuffix(".")
         if self._max_failed is not None and progress.failed > self._max_failed:
             return f"{progress.failed} rows failed, more than --max-failed {self._max_failed}"
-        if time.monotonic() - self._moved > STALL_SECONDS and not self._waits_for_machines():
-            return f"no progress for {STALL_SECONDS / 60:.0f} minutes: no tick, image or receipt"
-        return None
-
-    def _waits_for_machines(self) -> bool:
-        """Tell whether the cluster grows and has no node that may draw yet."""
-        cluster = self._plan.job.cluster
-        if not isinstance(cluster.actors, Growing):
-            return False
-        nodes = ray_setup.machines(cluster.label_selector).nodes
-        on_cpus = self._plan.job.engine.device == "cpu"
-        return not any(node.draws and (on_cpus or node.gpus) for node in nodes)
+        receipts = len(self._new_receipts)
+        return self._stall.reason(self._snapshot, receipts, setup.liveness.living_nodes)
 
     def _reason_of_end(self, error: BaseException) -> str:
         """Return the reason behind what Ray raised.

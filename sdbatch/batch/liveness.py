@@ -28,6 +28,9 @@ class Snapshot:
     drawn_at: float  # clock seconds of the first image that was reported; 0: none yet
     rejected: str | None  # why the engine cannot be loaded
     open: bool  # drawing may begin
+    loading: bool  # an actor loads its engine, and none was ready since it began
+    drawing: dict[int, str]  # the shards that are being drawn, and the node of each
+    messages: int  # grows with every message of a drawing actor
 
 
 class Liveness:
@@ -41,7 +44,7 @@ class Liveness:
         self._ticks: dict[int, int] = {}  # shard -> ticks at its last beat
         self._committed: set[int] = set()
         self._may_draw = self._closed = False
-        self._signs = 0
+        self._signs = self._messages = 0
         self._loaded_at = self._drawn_at = 0.0
         self._rejected: str | None = None
 
@@ -94,6 +97,7 @@ class Liveness:
         """Note that drawing of `shard` begins on `node`; return which attempt it is, from 1."""
         attempts = self._open.setdefault(shard, [])
         attempts.append(node)
+        self._messages += 1
         self._beats.pop(shard, None)  # of an attempt that died
         self._signs += 1
         return len(attempts)
@@ -104,6 +108,7 @@ class Liveness:
         Returns:
             Whether the run goes on; else drawing must end.
         """
+        self._messages += 1
         if (drawn, failed) != self._beats.get(shard) or ticks != self._ticks.get(shard):
             self._signs += 1
         self._beats[shard], self._ticks[shard] = (drawn, failed), ticks
@@ -115,6 +120,7 @@ class Liveness:
         """Note that drawing of `shard` ended; its receipt follows."""
         self._open.pop(shard, None)
         self._ticks.pop(shard, None)
+        self._messages += 1
         if shard not in self._committed:  # else the receipt has overtaken this message
             self._beats[shard] = (drawn, failed)
         self._signs += 1
@@ -138,6 +144,9 @@ class Liveness:
             self._drawn_at,
             self._rejected,
             self._may_draw,
+            self._loads > 0,
+            {shard: attempts[-1] for shard, attempts in self._open.items()},
+            self._messages,
         )
 
 
@@ -165,12 +174,12 @@ class LivenessClient:
         self._call("open")
 
     async def deaths(self, shard: int) -> int:
-        """Return how many actors died while they drew `shard`, on nodes that are alive.
+        """Return how many actors died while they drew `shard`, on nodes that stay.
 
-        The loss of a node ends all its actors, so it explains their deaths.
+        The end of a node ends all its actors, so it explains their deaths.
         """
         nodes = await self._call("deaths", shard)
-        living = self._living_nodes() if nodes else ()
+        living = self.living_nodes() if nodes else ()
         return sum(node in living for node in nodes)
 
     async def begin(self, shard: int) -> int:
@@ -191,16 +200,19 @@ class LivenessClient:
         snapshot: Snapshot = self._wait(self._call("snapshot", committed), ANSWER_SECONDS)
         return snapshot
 
+    def living_nodes(self) -> set[str]:
+        """Return the nodes of the cluster that stay: alive, and not drained to be reclaimed."""
+        import ray
+        from ray._private.state import state
+
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        return alive - set(state.get_draining_nodes())
+
     def _node(self) -> str:
         """Return the node of this process."""
         import ray
 
         return str(ray.get_runtime_context().get_node_id())
-
-    def _living_nodes(self) -> set[str]:
-        import ray
-
-        return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
     def _call(self, method: str, *arguments: Any) -> Any:
         """Send a call; return an awaitable reference to its result."""

@@ -175,6 +175,8 @@ def settings() -> Iterator[None]:
     """Apply Ray Data's settings for one run; the calling program's own stay as they are."""
     from ray.data import DataContext
 
+    from sdbatch.batch.refill import Refill
+
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -182,6 +184,7 @@ def settings() -> Iterator[None]:
     context.execution_no_progress_timeout_s = -1  # it counts blocks; driver.py counts images
     context.raise_original_map_exception = True  # or sdbatch's errors arrive as text in Ray's
     context.max_consecutive_actor_init_deaths = 0  # a model that cannot be loaded ends the job
+    context.custom_execution_callback_classes.append(Refill)
     # A pool grows when its actors hold as many shards as they may. By Ray's default it never does,
     # as no shard waits in front of an actor.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0

@@ -87,10 +87,16 @@ class Writer:
     ) -> Receipt:
         """Write a shard's files, then the receipt that names them; return the receipt.
 
+        A shard that this run has committed stays as it is. Ray writes one again if its receipt was
+        lost on the way to the driver, with a node.
+
         Raises:
             StorageError: a file cannot be written, or another run owns the output.
         """
         store = self.lease.store
+        committed = self._committed(shard)
+        if committed is not None:
+            return committed
         failed = sum(reasons.values())
         receipt = Receipt(
             shard=shard.shard,
@@ -111,6 +117,15 @@ class Writer:
         self.lease.check()
         store.put(names.receipt_file(shard.shard), _RECEIPT.dump_json(receipt, indent=1))
         return receipt
+
+    def _committed(self, shard: Shard) -> Receipt | None:
+        """Return the receipt with which this run has committed a shard, if it has."""
+        data = self.lease.store.read_if_exists(names.receipt_file(shard.shard))
+        try:
+            receipt = _RECEIPT.validate_json(data) if data is not None else None
+        except ValidationError:  # of no run that lives
+            return None
+        return receipt if receipt is not None and receipt.run == self.lease.run.id else None
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def test_liveness_counts_the_attempts_of_each_shard():
 
 def test_a_drawing_actor_hears_of_no_death_whose_node_is_gone():
     class Cluster(LocalLiveness):
-        def _living_nodes(self):
+        def living_nodes(self):
             return living
 
     liveness, living = Cluster(), {"a", "b"}

@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 import pytest
 import torch
 
-from sdbatch.batch import driver, pipeline
+from sdbatch.batch import pipeline, stall
 from sdbatch.engine.engine import Engine
 from sdbatch.errors import JobError, ModelError, SdbatchError, StorageError
 from sdbatch.job import Model, Safety
@@ -473,7 +473,7 @@ class Stuck(FakeEngine):
 
 
 def test_a_run_in_which_nothing_moves_ends(make_job, monkeypatch):
-    monkeypatch.setattr(driver, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(stall, "STALL_SECONDS", 1.0)
     report = draw(make_job(), make_engine=Stuck)
     assert "no progress for" in report.stopped
 

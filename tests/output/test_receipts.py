@@ -12,7 +12,7 @@ import pytest
 
 from sdbatch import schema
 from sdbatch.errors import StorageError
-from sdbatch.output import identity, names, receipts
+from sdbatch.output import identity, lease, names, receipts
 from sdbatch.output.receipts import Proof, Receipt, WrittenFile
 from sdbatch.storage import Store
 from tests.finished import planned, writer
@@ -80,10 +80,27 @@ def test_commit_writes_the_files_and_the_receipt_that_proves_their_bytes(store, 
     assert receipt.fingerprint == identity.shard_fingerprint(JOB, SHARDS[4])
 
 
-def test_commit_of_the_same_shard_again_leaves_the_same_files(store, held):
-    assert commit(held, 0) == commit(held, 0)
-    assert store.names("data") == {"000000.parquet": 8}
+def contents(store):
+    files = [f"{folder}/{name}" for folder in names.SHARD_FOLDERS for name in store.names(folder)]
+    return {name: store.read(name) for name in files}
+
+
+def test_a_shard_that_the_run_has_committed_stays_though_it_is_drawn_again_otherwise(store, held):
+    receipt = commit(held, 0)
+    before = contents(store)
+    assert commit(held, 0, failed=0) == commit(held, 0) == receipt
+    assert contents(store) == before
     assert receipts.committed_shards(store) == {0}
+
+
+def test_a_receipt_of_an_earlier_run_or_one_that_is_damaged_is_replaced(store, held):
+    commit(held, 0)
+    store.put(names.receipt_file(1), b"damaged")
+    held.lease.release("finished")
+    later = replace(held, lease=lease.take(store))
+    for shard in (0, 1):
+        commit(later, shard)
+        assert read(store, shard).run == later.lease.run.id
 
 
 class LosingStore(Store):

@@ -2,7 +2,10 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from sdbatch.errors import ModelError
 from tests.fakes import FakeEngine
@@ -43,6 +46,26 @@ class Known(FakeEngine):
     def __init__(self, folder: Path) -> None:
         super().__init__(delay=0.4)
         (folder / str(os.getpid())).touch()
+
+
+class Held(FakeEngine):
+    """Draws noise, too much for Ray to send it with a message; waits for a file before an image.
+
+    Args:
+        go: the file.
+        free: the number in the prompt from which on it waits.
+    """
+
+    def __init__(self, go: Path, free: int) -> None:
+        super().__init__()
+        self._go, self._free = go, free
+
+    def _draw(self, request):
+        if int(request.prompt.split()[-1]) >= self._free:
+            wait_until(self._go.exists, 240)
+        shape = request.height, request.width, 3
+        noise = np.random.default_rng(request.seed).integers(0, 256, shape, dtype=np.uint8)
+        return replace(super()._draw(request), image=noise)
 
 
 class KillsTheActor(FakeEngine):

@@ -151,7 +151,7 @@ def test_write_puts_the_same_bytes_when_a_shard_is_drawn_and_written_twice(
     assert len(found[0]) == 2
 
 
-def test_write_replaces_the_files_when_a_shard_is_written_again(store):
+def test_write_leaves_a_shard_as_it_is_when_its_run_has_committed_it(store):
     (drawn,) = draw(block(PROMPTS))
     receipt = write(store, drawn)
     before = {name: store.read(name) for name in store.put_names}
