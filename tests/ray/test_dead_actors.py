@@ -61,18 +61,17 @@ def tables():
 
 
 def drawing_actors(state):
-    """Return the ids of the run's drawing actors in a state of Ray's."""
-    actors = ray._private.state.actors(
-        job_id=ray.get_runtime_context().job_id, actor_state_name=state
-    )
-    return [each for each, facts in actors.items() if "DrawingActor" in facts["ActorClassName"]]
+    """Return the ids of the drawing actors in a state of Ray's."""
+    actors = ray._private.state.actors().values()
+    drawing = [each for each in actors if "DrawingActor" in each["ActorClassName"]]
+    return {each["ActorID"] for each in drawing if each["State"] == state}
 
 
 def end_for_good(actors):
     """End actors as ray.kill does, so that Ray does not start them again."""
     for each in actors:
         ray._private.worker.global_worker.core_worker.kill_actor(ray.ActorID.from_hex(each), True)
-    wait_until(lambda: set(actors) <= set(drawing_actors("DEAD")))
+    wait_until(lambda: actors <= drawing_actors("DEAD"))
 
 
 def receipts(folder: Path) -> dict[Path, bytes]:
@@ -90,11 +89,13 @@ def test_idle_actors_that_are_dead_for_good_are_replaced(ray_local, make_job, ta
     may_read.clear()
 
     def end_all():
-        wait_until(lambda: len(receipts(tmp_path / "out")) == 2, 120)  # nothing is left to draw
-        ended = drawing_actors("ALIVE")
-        end_for_good(ended)
-        may_read.set()
-        return ended
+        try:
+            wait_until(lambda: len(receipts(tmp_path / "out")) == 2, 120)  # no more can be read
+            ended = drawing_actors("ALIVE")
+            end_for_good(ended)
+            return ended
+        finally:
+            may_read.set()
 
     with ThreadPoolExecutor(1) as thread:
         ended = thread.submit(end_all)
