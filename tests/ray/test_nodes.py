@@ -19,6 +19,7 @@ import pytest
 import ray
 
 from sdbatch.batch import pipeline
+from sdbatch.batch.liveness import LivenessClient
 from sdbatch.output import receipts
 from sdbatch.output.record import read_record
 from sdbatch.output.verify import verify_output
@@ -182,6 +183,9 @@ def test_a_node_that_is_reclaimed_hands_its_shards_over(cluster, job, tmp_path):
 
     def fault():
         spot.drain(cluster.address, seconds=120)
+        staying = LivenessClient(None).living_nodes()  # on others, a death counts against no shard
+        assert staying == {each["NodeID"] for each in ray.nodes() if each["Alive"]} - {spot.id}
+        assert len(staying) == 3
         cluster.add()
         spot.end_drawing()
         (tmp_path / "go").touch()
