@@ -1,5 +1,6 @@
 """The documents say what the code does: links, commands, examples, the reference of all keys."""
 
+import ast
 import re
 import runpy
 from pathlib import Path
@@ -130,3 +131,22 @@ def test_the_recording_of_the_first_run_is_of_the_command_in_the_readme():
     shown = re.findall(r"^    (.+)$", README, re.MULTILINE)
     assert shown
     assert [line for line in shown if line not in recording] == []
+
+
+def test_every_fault_has_a_test_that_exists():
+    rows = re.findall(r"^\| (?!fault).*$", GUIDES["docs/what-happens.md"], re.MULTILINE)
+    cells = [row.strip("| ").split(" | ") for row in rows]
+    assert cells
+    assert [row for row in cells if len(row) != 4] == []
+    named = [re.findall(r"`(tests/\S+\.py)::(\w+)`", row[3]) for row in cells]
+    assert [row for row, tests in zip(cells, named, strict=True) if not tests] == []
+    missing = [test for tests in named for test in tests if test[1] not in functions(test[0])]
+    assert missing == []
+
+
+def functions(path: str) -> set[str]:
+    """Return the names of the functions of a Python file, or none if it is missing."""
+    if not (ROOT / path).exists():
+        return set()
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
