@@ -277,9 +277,7 @@ def status(output: str, watch: bool, as_json: bool) -> None:
     from sdbatch.terminal import display
 
     store = Store(output)
-    state = read_status(store)
-    if watch:
-        state = watch_run(store, display(sys.stdout, as_json))
+    state = watch_run(store, display(sys.stdout, as_json)) if watch else read_status(store)
     click.echo(json.dumps(asdict(state)) if as_json else state.text())
     sys.exit(state.exit_code if watch else 0)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sdbatch.cli import main
+from sdbatch.report import status
 from tests.finished import finish, small_job
 
 COMMANDS = ("run", "plan", "status", "sheet", "score", "verify", "schema")
@@ -128,6 +130,16 @@ def test_command_on_a_missing_output_fails(here, command):
 def output(make_job, here):
     """A finished output at out in `here`: 4 images in 3 shards."""
     return finish(small_job(make_job, here))
+
+
+@pytest.mark.parametrize("watch", [[], ["--watch"]])
+def test_status_reads_the_output_once(output, monkeypatch, watch):
+    counted = []
+    once = status.read_status
+    monkeypatch.setattr(status, "read_status", lambda store: counted.append(store) or once(store))
+    with pytest.raises(SystemExit) as ended:
+        main(["status", str(output.folder), *watch])
+    assert (ended.value.code, len(counted)) == (3 if watch else 0, 1)
 
 
 def test_sheet_prints_its_path_and_takes_every_option(output, here):
