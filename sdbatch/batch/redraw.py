@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from sdbatch import resolve, schema
+from sdbatch.errors import StorageError
 from sdbatch.models import find_model as models
 from sdbatch.output import identity, reader
 from sdbatch.output.image_file import encoding_of
@@ -25,19 +26,21 @@ class Redrawn:
     """An image that was drawn again."""
 
     key: str
-    psnr: float  # dB between the two images; infinite if their pixels are equal
+    psnr: float | None  # dB; infinite if the pixels are equal; None: the old image is damaged
     same_bytes: bool
     versions_differ: bool  # from those that drew the output
 
     @property
     def is_fault(self) -> bool:
-        """Tell whether the image differs though it must have the same bytes."""
-        return not self.same_bytes and not self.versions_differ
+        """Tell whether the image differs though it must have the same bytes, or is damaged."""
+        return not self.same_bytes and (self.psnr is None or not self.versions_differ)
 
     def text(self) -> str:
         """Return the result in one line."""
         if self.same_bytes:
             return f"{self.key}: drawn again, the same bytes"
+        if self.psnr is None:
+            return f"{self.key}: drawn again, but the image of the output cannot be decoded"
         why = "other library versions" if self.versions_differ else "the same library versions"
         return f"{self.key}: drawn again with {why}, PSNR {self.psnr:.1f} dB"
 
@@ -68,10 +71,15 @@ def redraw_images(store: Store, count: int) -> Iterator[Redrawn]:
         yield Redrawn(row["key"], _psnr(row, again), same, differ)
 
 
-def _psnr(row: dict[str, Any], again: dict[str, Any]) -> float:
+def _psnr(row: dict[str, Any], again: dict[str, Any]) -> float | None:
+    """Return how close an image is to the old one; None if the old one cannot be decoded."""
+    try:
+        old = reader.open_picture(row)
+    except StorageError:
+        return None
     if again["image"] is None:
         return 0.0
-    first, second = (np.asarray(reader.open_picture(each), float) for each in (row, again))
+    first, second = (np.asarray(each, float) for each in (old, reader.open_picture(again)))
     if first.shape != second.shape:
         return 0.0
     error = float(((first - second) ** 2).mean())

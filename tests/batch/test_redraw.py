@@ -141,6 +141,17 @@ def test_an_image_of_another_size_is_a_fault_without_a_psnr(output):
     assert [(each.is_fault, each.psnr) for each in redraw_images(output, 3)] == [(True, 0.0)] * 3
 
 
+@pytest.mark.parametrize("versions", [None, {**identity.versions(), "torch": "0.9"}])
+def test_an_image_that_cannot_be_decoded_is_a_fault(output, versions):
+    replace_images(output, lambda data: b"no image", versions)
+    faults = list(redraw_images(output, 3))
+    assert [(each.is_fault, each.psnr) for each in faults] == [(True, None)] * 3
+    for each in faults:
+        assert each.text() == (
+            f"{each.key}: drawn again, but the image of the output cannot be decoded"
+        )
+
+
 def test_images_of_other_library_versions_have_a_psnr_and_are_no_fault(output):
     versions = {**identity.versions(), "torch": "0.9"}
     replace_images(output, encode_again, versions)
