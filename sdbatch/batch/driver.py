@@ -53,6 +53,7 @@ class Driver:
         self._snapshot = Liveness(0).snapshot([])
         self._stall = Stall(plan.job)
         self._stopped: str | None = None
+        self._report: Report | None = None
 
     def keep(self, valid: Sequence[Receipt]) -> None:
         """Note the receipts of shards that are not drawn again."""
@@ -128,14 +129,19 @@ class Driver:
             self._snapshot = replace(self._snapshot, drawn=0, failed=0)  # not proved by receipts
 
     def finish(self, job: Job) -> Report:
-        """End the output if it is complete; return the report and show it."""
-        now = list(self._new_receipts)
+        """End the output if it is complete; return the report and show it, once."""
+        if self._report is not None:  # Ctrl-C came after it
+            return self._report
+        if self._stopped is not None:
+            self.show()
+            self._pulse.end("stopped")  # first, or a shard is committed after it was counted
         try:
             proof = proof_of(job, identity.fingerprint(job, identity.versions()), self._plan.shards)
             every = self._proved(proof)
         except StorageError as error:
             self.stop(one_line(error))
-            every = [*self._valid, *now]
+            every = [*self._valid, *self._new_receipts]
+        now = [receipt for receipt in every if receipt.run == self._lease.run.id]
         self._drawn = self._failed = 0
         self._count(every)
         progress = self.show()
@@ -160,6 +166,7 @@ class Driver:
             except StorageError as error:
                 report = replace(report, stopped=one_line(error))
         self._pulse.end("stopped" if report.stopped else "finished")
+        self._report = report
         self._display.close(report)
         return report
 

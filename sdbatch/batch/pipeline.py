@@ -125,13 +125,14 @@ def draw(
         with ray_setup.connected(address or job.cluster.address, job) as machines:
             driver.note("ray")
             resolved = _resolve(ready, machines, hashed.result())
+            job = resolved.job
             setup = _set_up_actors(work.todo, resolved, machines)
             make_engine = make_engine or resolved.make_engine(ready.plan.table.columns)
             writer = Writer(held, identity.fingerprint(resolved.job, identity.versions()))
             stages = flow.stages_of(resolved, ready.plan, writer, make_engine)
             laid_out = flow.lay_out(work.todo, ready.plan.urls(), stages, setup)
             driver.follow(laid_out, setup, begin=partial(_begin, ready, resolved, work))
-            return driver.finish(resolved.job)
+            return driver.finish(job)
     except KeyboardInterrupt:
         driver.stop("interrupted")
         return driver.finish(job)

@@ -65,17 +65,25 @@ class Lease:
 
     def lost(self) -> str | None:
         """Return why this run does not own the output any more; None if it does."""
+        return self._lost_to(newest_run(self.store))
+
+    def check(self) -> None:
+        """Raise a StorageError if this run has ended, or does not own the output any more.
+
+        A run that is stopped releases its lease before it counts what is committed.
+        """
         newest = newest_run(self.store)
+        lost = self._lost_to(newest)
+        if lost is None and newest is not None and newest.ended is not None:
+            lost = f"output.path = {self.store.url}: this run has ended and commits nothing more."
+        if lost is not None:
+            raise StorageError(lost)
+
+    def _lost_to(self, newest: Run | None) -> str | None:
         if newest is not None and newest.id == self.run.id:
             return None
         why = f"{newest.describe()} owns it now" if newest else "it was moved away or emptied"
         return f"output.path = {self.store.url}: {why}, so this run has ended."
-
-    def check(self) -> None:
-        """Raise a StorageError if this run does not own the output any more."""
-        lost = self.lost()
-        if lost is not None:
-            raise StorageError(lost)
 
     def release(self, state: str) -> None:
         """Note that the run has ended, so that the next one begins at once."""

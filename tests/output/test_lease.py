@@ -413,6 +413,13 @@ def test_a_writer_that_is_overtaken_while_it_writes_commits_nothing(store, write
     assert files(store) == {"000000.parquet"}
 
 
+def test_a_late_writer_commits_nothing_when_its_run_has_ended(store, writer):
+    writer.lease.release("stopped")
+    with pytest.raises(StorageError, match="this run has ended and commits nothing more"):
+        writer.commit(planned(0), {}, FILES, {})
+    assert files(store) == set()
+
+
 def test_a_late_writer_notices_that_its_output_was_moved_away_and_makes_no_new_one(
     store, writer, tmp_path
 ):
