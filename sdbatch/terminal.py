@@ -4,15 +4,21 @@ Nor a secret: a traceback is printed without those of URLs.
 """
 
 import contextlib
+import logging
 import os
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
+from sdbatch import leftovers
 from sdbatch.urls import without_secrets
+
+NOTICE_SECONDS = 10.0  # between two notices of one kind, such as a request that is sent again
 
 if TYPE_CHECKING:
     from sdbatch.report.progress import Display
@@ -39,9 +45,14 @@ def print_traceback(
 def quiet_terminal() -> Iterator[tuple[IO[str], str]]:
     """Redirect what Ray and its processes print to a log file; yield the real stdout and the log.
 
-    By file descriptor: Ray's C++ code bypasses sys.stdout and ignores Ray's own settings.
+    By file descriptor: Ray's C++ code bypasses sys.stdout and ignores Ray's own settings. sdbatch's
+    own warnings, such as what a run waits for, go to the real stderr.
     """
-    log_descriptor, log = tempfile.mkstemp(prefix="sdbatch-", suffix=".log")
+    folder = leftovers.log_folder()
+    for old in leftovers.of_old_runs(Path(folder).iterdir()):
+        old.unlink(missing_ok=True)
+    log_descriptor, log = tempfile.mkstemp(prefix="", suffix=".log", dir=folder)
+    leftovers.lock(log_descriptor)
     sys.stdout.flush()
     sys.stderr.flush()
     saved = [os.dup(1), os.dup(2)]
@@ -49,7 +60,8 @@ def quiet_terminal() -> Iterator[tuple[IO[str], str]]:
     try:
         os.dup2(log_descriptor, 1)
         os.dup2(log_descriptor, 2)
-        yield out, log
+        with os.fdopen(os.dup(saved[1]), "w", encoding="utf-8") as err, _notices(err):
+            yield out, log
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -59,3 +71,38 @@ def quiet_terminal() -> Iterator[tuple[IO[str], str]]:
         os.close(log_descriptor)
         with contextlib.suppress(OSError):  # nobody reads the pipe any more: `| head`
             out.close()
+
+
+@contextlib.contextmanager
+def _notices(err: IO[str]) -> Iterator[None]:
+    """Print the warnings of sdbatch's own modules on `err`, and all that they note in the log."""
+    shown, kept = logging.StreamHandler(err), logging.StreamHandler(sys.stderr)
+    shown.setLevel(logging.WARNING)
+    shown.addFilter(_Seldom())
+    logger = logging.getLogger("sdbatch")
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    for handler in (shown, kept):
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in (shown, kept):
+            logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _Seldom(logging.Filter):
+    """Admits a notice of each kind every NOTICE_SECONDS."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._due: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether a notice is shown."""
+        now = time.monotonic()
+        shown = now >= self._due.get(record.msg, now)
+        if shown:
+            self._due[record.msg] = now + NOTICE_SECONDS
+        return shown

@@ -5,6 +5,7 @@ ARCHITECTURE.md has the measurements behind them.
 """
 
 import contextlib
+import logging
 import math
 import os
 import signal
@@ -13,9 +14,10 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbatch.batch import pool
+from sdbatch.batch import pool, sessions
 from sdbatch.batch.liveness import Liveness, LivenessClient
 from sdbatch.batch.pool import FREE_CPUS, Machine, Machines
 from sdbatch.cores import cores
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 CONNECT_SECONDS = 60.0
+_log = logging.getLogger(__name__)
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or a warning about CUDA_VISIBLE_DEVICES
     "RAY_USAGE_STATS_ENABLED": "0",  # a job's own Ray reports to nobody
@@ -53,8 +56,9 @@ def connected(address: str | None, job: Job) -> Iterator[Machines]:
         yield machines(job.cluster.label_selector)
         return
     try:
-        _start(address, job)
-        yield machines(job.cluster.label_selector)
+        session = _start(address, job)
+        with sessions.marked(session) if session else contextlib.nullcontext():
+            yield machines(job.cluster.label_selector)
     finally:
         ray.shutdown()
 
@@ -103,8 +107,10 @@ def _connection_error(address: str, error: Exception) -> JobError:
     )
 
 
-def _start(address: str, job: Job) -> None:
-    """Start a Ray, or connect. By the name "local", or Ray reads a stale file of another Ray.
+def _start(address: str, job: Job) -> Path | None:
+    """Start a Ray and return the folder of its files; or connect.
+
+    By the name "local", or Ray reads a stale file of another Ray.
 
     Raises:
         JobError: no Ray answers at the address, or none can be started here.
@@ -130,13 +136,18 @@ def _start(address: str, job: Job) -> None:
 
     threading.Thread(target=start, daemon=True).start()
     try:
-        starting.result(None if local else CONNECT_SECONDS)
+        context = starting.result(None if local else CONNECT_SECONDS)
     except KeyboardInterrupt:
         if local:  # the processes that are starting are then shut down
             wait([starting], CONNECT_SECONDS)
         raise
     except Exception as error:  # Ray's are of many kinds, bare ones among them
         raise _connection_error(address, error) from error
+    if not local:
+        return None
+    session = Path(context.address_info["session_dir"])
+    _log.info("The logs of Ray's own processes are in %s.", session / "logs")
+    return session
 
 
 def _check_listener(address: str) -> None:

@@ -1,17 +1,20 @@
 """Progress in images: a bar on a terminal, plain lines in a log, JSON for programs."""
 
 import json
+import logging
 import re
 import threading
 import time
 from dataclasses import asdict
 from typing import IO, Any, Protocol
 
+from sdbatch.errors import one_line
 from sdbatch.output.progress import Progress
 from sdbatch.report.closing import Report
 
 LINE_SECONDS = 5.0  # between plain lines
 CLOSE_SECONDS = 10.0  # a terminal that does not take the report delays the end no longer
+_log = logging.getLogger(__name__)
 PROGRESS_LINE = re.compile(r"[\d,]+ of [\d,]+ images  ")  # the start of a `progress_line`
 
 
@@ -153,7 +156,12 @@ class SteadyDisplay:
                     self._display.show(latest)
                 if closed:
                     self._display.close(self._report)
-            except (OSError, ValueError):  # nobody reads the pipe, or the file is closed
+            except (OSError, ValueError) as error:  # nobody reads the pipe: `| head`
+                _log.warning(
+                    "The progress cannot be shown any more (%s). The run goes on; `sdbatch "
+                    "status OUTPUT` shows it.",
+                    one_line(error),
+                )
                 return
 
 
