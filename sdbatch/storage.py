@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.core import url_to_fs
+from fsspec.exceptions import FSTimeoutError
 
 from sdbatch.errors import StorageError, one_line
 from sdbatch.retries import try_again
@@ -24,11 +25,13 @@ from sdbatch.urls import FOLDER, names_folder, without_secrets
 _T = TypeVar("_T")
 TEMPORARY = ".tmp"  # the end of a file's name while it is written
 ANSWER_SECONDS = 60  # for which an object store may be silent
+SLOWEST_UPLOAD = 100_000  # bytes a second; a slower upload is sent again, then given up
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)  # of a filesystem
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 _CLIENT_ERRORS: dict[tuple[str, str], type[OSError]] = {  # not OSErrors; what each means
     ("botocore.exceptions", "NoCredentialsError"): PermissionError,
     ("botocore.exceptions", "BotoCoreError"): OSError,
+    ("botocore.parsers", "ResponseParserError"): OSError,  # a page of a proxy instead of XML
     ("aiohttp", "ClientError"): OSError,
     ("azure.core.exceptions", "ClientAuthenticationError"): PermissionError,
     ("azure.core.exceptions", "ResourceNotFoundError"): FileNotFoundError,
@@ -72,6 +75,8 @@ def connect(url: str) -> tuple[Any, str]:
             _check_host(url)
         with storage_errors(url):
             fs, path = url_to_fs(url, **_timeouts(protocol))
+        if protocol in ("s3", "s3a"):
+            fs.retries = 1  # not five times: retries.py sends again, and knows when to end
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
         fix = f'pip install "sdbatch[{extra}]"' if extra else str(error)
@@ -212,7 +217,7 @@ class Store:
         with storage_errors(self.where(name)):
             if not is_local(self.url):
                 whole = bytes(data)  # clients of object stores send no other type
-                self._ask(name, lambda fs: fs.pipe_file(path, whole))
+                self._ask(name, lambda fs: _upload(fs, path, whole))
                 return
             folder = os.path.dirname(path)
             _make_folder(folder, self.path(""))
@@ -252,7 +257,7 @@ class Store:
 def _timeouts(protocol: str) -> dict[str, Any]:
     """Return options by which a server that never answers is given up after minutes, not hours.
 
-    s3fs sends a request five times, and botocore by default each of them five times again.
+    botocore by default sends each request five times.
     """
     if protocol not in ("s3", "s3a"):
         return {}
@@ -312,10 +317,29 @@ def _object_names(fs: Any, path: str) -> dict[str, int]:
     }
 
 
+def _upload(fs: Any, path: str, data: bytes, **options: Any) -> None:
+    """Write an object.
+
+    The clients count the seconds without an answer only when the whole request is sent, and S3's
+    waits before that until the server wants the object: without a timeout here it may never end.
+
+    Raises:
+        TimeoutError: it takes longer than a slow network needs.
+    """
+    if not getattr(fs, "async_impl", False):
+        fs.pipe_file(path, data, **options)
+        return
+    seconds = ANSWER_SECONDS + len(data) / SLOWEST_UPLOAD
+    try:
+        fs.pipe_file(path, data, timeout=seconds, **options)
+    except FSTimeoutError as error:  # without a text
+        raise TimeoutError(f"not written in {seconds:.0f} s") from error
+
+
 def _create_object(fs: Any, path: str, data: bytes, attempts: int = 10) -> bool:
     """Create an object on condition that it does not exist; return whether it was created."""
     try:
-        fs.pipe_file(path, data, mode="create")
+        _upload(fs, path, data, mode="create")
     except FileExistsError:
         return False
     except OSError as error:  # s3fs knows the full answer of AWS alone

@@ -1,4 +1,4 @@
-"""A proxy on loopback that breaks connections in the middle of an upload."""
+"""A proxy on loopback that breaks connections, answers itself, or never answers."""
 
 import contextlib
 import math
@@ -21,6 +21,7 @@ class Proxy(socketserver.ThreadingTCPServer):
         self.broken = threading.Event()  # the limit was reached
         self._left = math.inf
         self._lock = threading.Lock()
+        self.own_answer: bytes | None = None  # instead of the target's; empty: none at all
 
     @property
     def address(self) -> str:
@@ -36,8 +37,23 @@ class Proxy(socketserver.ThreadingTCPServer):
         assert self.broken.is_set(), "less was sent"
         self._left = math.inf
 
+    def answer(self, status: int, body: str) -> None:
+        """Answer every request from now on, until `forward`."""
+        head = f"HTTP/1.1 {status} \r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        self.own_answer = f"{head}{body}".encode()
+
+    def fall_silent(self) -> None:
+        """Accept every connection from now on and never answer, until `forward`."""
+        self.own_answer = b""
+
+    def forward(self) -> None:
+        """Be a proxy again."""
+        self.own_answer = None
+
     def allows(self, size: int) -> bool:
         """Count bytes of an upload; return whether they may pass."""
+        if self.own_answer is not None:
+            return False
         with self._lock:
             self._left -= size
             if self._left < 0:
@@ -55,11 +71,21 @@ class Proxy(socketserver.ThreadingTCPServer):
 
 class _Connection(socketserver.BaseRequestHandler):
     def handle(self) -> None:
+        if self.server.own_answer is not None:
+            self._answer(self.server.own_answer)
+            return
         with contextlib.suppress(OSError), socket.create_connection(self.server.target) as server:
             back = threading.Thread(target=_forward, args=(server, self.request), daemon=True)
             back.start()
             _forward(self.request, server, self.server.allows)
             back.join()
+
+    def _answer(self, answer: bytes) -> None:
+        """Read all that the client sends; answer once its first request has begun."""
+        with contextlib.suppress(OSError):
+            while self.request.recv(CHUNK):
+                self.request.sendall(answer)
+                answer = b""
 
 
 def _forward(source, target, allows=lambda size: True) -> None:
