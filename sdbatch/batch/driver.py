@@ -292,6 +292,6 @@ def _wrapped_error(error: BaseException | None) -> SdbatchError | None:
     while error is not None:
         inner = getattr(error, "cause", None)  # a RayTaskError is of its cause's class too
         if isinstance(error, SdbatchError) and inner is None:
-            return error
+            return type(error)(str(error).partition("\n")[0])  # Ray appends lines of advice
         error = inner if isinstance(inner, BaseException) else error.__cause__
     return None
