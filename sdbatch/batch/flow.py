@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 WINDOW = 64  # shards of the plan in one block: with a block each Ray would take long to begin
-WINDOW_CPUS = 0.01  # a window may wait for long, and must not keep other tasks from running
+TASKS_PER_ACTOR = 2  # of a stage that runs in tasks; they take no CPU, so nothing else limits them
 _WINDOW = "window"  # the column of a block that holds a window, as an Arrow stream
 ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}  # a block of one row: a shard
 
@@ -72,7 +72,7 @@ def lay_out(
     import ray.data
     from ray.data import TaskPoolStrategy
 
-    one = {"num_cpus": WINDOW_CPUS, "compute": TaskPoolStrategy(size=1)}
+    one = {"num_cpus": 0, "compute": TaskPoolStrategy(size=1)}
     with ray_setup.settings():
         # not from_arrow, which starts a process to look at the blocks before anything else begins
         items = [{_WINDOW: to_bytes(window)} for window in windows(todo, urls)]
@@ -85,10 +85,11 @@ def lay_out(
 
 def _call(stage: Stage, setup: ActorSetup) -> dict[str, Any]:
     """Return what Ray Data calls for a stage: a task, or actors for the stage that draws."""
-    from ray.data import ActorPoolStrategy
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     if not isinstance(stage, DrawImages):
-        return {"fn": BlockStage(stage, setup.metrics)}
+        tasks = TaskPoolStrategy(size=TASKS_PER_ACTOR * setup.pool.most)
+        return {"fn": BlockStage(stage, setup.metrics), "compute": tasks}
     actors = ActorPoolStrategy(
         min_size=setup.pool.least,
         max_size=setup.pool.most,

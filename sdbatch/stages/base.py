@@ -17,14 +17,13 @@ from sdbatch.job import Job
 from sdbatch.schema import IMAGE, NO_COLUMNS, OUTPUT_NAMES, PLAN, Shard
 
 _SHARD, _FACTS = b"shard", b"facts"
-CHEAP_CPUS = 0.5  # of a stage that works for moments; Ray runs neighbours with equal needs as one
 
 
 @dataclass(frozen=True)
 class Needs:
     """What a stage needs to run."""
 
-    cpus: float = CHEAP_CPUS
+    cpus: float = 0  # none for a stage that works for moments: it may run when actors take all
     gpus: float = 0
     labels: Mapping[str, str] = field(default_factory=dict)  # of the machines that it may run on
     columns: Sequence[str] = ()  # of its table

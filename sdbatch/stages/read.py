@@ -9,8 +9,6 @@ from sdbatch.prompts.table import Table
 from sdbatch.schema import PLAN
 from sdbatch.stages.base import Needs, Stage, shard_of, with_shard
 
-READ_CPUS = 0.26  # unlike any other stage's, or Ray runs it inside the drawing actor
-
 
 class ReadPrompts(Stage):
     """Reads the rows of a shard from its file and resolves them.
@@ -20,7 +18,7 @@ class ReadPrompts(Stage):
 
     name = "read"
     kind = "source"
-    needs = Needs(READ_CPUS, columns=(*PLAN.names, "url"))
+    needs = Needs(columns=(*PLAN.names, "url"))
 
     def __init__(self, job: Job, prompts: Table) -> None:
         self._job = job
