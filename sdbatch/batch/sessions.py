@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdbatch import leftovers
+from sdbatch import retention
 
 MARK = "sdbatch.lock"  # in the folder of a Ray that a run of sdbatch started, and no other
 
@@ -15,11 +15,11 @@ MARK = "sdbatch.lock"  # in the folder of a Ray that a run of sdbatch started, a
 def marked(folder: Path) -> Iterator[None]:
     """Mark the folder of a Ray as that of a run that lives; remove those of old runs."""
     marks = (each / MARK for each in folder.parent.glob("session_*") if not each.is_symlink())
-    for mark in leftovers.of_old_runs(marks):
+    for mark in retention.of_old_runs(marks):
         shutil.rmtree(mark.parent, ignore_errors=True)
     descriptor = os.open(folder / MARK, os.O_WRONLY | os.O_CREAT, 0o600)
     try:
-        leftovers.lock(descriptor)
+        retention.lock(descriptor)
         yield
     finally:
         os.close(descriptor)

@@ -3,7 +3,7 @@
 import os
 
 from sdbatch.batch import sessions
-from sdbatch.leftovers import KEPT
+from sdbatch.retention import KEPT
 
 
 def make_session(folder, number, mark=True):

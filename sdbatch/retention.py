@@ -1,4 +1,4 @@
-"""What runs leave on a machine for whoever looks for a fault: the logs of the last few.
+"""Which logs stay on a machine: those of living runs and of the last few.
 
 A run holds a lock on a file, and so do the processes that inherit the file. A file that nobody has
 locked is of a run that is over.
