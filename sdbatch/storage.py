@@ -169,13 +169,13 @@ class Store:
     def read(self, name: str) -> bytes:
         """Return the bytes of `name`; raise a StorageError if there is no such file."""
         with storage_errors(self.where(name)):
-            return bytes(self._ask(name, lambda fs: fs.cat_file(self.path(name))))
+            return self._ask(name, lambda fs: _download(fs, self.path(name)))
 
     def read_if_exists(self, name: str) -> bytes | None:
         """Return the bytes of `name`, or None if there is no such file."""
         with storage_errors(self.where(name)):
             try:
-                return bytes(self._ask(name, lambda fs: fs.cat_file(self.path(name))))
+                return self._ask(name, lambda fs: _download(fs, self.path(name)))
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
@@ -315,6 +315,15 @@ def _object_names(fs: Any, path: str) -> dict[str, int]:
         for entry in entries
         if entry["type"] == "file" and posixpath.basename(entry["name"])
     }
+
+
+def _download(fs: Any, path: str) -> bytes:
+    """Read a file in one request.
+
+    Else s3fs sends another one first, for its size, whose errors have no text.
+    """
+    options = {"max_concurrency": 1} if "s3" in fs.protocol else {}
+    return bytes(fs.cat_file(path, **options))
 
 
 def _upload(fs: Any, path: str, data: bytes, **options: Any) -> None:

@@ -17,9 +17,10 @@ KEYS = r".*: must be readable, an output also writable\. Check permissions and k
 
 
 def rejected(url: str, words: str = KEYS) -> None:
-    """Assert that listing, writing and creating fail with one line."""
+    """Assert that listing, reading, writing and creating fail with one line."""
     store = Store(url)
-    for use in (lambda: store.put("a", b"1"), lambda: store.create("a", b"1"), store.names):
+    writes = (lambda: store.put("a", b"1"), lambda: store.create("a", b"1"))
+    for use in (*writes, store.names, lambda: store.read("a"), lambda: store.read_if_exists("a")):
         with pytest.raises(StorageError, match=rf"^{url}(/a)? = {words}") as error:
             use()
         assert "\n" not in str(error.value)
@@ -37,6 +38,14 @@ def checks_keys(bucket):
 @pytest.mark.usefixtures("checks_keys")
 def test_a_key_that_s3_does_not_know_is_rejected(bucket):
     rejected(f"s3://{bucket}/x")
+
+
+def test_a_token_for_s3_that_has_expired_is_named(monkeypatch):
+    expired = "<Error><Code>ExpiredToken</Code><Message>The token has expired.</Message></Error>"
+    with answering((400, expired)) as (address, _), servers.fresh("s3"):
+        for name, value in servers.s3_settings(address).items():
+            monkeypatch.setenv(name, value)
+        rejected("s3://bucket/x", r"The token has expired\." + KEYS)
 
 
 def test_no_key_for_s3(bucket, monkeypatch, tmp_path):
