@@ -98,7 +98,7 @@ def run(
     from sdbatch.batch.pipeline import run_job
     from sdbatch.terminal import display, quiet_terminal
 
-    with quiet_terminal() as (out, log):
+    with quiet_terminal() as (out, err, log):
         if watched is not None:
             watched.note(log.encode())
         report = run_job(
@@ -109,8 +109,10 @@ def run(
             max_failed=max_failed,
             display=display(out, as_json),
         )
-    if report.stopped is not None:
-        click.echo(f"Error: {report.stopped}. Ray's log: {log}", err=True)
+        if report.stopped is not None:
+            click.echo(f"Error: {report.stopped.removesuffix('.')}. Ray's log: {log}", err)
+        if watched is not None:
+            watched.exit(report.exit_code)
     sys.exit(report.exit_code)
 
 
@@ -196,7 +198,7 @@ def submit(
         env=submission.parse_env(env),
         driver_cpus=driver_cpus,
     )
-    with quiet_terminal() as (out, _):
+    with quiet_terminal() as (out, _, _):
 
         def echo(text: str) -> None:
             print(text, file=out, flush=True)
@@ -234,7 +236,7 @@ def serve(path: str, overrides: tuple[str, ...], host: str, port: int, address: 
     from sdbatch.terminal import quiet_terminal
 
     job = load(path, overrides)
-    with quiet_terminal() as (out, log):
+    with quiet_terminal() as (out, _, log):
         missing = serve_job(
             job,
             host=host,

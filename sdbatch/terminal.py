@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
-from sdbatch import leftovers
+from sdbatch import retention
 from sdbatch.urls import without_secrets
 
 NOTICE_SECONDS = 10.0  # between two notices of one kind, such as a request that is sent again
@@ -42,17 +42,19 @@ def print_traceback(
 
 
 @contextlib.contextmanager
-def quiet_terminal() -> Iterator[tuple[IO[str], str]]:
-    """Redirect what Ray and its processes print to a log file; yield the real stdout and the log.
+def quiet_terminal() -> Iterator[tuple[IO[str], IO[str], str]]:
+    """Redirect what Ray and its processes print to a log file.
+
+    Yields the real stdout, the real stderr, and the path of the log.
 
     By file descriptor: Ray's C++ code bypasses sys.stdout and ignores Ray's own settings. sdbatch's
     own warnings, such as what a run waits for, go to the real stderr.
     """
-    folder = leftovers.log_folder()
-    for old in leftovers.of_old_runs(Path(folder).iterdir()):
+    folder = retention.log_folder()
+    for old in retention.of_old_runs(Path(folder).iterdir()):
         old.unlink(missing_ok=True)
     log_descriptor, log = tempfile.mkstemp(prefix="", suffix=".log", dir=folder)
-    leftovers.lock(log_descriptor)
+    retention.lock(log_descriptor)
     sys.stdout.flush()
     sys.stderr.flush()
     saved = [os.dup(1), os.dup(2)]
@@ -61,7 +63,7 @@ def quiet_terminal() -> Iterator[tuple[IO[str], str]]:
         os.dup2(log_descriptor, 1)
         os.dup2(log_descriptor, 2)
         with os.fdopen(os.dup(saved[1]), "w", encoding="utf-8") as err, _notices(err):
-            yield out, log
+            yield out, err, log
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from typing import NoReturn
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MOST_STOPS = 3  # signals to stop; the next one kills the command
@@ -27,6 +28,11 @@ class Watched:
     def note(self, text: bytes) -> None:
         """Send the parent something to say if this process dies."""
         os.write(self._pipe, text)
+
+    def exit(self, code: int) -> NoReturn:
+        """End the process at once, so that no thread of Ray's that goes on can print or fail."""
+        self.note(_SPOKEN)
+        os._exit(code)
 
 
 def watch(on_silence: Callable[[int, str, str], None]) -> Watched | None:
@@ -57,6 +63,7 @@ def watch(on_silence: Callable[[int, str, str], None]) -> Watched | None:
     if not noted.endswith(_SPOKEN):
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         on_silence(child, how, noted.decode())
+    if code < 0 or not noted.endswith(_SPOKEN):  # also when a signal came after its last word
         code = 1
     sys.stdout.flush()
     os._exit(code)  # what the child has done at its exit is not done twice

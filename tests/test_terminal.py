@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sdbatch.leftovers import KEPT
 from sdbatch.output.verify import verify_output
+from sdbatch.retention import KEPT
 from sdbatch.storage import Store
 
 RUN = """
@@ -69,7 +69,7 @@ def test_many_commands_leave_a_few_logs(here):
     code = """
         from sdbatch.terminal import quiet_terminal
         for number in range(20):
-            with quiet_terminal() as (_, log):
+            with quiet_terminal() as (_, _, log):
                 open(log).close()
     """
     with start(here, code) as commands:

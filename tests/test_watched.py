@@ -126,3 +126,20 @@ print(watch(print))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "None\n", done.stderr
+
+
+def test_a_command_that_exits_at_once_runs_nothing_more():
+    code = """
+import atexit
+atexit.register(print, "a handler of the interpreter")
+watched.exit(3)
+"""
+    assert ended(code) == (3, "", "")
+
+
+def test_a_signal_after_the_last_word_of_a_command_is_a_failure():
+    code = """
+watched.note(b"\\0")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert ended(code) == (1, "", "")

@@ -55,12 +55,14 @@ def connected(address: str | None, job: Job) -> Iterator[Machines]:
     if ray.is_initialized():
         yield machines(job.cluster.label_selector)
         return
+    over = threading.Event()
     try:
-        session = _start(address, job)
+        session = _start(address, job, over)
         with sessions.marked(session) if session else contextlib.nullcontext():
             yield machines(job.cluster.label_selector)
     finally:
         ray.shutdown()
+        over.set()
 
 
 @contextlib.contextmanager
@@ -107,10 +109,15 @@ def _connection_error(address: str, error: Exception) -> JobError:
     )
 
 
-def _start(address: str, job: Job) -> Path | None:
+def _start(address: str, job: Job, over: threading.Event) -> Path | None:
     """Start a Ray and return the folder of its files; or connect.
 
     By the name "local", or Ray reads a stale file of another Ray.
+
+    Args:
+        address: of a Ray, or "local".
+        job: that it is for.
+        over: set when Ray has been shut down.
 
     Raises:
         JobError: no Ray answers at the address, or none can be started here.
@@ -124,7 +131,8 @@ def _start(address: str, job: Job) -> Path | None:
         threading.Thread(target=import_module, args=("ray.data",), daemon=True).start()
         options |= {"num_cpus": _cpus(job), "include_dashboard": False}
     # In another thread: ray.init never ends if something other than Ray listens at the address,
-    # and in the main thread it handles SIGTERM itself and exits silently.
+    # and in the main thread it handles SIGTERM itself and exits silently. Ray's processes die with
+    # the thread that started them.
     starting: Future[Any] = Future()
 
     def start() -> None:
@@ -133,6 +141,7 @@ def _start(address: str, job: Job) -> Path | None:
             starting.set_result(ray.init(address, **options))
         except Exception as error:  # noqa: BLE001  raised again by the waiting thread
             starting.set_exception(error)
+        over.wait()
 
     threading.Thread(target=start, daemon=True).start()
     try:
