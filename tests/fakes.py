@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -43,6 +44,7 @@ class FakeEngine:
             os._exit(7)
         if request.prompt.startswith("die by "):
             os.kill(os.getpid(), signal.Signals[request.prompt.removeprefix("die by ")])
+            threading.Event().wait()  # the signal may reach the process later
         time.sleep(self._delay)
         self.usage.ticks += 1
         if request.prompt == "fail":

@@ -6,8 +6,35 @@ Prints the dashboard's address and the cluster's, as JSON, when all nodes are th
 stdin, CPUs, adds a node; then it prints the node's id and the process of its raylet, as JSON.
 """
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
 import sys
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def running(*cpus: int, **settings: str) -> Iterator[subprocess.Popen]:
+    """Run this program with other settings in its environment; end it and all its processes."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.nodes", *map(str, cpus)],
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **settings},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    yield process
+    process.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(30)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ import pytest
 import sdbatch
 from sdbatch.report.status import read_status
 from sdbatch.storage import Store
+from tests import nodes
 from tests.stores.conftest import bucket  # noqa: F401  a fixture
 from tests.wait import wait_until
 from tests.without_ray import without_ray
@@ -40,29 +41,9 @@ output: {path: s3://datasets/submitted, images_per_shard: 2}
 @pytest.fixture(scope="module")
 def cluster():
     """Start the cluster; yield where its `dashboard` is and its `address`."""
-    nodes = subprocess.Popen(
-        [str(BIN / "python"), "-m", "tests.nodes", "0", "2", "2"],
-        env={
-            **os.environ,
-            "PATH": f"{BIN}:{os.environ['PATH']}",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": TOKEN,
-            "RAY_USAGE_STATS_ENABLED": "0",
-        },
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    yield json.loads(nodes.stdout.readline())
-    nodes.stdin.close()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        nodes.wait(30)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(nodes.pid, signal.SIGKILL)
-    nodes.wait()
-    nodes.stdout.close()
+    path = f"{BIN}:{os.environ['PATH']}"
+    with nodes.running(0, 2, 2, PATH=path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN) as process:
+        yield json.loads(process.stdout.readline())
 
 
 @pytest.fixture(scope="module")

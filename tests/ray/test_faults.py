@@ -67,6 +67,7 @@ def find(ray_folder, program):
     return found[0] if found else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["raylet", "gcs_server"])
 def test_a_run_whose_ray_dies_says_so_in_one_line_and_the_same_command_goes_on(
     victim, here, ray_folder

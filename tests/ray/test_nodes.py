@@ -25,11 +25,15 @@ from sdbatch.output.record import read_record
 from sdbatch.output.verify import verify_output
 from sdbatch.report.progress import SilentDisplay
 from sdbatch.storage import Store
-from tests import without_ray
+from tests import nodes, without_ray
+from tests.fakes import FakeEngine
 from tests.ray import engines
 from tests.wait import wait_until
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc"),
+]
 BIN = Path(sys.executable).parent
 CPUS = 3  # of a node: one actor of two, and the cheap stages
 SHARDS = 36
@@ -62,12 +66,20 @@ class Node:
         drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
         subprocess.run([*drain, "--deadline-remaining-seconds", str(seconds)], check=True)
 
-    def end_drawing(self) -> None:
-        """End the processes that draw, but not the raylet."""
+    def drawing(self) -> list[int]:
+        """Return the processes that draw."""
+        found = []
         for process in self.workers():
             with contextlib.suppress(OSError):
                 if b"DrawingActor" in Path(f"/proc/{process}/cmdline").read_bytes():
-                    os.kill(process, signal.SIGKILL)
+                    found.append(process)
+        return found
+
+    def end_drawing(self) -> None:
+        """End the processes that draw, but not the raylet."""
+        for process in self.drawing():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
 
 class Cluster:
@@ -77,36 +89,23 @@ class Cluster:
         self._process = process
         self.address = json.loads(process.stdout.readline())["address"]
 
-    def add(self) -> Node:
-        self._process.stdin.write(f"{CPUS}\n")
+    def add(self, cpus: int = CPUS) -> Node:
+        self._process.stdin.write(f"{cpus}\n")
         self._process.stdin.flush()
         return Node(**json.loads(self._process.stdout.readline()))
 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    with pytest.MonkeyPatch.context() as patch:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        nodes.running(0, RAY_AUTH_MODE="disabled") as process,
+    ):
         patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.nodes", "0"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-        )
         cluster = Cluster(process)
         ray.init(cluster.address, log_to_driver=False, logging_level="error")
         yield cluster
         ray.shutdown()
-        process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
 
 
 @pytest.fixture
@@ -123,7 +122,7 @@ def job(make_job, prompts):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.glob("*")}
 
 
 def disturb(job, engine, fault):
@@ -175,6 +174,22 @@ def test_a_run_goes_on_when_a_node_dies_and_another_joins(cluster, job, tmp_path
     assert (report.stopped, report.images, report.failed) == (None, 4 * SHARDS - 1, 1)
     assert not any("isolated" in each for each in facts(job))  # the node explains the deaths
     check_undisturbed(job, engine)
+
+
+def test_a_full_cluster_goes_on_when_a_node_dies_and_none_joins(cluster, make_job, prompts):
+    small = [cluster.add(cpus=1) for _ in range(3)]
+    job = make_job(
+        prompts={"path": prompts(*(f"dog {i}" for i in range(400)))},
+        cluster={"actors": 2, "cpus_per_actor": 1},
+        output={"images_per_shard": 1},
+    )
+
+    def fault():  # then two actors take the CPUs of both nodes
+        next(node for node in small if node.drawing()).lose()
+
+    report = disturb(job, FakeEngine, fault)
+    assert (report.stopped, report.images, report.failed) == (None, 400, 0)
+    check_undisturbed(job, FakeEngine)
 
 
 def test_a_node_that_is_reclaimed_hands_its_shards_over(cluster, job, tmp_path):
