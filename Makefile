@@ -1,6 +1,6 @@
 # Run in the virtual environment: `source .venv/bin/activate`, or PATH=.venv/bin:$PATH make check
 
-.PHONY: check lint test slow fix bench
+.PHONY: check lint test slow chaos fix bench
 
 check: lint test
 
@@ -17,6 +17,10 @@ test:
 
 slow:
 	pytest -m slow
+
+chaos:
+	python -m tests.chaos.campaign --faults 300 --output benchmarks/results/chaos
+	python -m tests.chaos.pairs --pairs 20 --output benchmarks/results/pairs.json
 
 fix:
 	ruff format .

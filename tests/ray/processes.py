@@ -19,15 +19,21 @@ def marked(folder: Path) -> dict[str, str]:
     return {**os.environ, "RAY_TMPDIR": str(folder)}
 
 
-def find_process(folder: Path, title: str) -> int | None:
-    """Return the process of the Ray in `folder` whose title contains `title`."""
-    mark = f"RAY_TMPDIR={folder}\0".encode()
+def processes(mark: str) -> dict[int, str]:
+    """Return the processes whose environment has `mark`, a NAME=value: their commands by id."""
+    found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            command = (entry / "cmdline").read_bytes()
-            titled = command.startswith(b"ray::") and title.encode() in command
-            if titled and mark in (entry / "environ").read_bytes():
-                return int(entry.name)
+            if f"{mark}\0".encode() in (entry / "environ").read_bytes():
+                found[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace")
         except OSError:  # it has ended, or is not ours
             continue
+    return found
+
+
+def find_process(folder: Path, title: str) -> int | None:
+    """Return the process of the Ray in `folder` whose title contains `title`."""
+    for pid, command in processes(f"RAY_TMPDIR={folder}").items():
+        if command.startswith("ray::") and title in command:
+            return pid
     return None

@@ -1,10 +1,9 @@
 """kill -9 of an actor and of the driver, then the same command: the same bytes, nothing left over.
 
-Ten kills over a larger run: `python benchmarks/kills.py JOB`.
+Other victims and moments: tests/chaos.
 """
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -12,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kills import compare, kill_and_resume
 from sdbatch.job import load
 from sdbatch.output.verify import verify_output
 from sdbatch.storage import Store
 from tests import without_ray
+from tests.chaos.campaign import hashes
 from tests.ray.processes import find_process, marked, ray_files
 from tests.wait import wait_until
 
@@ -77,19 +76,5 @@ def test_data_is_byte_identical_and_nothing_is_left_over_after_kills(
     assert start().wait() == 0
     after = receipts()
     assert {name: after[name] for name in before} == before  # none was drawn again
-    assert compare(alone, output) == []
+    assert hashes(output) == hashes(alone)
     assert list(verify_output(Store(str(output)))) == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("victim", "kills"), [("driver", 3), ("actor", 2)])
-def test_data_is_byte_identical_after_kills_at_random_moments(undisturbed, tmp_path, victim, kills):
-    job, alone = undisturbed
-    seed = random.SystemRandom().randrange(10**6)
-    print(f"seed of the moments: {seed}")  # noqa: T201  to have them again
-    moments, drawn_again = kill_and_resume(job, tmp_path / "killed", kills, seed, victim)
-    assert drawn_again == [], f"seed {seed}"
-    assert compare(alone, tmp_path / "killed") == [], f"seed {seed}"
-    assert list(verify_output(Store(str(tmp_path / "killed")))) == [], f"seed {seed}"
-    print(f"shards committed at the kills: {moments}")  # noqa: T201
-    assert moments, "no kill came in time"
