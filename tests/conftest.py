@@ -21,10 +21,13 @@ def pytest_collection_modifyitems(items):
         for name in MARKED:
             if f"tests/{name}/" in Path(item.path).as_posix():
                 item.add_marker(getattr(pytest.mark, name))
-        if item.get_closest_marker("ray"):  # Ray leaves its log files to the garbage collector
-            item.add_marker(
-                pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-            )
+        if item.get_closest_marker("ray"):
+            # Ray leaves its log files to the garbage collector, and threads that outlive it
+            for warning in (
+                "PytestUnraisableExceptionWarning",
+                "PytestUnhandledThreadExceptionWarning",
+            ):
+                item.add_marker(pytest.mark.filterwarnings(f"ignore::pytest.{warning}"))
 
 
 @pytest.fixture(autouse=True, scope="session")
