@@ -48,6 +48,7 @@ def ray_folder():
         yield folder
 
 
+@pytest.mark.slow
 def test_data_is_byte_identical_and_nothing_is_left_over_after_kills(
     undisturbed, tmp_path, ray_folder
 ):
