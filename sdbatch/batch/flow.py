@@ -78,18 +78,20 @@ def lay_out(
         items = [{_WINDOW: to_bytes(window)} for window in windows(todo, urls)]
         flow = ray.data.from_items(items, override_num_blocks=len(items))
         flow = flow.map_batches(one_by_one, batch_size=None, batch_format="pyarrow", **one)
+        tasks = min(TASKS_PER_ACTOR * setup.pool.most, len(todo))  # Ray warns of more than shards
         for stage in stages:
-            flow = flow.map_batches(**_call(stage, setup), **pool.ray_options(stage.needs), **ONE)
+            flow = flow.map_batches(
+                **_call(stage, setup, tasks), **pool.ray_options(stage.needs), **ONE
+            )
         return flow
 
 
-def _call(stage: Stage, setup: ActorSetup) -> dict[str, Any]:
-    """Return what Ray Data calls for a stage: a task, or actors for the stage that draws."""
+def _call(stage: Stage, setup: ActorSetup, tasks: int) -> dict[str, Any]:
+    """Return what Ray Data calls for a stage: tasks, or actors for the stage that draws."""
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     if not isinstance(stage, DrawImages):
-        tasks = TaskPoolStrategy(size=TASKS_PER_ACTOR * setup.pool.most)
-        return {"fn": BlockStage(stage, setup.metrics), "compute": tasks}
+        return {"fn": BlockStage(stage, setup.metrics), "compute": TaskPoolStrategy(size=tasks)}
     actors = ActorPoolStrategy(
         min_size=setup.pool.least,
         max_size=setup.pool.most,
