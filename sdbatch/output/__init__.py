@@ -2,6 +2,8 @@
 
 names        the files of an output
 plan         the shards of a job
+lease        which run may write now
+pulse        the heartbeat of that run, and progress its content
 identity     what can change a byte: compared when a run resumes
 record       job.yaml and plan.parquet
 receipts     what proves a shard
