@@ -1,5 +1,6 @@
 """The data flow that Ray Data runs: windows of the plan, then one stage after the other."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 WINDOW = 64  # shards of the plan in one block: with a block each Ray would take long to begin
-TASKS_PER_ACTOR = 2  # of a stage that runs in tasks; they take no CPU, so nothing else limits them
+# Tasks take no CPU, so nothing else limits their number. One reads as fast as many actors draw, and
+# each further one is a process whose imports delay the first image.
+ACTORS_PER_READER = 4
 _WINDOW = "window"  # the column of a block that holds a window, as an Arrow stream
 ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}  # a block of one row: a shard
 
@@ -72,16 +75,24 @@ def lay_out(
     import ray.data
     from ray.data import TaskPoolStrategy
 
-    one = {"num_cpus": 0, "compute": TaskPoolStrategy(size=1)}
+    read, *others = stages
+    actors = setup.pool.most
+    readers = math.ceil(actors / ACTORS_PER_READER)
     with ray_setup.settings():
         # not from_arrow, which starts a process to look at the blocks before anything else begins
-        items = [{_WINDOW: to_bytes(window)} for window in windows(todo, urls)]
-        flow = ray.data.from_items(items, override_num_blocks=len(items))
-        flow = flow.map_batches(one_by_one, batch_size=None, batch_format="pyarrow", **one)
-        tasks = min(TASKS_PER_ACTOR * setup.pool.most, len(todo))  # Ray warns of more than shards
-        for stage in stages:
+        items = [{_WINDOW: to_bytes(window)} for window in windows(todo, urls, readers)]
+        flow = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            ReadWindow(BlockStage(read, setup.metrics)),
+            compute=TaskPoolStrategy(size=min(readers, len(items))),
+            batch_size=None,
+            batch_format="pyarrow",
+            **pool.ray_options(read.needs),
+        )
+        for stage in others:
             flow = flow.map_batches(
-                **_call(stage, setup, tasks), **pool.ray_options(stage.needs), **ONE
+                **_call(stage, setup, min(actors, len(todo))),
+                **pool.ray_options(stage.needs),
+                **ONE,
             )
         return flow
 
@@ -103,17 +114,26 @@ def _call(stage: Stage, setup: ActorSetup, tasks: int) -> dict[str, Any]:
     return {"fn": DrawingActor, "fn_constructor_args": arguments, "compute": actors}
 
 
-def windows(shards: Sequence[Shard], urls: dict[str, str]) -> Iterator[pa.Table]:
-    """Yield the shards with the URLs of their files, WINDOW in a block."""
-    for at in range(0, len(shards), WINDOW):
+def windows(shards: Sequence[Shard], urls: dict[str, str], readers: int = 1) -> Iterator[pa.Table]:
+    """Yield the shards with the URLs of their files, at most WINDOW in a block, for `readers`."""
+    size = min(WINDOW, math.ceil(len(shards) / readers))
+    for at in range(0, len(shards), size):
         yield pa.Table.from_pylist(
-            [{**asdict(s), "url": urls[s.source]} for s in shards[at : at + WINDOW]]
+            [{**asdict(s), "url": urls[s.source]} for s in shards[at : at + size]]
         )
 
 
-def one_by_one(block: pa.Table) -> pa.Table:
-    """Return the window in a block; Ray cuts it into blocks of one row, see ray_setup.settings."""
-    return pa.ipc.open_stream(block[_WINDOW][0].as_buffer()).read_all()
+class ReadWindow:
+    """Reads the shards of a window, one after the other; Ray requests the next one when it may."""
+
+    def __init__(self, read: BlockStage) -> None:
+        self._read = read
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        """Yield the block of each shard of the window in `block`."""
+        window = pa.ipc.open_stream(block[_WINDOW][0].as_buffer()).read_all()
+        for at in range(window.num_rows):
+            yield self._read(window.slice(at, 1))
 
 
 def to_bytes(window: pa.Table) -> bytes:

@@ -1,15 +1,32 @@
 import pyarrow as pa
+import pytest
 
 from sdbatch.batch import flow
 from sdbatch.schema import Shard
 
 
-def test_windows_hold_every_shard_once_with_the_url_of_its_file():
-    shards = [Shard(n, "a.csv", "-", 8 * n, 0, 8) for n in range(150)]
+class Pass:
+    """A read stage that returns what it gets."""
+
+    def __call__(self, block):
+        assert block.num_rows == 1
+        return block
+
+
+@pytest.mark.parametrize(
+    ("shards", "readers", "sizes"),
+    [(150, 1, [64, 64, 22]), (150, 2, [64, 64, 22]), (50, 2, [25, 25]), (3, 50, [1, 1, 1])],
+)
+def test_windows_hold_every_shard_once_with_the_url_of_its_file(shards, readers, sizes):
+    planned = [Shard(n, "a.csv", "-", 8 * n, 0, 8) for n in range(shards)]
+    windows = list(flow.windows(planned, {"a.csv": "s3://bucket/a.csv"}, readers))
+    assert [window.num_rows for window in windows] == sizes
+    read = flow.ReadWindow(Pass())
     found = [
         row
-        for window in flow.windows(shards, {"a.csv": "s3://bucket/a.csv"})
-        for row in flow.one_by_one(pa.table({"window": [flow.to_bytes(window)]})).to_pylist()
+        for window in windows
+        for block in read(pa.table({"window": [flow.to_bytes(window)]}))
+        for row in block.to_pylist()
     ]
-    assert [row["shard"] for row in found] == list(range(150))
+    assert [row["shard"] for row in found] == list(range(shards))
     assert {row["url"] for row in found} == {"s3://bucket/a.csv"}
