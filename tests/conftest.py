@@ -14,9 +14,6 @@ MARKED = ("ray", "stores", "gpu")
 
 # Before torch is imported: two threads take longer than one for tensors as small as the tests'.
 os.environ["OMP_NUM_THREADS"] = "1"
-# Before Ray is imported, as a run sets it: else a thread of Ray Data that outlives its Ray starts
-# another one, whose end ends this process.
-os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 
 
 def pytest_collection_modifyitems(items):

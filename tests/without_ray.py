@@ -32,7 +32,7 @@ class LocalFlow:
     def __init__(self, todo, urls, stages, setup) -> None:
         self._blocks = [
             window.slice(at, 1)
-            for window in flow.windows(todo, urls)
+            for window in flow.windows(todo, urls, readers=1)
             for at in range(window.num_rows)
         ]
         self._stages = stages

@@ -114,7 +114,7 @@ def _call(stage: Stage, setup: ActorSetup, tasks: int) -> dict[str, Any]:
     return {"fn": DrawingActor, "fn_constructor_args": arguments, "compute": actors}
 
 
-def windows(shards: Sequence[Shard], urls: dict[str, str], readers: int = 1) -> Iterator[pa.Table]:
+def windows(shards: Sequence[Shard], urls: dict[str, str], readers: int) -> Iterator[pa.Table]:
     """Yield the shards with the URLs of their files, at most WINDOW in a block, for `readers`."""
     size = min(WINDOW, math.ceil(len(shards) / readers))
     for at in range(0, len(shards), size):

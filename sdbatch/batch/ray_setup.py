@@ -33,8 +33,6 @@ _log = logging.getLogger(__name__)
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or a warning about CUDA_VISIBLE_DEVICES
     "RAY_USAGE_STATS_ENABLED": "0",  # a job's own Ray reports to nobody
-    # or a flow that is still ending connects again after ray.shutdown, which kills the process
-    "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 
 
@@ -51,7 +49,11 @@ def connected(address: str | None, job: Job) -> Iterator[Machines]:
         os.environ.setdefault(name, value)
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     import ray
+    from ray._private import auto_init_hook
 
+    # From now on only ray.init starts a Ray in this process. Else a thread of Ray Data that
+    # outlives its Ray starts another one with its next call, and that Ray's end ends the process.
+    auto_init_hook.enable_auto_connect = False
     if ray.is_initialized():
         yield machines(job.cluster.label_selector)
         return
