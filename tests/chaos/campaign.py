@@ -204,7 +204,7 @@ def campaign(faults: int, seed: int, folder: Path) -> Iterator[Episode]:
             try:
                 run_episode(episode, place, names, seed)
                 check(place, expected[output_format])
-            except AssertionError as error:
+            except Exception as error:
                 error.add_note(f"seed {seed}, files in {place.folder}, {episode}")
                 raise
         episode.drawn_undisturbed = expected[output_format].drawn

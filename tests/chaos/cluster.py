@@ -6,12 +6,14 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from tests.ray.processes import processes
 from tests.wait import wait_until
 
 RAY = str(Path(sys.executable).parent / "ray")
+STARTS = 3
 NODE = "CHAOS_NODE"  # in the environment of a node's processes
 
 
@@ -56,18 +58,22 @@ class Cluster:
         return find(f"{NODE}={node}", "raylet/raylet")
 
     def _start_node(self, *options: str) -> int:
-        node, self._started = self._started, self._started + 1
-        log = self._folder / f"node{node}.txt"
-        with log.open("w") as out:
-            subprocess.run(
-                [RAY, "start", *options, "--disable-usage-stats"],
-                env={**self._environment, NODE: str(node)},
-                stdout=out,
-                stderr=out,
-                check=True,
-            )
-        wait_until(lambda: self.raylet(node))
-        return node
+        """Start a node, at most STARTS times: on a busy machine Ray gives up after a minute."""
+        for _ in range(STARTS):
+            node, self._started = self._started, self._started + 1
+            log = self._folder / f"node{node}.txt"
+            with log.open("w") as out:
+                done = subprocess.run(
+                    [RAY, "start", *options, "--disable-usage-stats"],
+                    env={**self._environment, NODE: str(node)},
+                    stdout=out,
+                    stderr=out,
+                )
+            if done.returncode == 0:
+                wait_until(partial(self.raylet, node))
+                return node
+            _kill(f"{NODE}={node}")
+        raise AssertionError(f"`ray start {' '.join(options)}` failed:\n{log.read_text()}")
 
 
 def find(mark: str, *words: str) -> int | None:
