@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from sdbatch import prompt_syntax
 from sdbatch.engine.cuda import moved
-from sdbatch.models.sd1 import prompt_weights
 
 GROUP = 8  # chunks in a call of the text encoder: always the same number, as it decides bits
 LOOKAHEAD = 64  # chunks of waiting prompts that may fill a group
@@ -55,7 +55,7 @@ class Tokenizer:
         Raises:
             ValueError: `weighted`, and the prompt has syntax that is not supported.
         """
-        parts = prompt_weights.parse_weights(prompt) if weighted else [(prompt, 1.0)]
+        parts = prompt_syntax.parse_weights(prompt) if weighted else [(prompt, 1.0)]
         ids: list[int] = []
         weights: list[float] = []
         for text, weight in parts:

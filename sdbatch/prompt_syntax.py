@@ -1,5 +1,7 @@
-"""AUTOMATIC1111's weights in prompts: (word), (word:1.3), [word], and \\( for a plain bracket.
+"""AUTOMATIC1111's syntax in prompts: its weights are read, the rest is recognised.
 
+Weights are (word), (word:1.3), [word], and \\( for a plain bracket. Without torch: the plan of a
+job looks at prompts too.
 Source: AUTOMATIC1111's wiki, Features, "Attention/emphasis".
 """
 
@@ -18,6 +20,16 @@ _OTHER_SYNTAX = re.compile(
     r"<(?:lora|lyco|hypernet):|\bBREAK\b|\bAND\b"
     rf"|(?<!\\)\[{_INSIDE}:\s*(?:\d+\.?\d*|\.\d+)\s*\]|(?<!\\)\[{_INSIDE}\|"
 )
+_WEIGHT = re.compile(r"(?<!\\)\([^()]+:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)|(?<!\\)\(\([^()]+\)\)")
+
+
+def find_syntax(prompt: str) -> str | None:
+    """Return the first part of `prompt` that is hardly meant as text; None without one.
+
+    Plain (word) and [word] are not counted: brackets are common in captions.
+    """
+    match = _OTHER_SYNTAX.search(prompt) or _WEIGHT.search(prompt)
+    return match and match[0]
 
 
 def parse_weights(prompt: str) -> list[tuple[str, float]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdbatch.models.sd1 import prompt_weights
+from sdbatch import prompt_syntax
 
 EXAMPLES = {
     "(abc)": [("abc", 1.1)],
@@ -30,6 +30,25 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("prompt", EXAMPLES)
 def test_weights_are_read_as_automatic1111_documents_them(prompt):
-    parts, expected = prompt_weights.parse_weights(prompt), EXAMPLES[prompt]
+    parts, expected = prompt_syntax.parse_weights(prompt), EXAMPLES[prompt]
     assert [text for text, _ in parts] == [text for text, _ in expected]
     assert [weight for _, weight in parts] == pytest.approx([weight for _, weight in expected])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "part"),
+    [
+        ("a fox <lora:ink:0.8>, day", "<lora:"),
+        ("a (red:1.2) fox", "(red:1.2)"),
+        ("a ((red)) fox", "((red))"),
+        ("a fox BREAK a dog", "BREAK"),
+        ("a fox AND a dog", "AND"),
+        ("[fox:dog:0.5]", "[fox:dog:0.5]"),
+        ("[fox|dog]", "[fox|"),
+        ("a fox (red), at night [2019]", None),
+        ("ratio 3:4 (of 16:9 or so) and \\(red:1.2\\)", None),
+        ("breakfast and land", None),
+    ],
+)
+def test_syntax_that_is_hardly_meant_as_text_is_found(prompt, part):
+    assert prompt_syntax.find_syntax(prompt) == part
