@@ -1,18 +1,24 @@
-"""The jobs of a Ray cluster, through Ray's job API; its errors become one-line JobErrors."""
+"""The jobs of a Ray cluster, through Ray's job API; its errors become one-line JobErrors.
+
+Proxies cut connections that are quiet for a moment: a request whose answer was cut is sent again.
+"""
 
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sdbatch.errors import JobError, SdbatchError, one_line
+from sdbatch.retries import try_again
 
 OUTPUT, DIGEST = "sdbatch_output", "sdbatch_digest"  # keys of a job's metadata
+_T = TypeVar("_T")
 _TOKEN_FILE = "~/.ray/auth_token"  # where Ray looks for a token
 
 
@@ -59,14 +65,12 @@ class Jobs:
                 f"http://HEAD:8265."
             )
         self._address = address
-        with self._ray_errors():
-            self._client = JobSubmissionClient(address if "://" in address else f"http://{address}")
+        url = address if "://" in address else f"http://{address}"
+        self._client = self._send(lambda: JobSubmissionClient(url))
 
     def find_active(self, output: str) -> str | None:
         """Return the name of the job that draws `output` or waits to; None without one."""
-        with self._ray_errors():
-            jobs = self._client.list_jobs()
-        for job in jobs:
+        for job in self._send(self._client.list_jobs):
             same_output = (job.metadata or {}).get(OUTPUT) == output.rstrip("/")
             if same_output and not job.status.is_terminal():
                 return str(job.submission_id)
@@ -74,8 +78,8 @@ class Jobs:
 
     def digest(self, name: str) -> str | None:
         """Return the digest of the job's submission."""
-        with self._ray_errors():
-            return (self._client.get_job_info(name).metadata or {}).get(DIGEST)
+        info = self._send(lambda: self._client.get_job_info(name))
+        return (info.metadata or {}).get(DIGEST)
 
     def submit(self, submission: Submission, folder: str | None) -> str:
         """Submit a job with the files in `folder`; return its name.
@@ -84,16 +88,20 @@ class Jobs:
         simultaneous submissions.
         """
         stem = f"sdbatch-{hashlib.sha256(submission.output.encode()).hexdigest()[:10]}-"
-        with self._ray_errors():
-            number = 1 + sum(
-                (job.submission_id or "").startswith(stem) for job in self._client.list_jobs()
-            )
-            files = {"working_dir": folder} if folder else {}
+        jobs = self._send(self._client.list_jobs)
+        number = 1 + sum((job.submission_id or "").startswith(stem) for job in jobs)
+        name = f"{stem}{number}"
+        files = {"working_dir": folder} if folder else {}
+        attempts = itertools.count()
+
+        def send() -> str:
+            if next(attempts) and self._is_submitted(name, submission):
+                return name  # only the answer was cut
             return str(
                 self._client.submit_job(
                     entrypoint=submission.command,
                     runtime_env={**submission.environment, **files},
-                    submission_id=f"{stem}{number}",
+                    submission_id=name,
                     metadata={
                         OUTPUT: submission.output.rstrip("/"),
                         DIGEST: submission.digest,
@@ -101,6 +109,13 @@ class Jobs:
                     entrypoint_num_cpus=submission.driver_cpus or None,
                 )
             )
+
+        return self._send(send)
+
+    def _is_submitted(self, name: str, submission: Submission) -> bool:
+        jobs = self._client.list_jobs()
+        digests = [(job.metadata or {}).get(DIGEST) for job in jobs if job.submission_id == name]
+        return digests == [submission.digest]
 
     def state(self, name: str) -> State:
         """Return the current state of the job."""
@@ -111,8 +126,7 @@ class Jobs:
 
     def read_log(self, name: str) -> str:
         """Return everything that the job has printed so far."""
-        with self._ray_errors():
-            return str(self._client.get_job_logs(name))
+        return self._send(lambda: str(self._client.get_job_logs(name)))
 
     async def tail_log(self, name: str) -> AsyncIterator[str]:
         """Yield the job's log from its first character, and then new text as the job prints it."""
@@ -122,8 +136,12 @@ class Jobs:
 
     def stop(self, name: str) -> None:
         """Stop the job."""
+        self._send(lambda: self._client.stop_job(name))
+
+    def _send(self, request: Callable[[], _T]) -> _T:
+        """Send a request, again if its connection is cut; it may arrive twice without harm."""
         with self._ray_errors():
-            self._client.stop_job(name)
+            return try_again(self._address, request, _was_cut)
 
     @contextlib.contextmanager
     def _ray_errors(self) -> Iterator[None]:
@@ -134,6 +152,13 @@ class Jobs:
             raise
         except Exception as error:  # Ray's own errors, its HTTP clients', bare Exceptions
             raise JobError(f"--address = {self._address}: {_describe(error)}") from error
+
+
+def _was_cut(error: BaseException | None) -> bool:
+    """Tell whether a connection stood and was cut before the answer."""
+    while error is not None and not isinstance(error, ConnectionResetError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _describe(error: Exception) -> str:
