@@ -1,13 +1,21 @@
-"""AUTOMATIC1111's syntax in prompts: its weights are read, the rest is recognised.
+"""AUTOMATIC1111's syntax in prompts: weights and LoRAs are read, the rest is recognised.
 
-Weights are (word), (word:1.3), [word], and \\( for a plain bracket. Without torch: the plan of a
-job looks at prompts too.
-Source: AUTOMATIC1111's wiki, Features, "Attention/emphasis".
+Weights are (word), (word:1.3), [word], and \\( for a plain bracket. LoRAs are <lora:name:0.8>; the
+sampling key `loras` gives the same as "name:0.8, other". Without torch: the plan of a job looks at
+prompts too.
+Source: AUTOMATIC1111's wiki, Features, "Attention/emphasis" and "Extra networks".
 """
 
+import difflib
 import re
+from collections.abc import Mapping
 
 ROUND, SQUARE = 1.1, 1 / 1.1  # factors of the weight, for a pair of brackets
+MAX_LORA_WEIGHT = 10.0
+LORA_FORM = (
+    f"NAME or NAME:WEIGHT, with a weight from -{MAX_LORA_WEIGHT:g} to {MAX_LORA_WEIGHT:g} and "
+    f"commas between LoRAs, such as 'ink:0.8, fur'"
+)
 
 _PART = re.compile(
     r"\\(?P<plain>[()\[\]\\])"
@@ -20,6 +28,8 @@ _OTHER_SYNTAX = re.compile(
     r"<(?:lora|lyco|hypernet):|\bBREAK\b|\bAND\b"
     rf"|(?<!\\)\[{_INSIDE}:\s*(?:\d+\.?\d*|\.\d+)\s*\]|(?<!\\)\[{_INSIDE}\|"
 )
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)")
+_LORA_TAG = re.compile(r"<(?:lora|lyco):([^<>]*)>")
 _WEIGHT = re.compile(r"(?<!\\)\([^()]+:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)|(?<!\\)\(\([^()]+\)\)")
 
 
@@ -30,6 +40,78 @@ def find_syntax(prompt: str) -> str | None:
     """
     match = _OTHER_SYNTAX.search(prompt) or _WEIGHT.search(prompt)
     return match and match[0]
+
+
+def parse_loras(loras: str) -> list[tuple[str, float | None]]:
+    """Return the names in a value of the sampling key `loras` with their weights; None: none given.
+
+    Raises:
+        ValueError: with what it must be.
+    """
+    return [_parse_lora(part) for part in loras.split(",")] if loras.strip() else []
+
+
+def _parse_lora(text: str) -> tuple[str, float | None]:
+    name, colon, number = (part.strip() for part in text.partition(":"))
+    if not name or "<" in name or ">" in name or (colon and not _NUMBER.fullmatch(number)):
+        raise ValueError(LORA_FORM)
+    weight = float(number) if colon else None
+    if weight is not None and abs(weight) > MAX_LORA_WEIGHT:
+        raise ValueError(LORA_FORM)
+    return name, weight
+
+
+def choose_loras(
+    prompt: str, loras: str, declared: Mapping[str, float]
+) -> tuple[str, dict[str, float]]:
+    """Return the prompt without its LoRAs' tags, and the weight of each LoRA that a row chooses.
+
+    The weights of a LoRA that is named several times add up.
+
+    Args:
+        prompt: its tags are text if the job declares no LoRA.
+        loras: the value of the sampling key.
+        declared: the names that rows can choose, each with its weight where a row gives none.
+
+    Raises:
+        ValueError: a tag or a name that cannot be drawn.
+    """
+    chosen: dict[str, float] = {}
+
+    def choose(name: str, weight: float | None, where: str) -> None:
+        if name not in declared:
+            raise ValueError(f"{where}: {_unknown_lora(name, declared)}")
+        chosen[name] = chosen.get(name, 0.0) + (declared[name] if weight is None else weight)
+
+    for tag in _LORA_TAG.finditer(prompt) if declared else ():
+        where = f"prompt = {tag[0]!r}"
+        if "," in tag[1] or tag[1].count(":") > 1:
+            raise ValueError(f"{where}: must be <lora:NAME:WEIGHT>, one LoRA with one weight")
+        try:
+            name, weight = _parse_lora(tag[1])
+        except ValueError as error:
+            raise ValueError(f"{where}: must hold {error}") from error
+        choose(name, weight, where)
+    for name, weight in parse_loras(loras):
+        choose(name, weight, f"loras = {loras!r}")
+    return (_LORA_TAG.sub("", prompt) if declared else prompt), chosen
+
+
+def _unknown_lora(name: str, declared: Mapping[str, float]) -> str:
+    if not declared:
+        return f"{name!r} is unknown, as model.loras has no LoRA with a name. Give it one"
+    close = difflib.get_close_matches(name, declared, n=1)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{name!r} is not the name of a LoRA. {hint}model.loras names {', '.join(declared)}"
+
+
+def refuse_tags(negative_prompt: str) -> None:
+    """Raise a ValueError if a negative prompt has a LoRA's tag, which AUTOMATIC1111 ignores."""
+    if tag := _LORA_TAG.search(negative_prompt):
+        raise ValueError(
+            f"negative_prompt = {tag[0]!r}: a LoRA changes the whole image. Move it to the prompt, "
+            f"or remove it"
+        )
 
 
 def parse_weights(prompt: str) -> list[tuple[str, float]]:
@@ -43,7 +125,7 @@ def parse_weights(prompt: str) -> list[tuple[str, float]]:
     if match := _OTHER_SYNTAX.search(prompt):
         raise ValueError(
             f"{match[0]!r}: networks, prompt editing, BREAK and AND are not supported in prompts. "
-            f"Remove it; LoRAs belong in model.loras"
+            f"Remove it; LoRAs belong in model.loras, with a name if prompts choose them"
         )
     parts: list[tuple[str, float]] = []
     starts: dict[str, list[int]] = {"(": [], "[": []}  # of the parts in each open bracket

@@ -173,7 +173,7 @@ def load_engine(
 
     lanes = config.lanes.get(ANY_GPU) or cuda.lanes(config.lanes, cuda.name(config.device))
     models.check_hash(files)
-    with deferred_imports(compile=config.compile, loras=bool(files.settings.loras)):
+    with deferred_imports(compile=config.compile):
         from sdbatch.models import safety_checker
 
         family: Family = registry.load(files.family).load(files, config.build)

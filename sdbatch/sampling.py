@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from sdbatch import samplers
+from sdbatch import prompt_syntax, samplers
 from sdbatch.section import Section
 
 MAX_SEED = 2**63 - 1
@@ -49,6 +49,11 @@ def _check_sampler(value: str) -> str:
             f"a sampler. {hint}Known: {', '.join(samplers.SAMPLERS)}; some also with _karras, "
             f"_exponential, _beta or _ays at the end, a schedule of their steps"
         )
+    return value
+
+
+def _check_loras(value: str) -> str:
+    prompt_syntax.parse_loras(value)
     return value
 
 
@@ -101,6 +106,9 @@ class Sampling(Section):
     )
     chunk_prompts: bool = Field(
         False, description="encode all of a long prompt, 75 tokens at a time; else it is cut"
+    )
+    loras: Annotated[str, AfterValidator(_check_loras), Key(model_may_reject=True)] = Field(
+        "", description="LoRAs of `model.loras` by their names: `NAME:WEIGHT, NAME`"
     )
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sdbatch.job.files import FileKey
 from sdbatch.job.serving import Serve
+from sdbatch.prompt_syntax import MAX_LORA_WEIGHT, choose_loras
 from sdbatch.registry import IMAGE_FORMATS, OUTPUT_FORMATS, STAGES, ImageFormat
 from sdbatch.sampling import Sampling
 from sdbatch.section import Address, Section
@@ -66,12 +67,23 @@ class Prompts(Section):
 
 
 class Lora(Section):
-    """A LoRA that is fused into the model."""
+    """A LoRA: without a name it is fused into the model, with one it is for rows that choose it."""
 
     path: Annotated[Address, FileKey((".safetensors",), content="LoRA")] = Field(
         description="a .safetensors file"
     )
-    weight: float = Field(1, ge=-10, le=10)
+    name: str | None = Field(
+        None,
+        pattern=r"^[^\s:,<>]([^:,<>]*[^\s:,<>])?$",
+        description="rows choose it by this name, with `<lora:NAME:WEIGHT>` in the prompt or with "
+        "the column or key `loras`",
+    )
+    weight: float = Field(
+        1,
+        ge=-MAX_LORA_WEIGHT,
+        le=MAX_LORA_WEIGHT,
+        description="with a name: where a row gives no weight",
+    )
 
 
 class Embedding(Section):
@@ -111,6 +123,19 @@ class Model(Section):
     loras: list[Lora] = Field([])
     embeddings: list[Embedding] = Field([])
     sha256: str | None = Field(None, description="of the weights; filled in when the job begins")
+
+    @model_validator(mode="after")
+    def _check_lora_names(self) -> "Model":
+        names = [lora.name for lora in self.loras if lora.name is not None]
+        for number, lora in enumerate(self.loras):
+            if names.count(str(lora.name)) > 1:
+                raise ValueError(f"loras.{number}.name = {lora.name!r}: must be used once")
+        return self
+
+    @property
+    def row_loras(self) -> dict[str, float]:
+        """Return the LoRAs that rows can choose: their names and default weights."""
+        return {lora.name: lora.weight for lora in self.loras if lora.name is not None}
 
     @property
     def name(self) -> str:
@@ -277,6 +302,14 @@ class Job(Section):
         for number, stage in enumerate(self.stages):
             if stage in self.stages[:number]:
                 raise ValueError(f"stages.{number} = {stage!r}: must not repeat an earlier stage")
+        return self
+
+    @model_validator(mode="after")
+    def _check_loras(self) -> "Job":
+        try:
+            choose_loras("", self.sampling.loras, self.model.row_loras)
+        except ValueError as error:
+            raise ValueError(f"sampling.{error}") from error
         return self
 
     @property

@@ -4,7 +4,7 @@
     scipy.optimize                transformers' losses, for training detectors
     torch._dynamo                 decorators of both, for torch.compile
     torch.distributed.tensor      transformers, for models on several devices
-    peft                          diffusers, for LoRAs
+    peft                          diffusers, for its own loading of LoRAs
 
 They take a large part of an engine's start. The first three are imported when they are used.
 """
@@ -23,14 +23,13 @@ _DECORATORS = ("allow_in_graph", "assume_constant_result", "disable")  # of torc
 
 
 @contextmanager
-def deferred_imports(*, compile: bool, loras: bool) -> Iterator[None]:
+def deferred_imports(*, compile: bool) -> Iterator[None]:
     """Leave the modules above out of what is imported in the block.
 
     Only what a process imports first is left out: nothing, if it has imported diffusers before.
 
     Args:
         compile: whether torch.compile will be used, so that torch._dynamo is needed.
-        loras: whether a model of this process will have LoRAs, so that peft is needed.
     """
     members: dict[str, dict[str, Any]] = {
         "scipy.stats": {},
@@ -42,7 +41,7 @@ def deferred_imports(*, compile: bool, loras: bool) -> Iterator[None]:
     stand_ins: dict[str, Any] = {
         name: _StandIn(name, members[name]) for name in members if name not in sys.modules
     }
-    if not loras and "peft" not in sys.modules:
+    if "peft" not in sys.modules:
         stand_ins["peft"] = None  # Python's way to say that there is no such module
     distributed = torch.distributed.is_available
     sys.modules.update(stand_ins)

@@ -100,8 +100,8 @@ def _resolve_row(row: dict[str, Any], number: int, job: Job) -> dict[str, Any]:
 
 
 def _is_empty(name: str, value: Any) -> bool:
-    """Return whether a text table's cell sets nothing; an empty negative prompt is a value."""
-    return value == "" and name != "negative_prompt"
+    """Return whether a text table's cell sets nothing; no negative prompt, no LoRA are values."""
+    return value == "" and name not in ("negative_prompt", "loras")
 
 
 def _copy(row: dict[str, Any], sample_index: int) -> dict[str, Any]:

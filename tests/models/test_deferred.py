@@ -14,7 +14,7 @@ from sdbatch.engine.request import Request
 from sdbatch.models import find_model
 from sdbatch.models.deferred import deferred_imports
 
-with deferred_imports(compile=False, loras=False):
+with deferred_imports(compile=False):
     from scipy.optimize import minimize_scalar  # which nobody has foreseen
 
 settings = job.parse({"prompts": {"path": "-"}, "model": "builtin:shapes", "output": {"path": "-"},

@@ -1,14 +1,17 @@
-"""VAE, textual inversions and LoRAs that are applied to a model."""
+"""VAE, textual inversions and fused LoRAs: what changes a model when it is loaded."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
-from safetensors.torch import load_file
 
 from sdbatch.job import Model
+from sdbatch.models.sd1.layers import Layer, layers_of
+from sdbatch.models.sd1.networks import LayerNetwork, read_network
+from sdbatch.models.sd1.row_loras import Networks
 from sdbatch.models.weights import check_weights, load_complete, load_errors
 
 _LATENTS = {"latent_channels": 4, "scaling_factor": 0.18215, "shift_factor": None}  # SD 1.x's
@@ -32,9 +35,9 @@ def load_vae(path: str, own: dict[str, Any], dtype: torch.dtype) -> Any:
         return vae
 
 
-def fuse(parts: dict[str, Any], settings: Model) -> None:
-    """Add the embeddings' words, and fuse the LoRAs into the weights in the order given."""
-    if not settings.loras and not settings.embeddings:
+def add_embeddings(parts: dict[str, Any], settings: Model) -> None:
+    """Add the words of the textual inversions to the tokenizer and the text encoder."""
+    if not settings.embeddings:
         return
     from diffusers import StableDiffusionPipeline  # here: half a second, rarely needed
 
@@ -50,45 +53,30 @@ def fuse(parts: dict[str, Any], settings: Model) -> None:
         must = "It must be a textual inversion of the model's text width, and its word a new one."
         with load_errors(f"model.embeddings.{number}.path", embedding.path, must):
             pipe.load_textual_inversion(embedding.path, token=embedding.token)
+
+
+def fuse_loras(parts: dict[str, Any], settings: Model) -> Networks:
+    """Fuse the LoRAs without a name into the weights, in the order given; return the others."""
+    layers = layers_of(parts["unet"], parts["text_encoder"]) if settings.loras else {}
+    named: dict[str, Mapping[Layer, LayerNetwork]] = {}
     for number, lora in enumerate(settings.loras):
         must = "It must be a LoRA for this model."
         with load_errors(f"model.loras.{number}.path", lora.path, must):
-            _load_lora(pipe, lora.path, f"lora{number}")
-    if settings.loras:
-        names = [f"lora{number}" for number in range(len(settings.loras))]
-        pipe.set_adapters(names, [lora.weight for lora in settings.loras])
-        pipe.fuse_lora(adapter_names=names)
-        pipe.unload_lora_weights()
+            network = read_network(lora.path, layers)
+            if lora.name is None:
+                _fuse(network, lora.weight)
+                continue
+            if any(part.decomposed for part in network.values()):
+                raise ValueError("a DoRA cannot be chosen by row. Fuse it: leave out its name")
+            named[lora.name] = network
+    return named
 
 
-def _load_lora(pipe: Any, file: str, name: str) -> None:
-    """Load a LoRA as the adapter `name`; reject it if a layer does not fit the model."""
-    source = _with_alphas(file)
-    weights, *_ = pipe.lora_state_dict(source if isinstance(source, str) else dict(source))
-    pipe.load_lora_weights(source, adapter_name=name)
-    fitting = [
-        weight
-        for part in (pipe.unet, pipe.text_encoder)
-        for weight, _ in part.named_parameters()
-        if f".{name}." in weight
-    ]
-    expected = [weight for weight in weights if not weight.endswith(".alpha")]
-    if len(fitting) != len(expected):
-        raise ValueError(
-            f"{len(expected) - len(fitting)} of its {len(expected)} weights fit no layer"
-        )
-
-
-def _with_alphas(file: str) -> str | dict[str, torch.Tensor]:
-    """Return the file, or of a file in kohya's layout the weights multiplied by their alphas.
-
-    diffusers (0.42) uses the commonest alpha for all layers: wrong if they differ.
-    """
-    weights: dict[str, torch.Tensor] = load_file(file)
-    alphas = [name for name in weights if name.endswith(".alpha")]
-    for name in alphas:
-        layer = name.removesuffix(".alpha")
-        down, up = f"{layer}.lora_down.weight", f"{layer}.lora_up.weight"
-        if down in weights:
-            weights[up] = weights[up] * (weights.pop(name).item() / weights[down].shape[0])
-    return weights if alphas else file
+def _fuse(network: Mapping[Layer, LayerNetwork], strength: float) -> None:
+    for layer, part in network.items():
+        delta, bias = part.delta(layer)
+        weight = layer.weight.data
+        layer.weight.data = (weight.float() + strength * delta).to(weight.dtype)
+        if bias is not None:
+            own = torch.zeros_like(bias) if layer.bias is None else layer.bias.data.float()
+            layer.bias = torch.nn.Parameter((own + strength * bias).to(weight.dtype))

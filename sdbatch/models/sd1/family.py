@@ -5,11 +5,13 @@ L = 77 text tokens a chunk, D = text width (768 for SD 1.5).
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from sdbatch import prompt_syntax
+from sdbatch.engine.cuda import moved
 from sdbatch.engine.family import Conditions
 from sdbatch.engine.request import Request
 from sdbatch.models.schedulers import DiffusersScheduler, SchedulerCache
@@ -19,6 +21,7 @@ from sdbatch.models.sd1.text import Chunk, TextEncoder, Tokenizer, Tokens
 
 LATENT_CHANNELS = 4
 TEXT = "text"  # the condition: the embedding of the prompt
+LORAS = "loras"  # the condition: the weights of the LoRAs by row, if the job declares any
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +41,27 @@ class Prompts:
     negative: tuple[Chunk, ...]
     tokens: int
     truncated: bool
+    loras: tuple[float, ...]  # the weights of the declared LoRAs
 
 
 class StableDiffusion1:
     """A loaded Stable Diffusion 1.x."""
 
     limits = LIMITS
-    keys = frozenset({"negative_prompt", "clip_skip", "prompt_weights", "chunk_prompts"})
+    keys = frozenset({"negative_prompt", "clip_skip", "prompt_weights", "chunk_prompts", "loras"})
 
     def __init__(self, model: Model) -> None:
         self.device = model.device
         self._model = model
         self._tokenizer = Tokenizer(model.tokenizer, has_embeddings=model.has_embeddings)
-        self._text = TextEncoder(model.text_encoder)
+        self._text = TextEncoder(model.text_encoder, model.row_loras)
         self._schedulers = SchedulerCache(model.scheduler_config)
 
     def read(self, request: Request) -> Prompts:
         """Return the tokens of the request's prompts.
 
         Raises:
-            ValueError: a prompt or clip_skip cannot be drawn with this model.
+            ValueError: a prompt, clip_skip or a LoRA cannot be drawn with this model.
         """
         layers = self._model.text_encoder.config.num_hidden_layers
         if request.clip_skip >= layers:
@@ -65,22 +69,31 @@ class StableDiffusion1:
                 f"clip_skip = {request.clip_skip}: must be below {layers}, the layers of the text "
                 f"encoder"
             )
-        options = {"weighted": request.prompt_weights, "chunked": request.chunk_prompts}
-        prompt = negative = self._tokens("prompt", request, options)
+        row_loras = self._model.row_loras
+        text, chosen = prompt_syntax.choose_loras(request.prompt, request.loras, row_loras.weights)
+        prompt = negative = self._tokens("prompt", text, request)
         if request.guided:
-            negative = self._tokens("negative_prompt", request, options)
-        blank = (self._tokenizer.blank_chunk(request.clip_skip),)
-        chunks = max(len(prompt.chunks), len(negative.chunks))
-        return Prompts(
-            prompt.chunks + blank * (chunks - len(prompt.chunks)),
-            negative.chunks + blank * (chunks - len(negative.chunks)),
-            prompt.count,
-            prompt.truncated or negative.truncated,
+            if row_loras.weights:
+                prompt_syntax.refuse_tags(request.negative_prompt)
+            negative = self._tokens("negative_prompt", request.negative_prompt, request)
+        loras = row_loras.vector(chosen)
+        rows = [prompt.chunks, negative.chunks]
+        blank = self._tokenizer.blank_chunk(request.clip_skip)
+        chunks = max(len(row) for row in rows)
+        padded, negatives = (
+            tuple(
+                replace(chunk, loras=row_loras.in_text(loras))
+                for chunk in (*row, *[blank] * (chunks - len(row)))
+            )
+            for row in rows
         )
+        truncated = prompt.truncated or negative.truncated
+        return Prompts(padded, negatives, prompt.count, truncated, loras)
 
-    def _tokens(self, where: str, request: Request, options: dict[str, bool]) -> Tokens:
+    def _tokens(self, where: str, text: str, request: Request) -> Tokens:
+        options = {"weighted": request.prompt_weights, "chunked": request.chunk_prompts}
         try:
-            return self._tokenizer.tokenize(getattr(request, where), request.clip_skip, **options)
+            return self._tokenizer.tokenize(text, request.clip_skip, **options)
         except ValueError as error:
             raise ValueError(f"{where} = {error}") from error
 
@@ -113,23 +126,30 @@ class StableDiffusion1:
     def embed(
         self, readings: Sequence[Prompts], soon: Iterable[Prompts]
     ) -> tuple[Conditions, Conditions]:
-        """Return the text embeddings, (n, chunks * L, D); see engine.family.Family."""
+        """Return the text embeddings, (n, chunks * L, D), and the weights of LoRAs by row.
+
+        See engine.family.Family. Both lanes of a guided image have the LoRAs of its row.
+        """
         rows = [*(each.prompt for each in readings), *(each.negative for each in readings)]
         later = (chunk for each in soon for chunk in (*each.prompt, *each.negative))
         flat = self._text.encode([chunk for row in rows for chunk in row], later)
         chunks = len(rows[0])
         joined = [torch.cat(flat[i : i + chunks]) for i in range(0, len(flat), chunks)]
         n = len(readings)
-        return {TEXT: torch.stack(joined[:n])}, {TEXT: torch.stack(joined[n:])}
+        both: Conditions = {}
+        if self._model.row_loras.weights:
+            both[LORAS] = moved(torch.tensor([each.loras for each in readings]), self.device)
+        return {TEXT: torch.stack(joined[:n]), **both}, {TEXT: torch.stack(joined[n:]), **both}
 
     def denoise(
         self, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions
     ) -> torch.Tensor:
         """Return the UNet's answer: noise or velocity, as the scheduler's prediction type says."""
         latents = latents.to(self._model.dtype, memory_format=self._model.layout)
-        answer: torch.Tensor = self._model.unet(
-            latents, timesteps, encoder_hidden_states=conditions[TEXT], return_dict=False
-        )[0]
+        with self._model.row_loras.apply(conditions.get(LORAS)):
+            answer: torch.Tensor = self._model.unet(
+                latents, timesteps, encoder_hidden_states=conditions[TEXT], return_dict=False
+            )[0]
         return answer
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,9 @@
 """Loads a model's parts from a hub id, a folder or a single file, with diffusers' own loaders."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from sdbatch.models import pickles
 from sdbatch.models.build import Build
 from sdbatch.models.find_model import ModelFiles
 from sdbatch.models.sd1 import LAYOUT, adapters
+from sdbatch.models.sd1.row_loras import Networks, RowLoras
 from sdbatch.models.weights import check_weights, load_complete, load_errors
 
 _EMA = "model_ema."  # before the averaged weights of the original full checkpoints
@@ -33,6 +36,7 @@ class Model:
     dtype: torch.dtype
     layout: torch.memory_format
     has_embeddings: bool  # the tokenizer may know words that stand for several tokens
+    row_loras: RowLoras  # attached to the text encoder and the UNet
 
 
 def load(files: ModelFiles, build: Build) -> Model:
@@ -48,12 +52,34 @@ def load(files: ModelFiles, build: Build) -> Model:
         for name in files.layout.weights:
             check_weights(parts[name], name)
     _check_unet(parts["unet"], files.path)
-    adapters.fuse(parts, files.settings)
-    return assemble(parts, build, has_embeddings=bool(files.settings.embeddings))
+    adapters.add_embeddings(parts, files.settings)
+    networks = adapters.fuse_loras(parts, files.settings)
+    return assemble(
+        parts,
+        build,
+        has_embeddings=bool(files.settings.embeddings),
+        row_loras=networks,
+        lora_weights=files.settings.row_loras,
+    )
 
 
-def assemble(parts: dict[str, Any], build: Build, *, has_embeddings: bool = False) -> Model:
-    """Put the loaded `parts`, named as Model's fields and of the dtype, onto the device."""
+def assemble(
+    parts: dict[str, Any],
+    build: Build,
+    *,
+    has_embeddings: bool = False,
+    row_loras: Networks = MappingProxyType({}),
+    lora_weights: Mapping[str, float] = MappingProxyType({}),
+) -> Model:
+    """Put the loaded `parts`, named as Model's fields and of the dtype, onto the device.
+
+    Args:
+        parts: of the model.
+        build: how it is laid out.
+        has_embeddings: see Model.
+        row_loras: the LoRAs that rows can choose.
+        lora_weights: of each of them where a row gives none.
+    """
     parts = dict(parts)
     layout = torch.channels_last if build.channels_last else torch.contiguous_format
     for name in LAYOUT.weights:
@@ -61,14 +87,16 @@ def assemble(parts: dict[str, Any], build: Build, *, has_embeddings: bool = Fals
         parts[name] = (
             part.eval() if name == "text_encoder" else part.eval().to(memory_format=layout)
         )
+    loras = RowLoras(row_loras, lora_weights, parts["text_encoder"], compiled=build.compile)
     if build.compile:
-        _compile(parts)
+        _compile(parts, fuse_projections=not row_loras)
     return Model(
         **parts,
         device=torch.device(build.device),
         dtype=getattr(torch, build.dtype),
         layout=layout,
         has_embeddings=has_embeddings,
+        row_loras=loras,
     )
 
 
@@ -155,13 +183,14 @@ def _check_unet(unet: Any, path: str) -> None:
         )
 
 
-def _compile(parts: dict[str, Any]) -> None:
+def _compile(parts: dict[str, Any], *, fuse_projections: bool) -> None:
     """Compile the UNet and the decoder, each shape when it is first drawn.
 
     Deterministic, without autotuning: choices by timing, and so bits, differ from actor to actor.
     """
     options: dict[str, Any] = {"deterministic": True}
-    parts["unet"].fuse_qkv_projections()
+    if fuse_projections:  # LoRAs by row are attached to each projection
+        parts["unet"].fuse_qkv_projections()
     parts["unet"] = torch.compile(parts["unet"], fullgraph=True, dynamic=False, options=options)
     vae = parts["vae"]
     vae.decode = torch.compile(vae.decode, fullgraph=True, dynamic=False, options=options)

@@ -15,6 +15,7 @@ import torch
 
 from sdbatch import prompt_syntax
 from sdbatch.engine.cuda import moved
+from sdbatch.models.sd1.row_loras import RowLoras
 
 GROUP = 8  # chunks in a call of the text encoder: always the same number, as it decides bits
 LOOKAHEAD = 64  # chunks of waiting prompts that may fill a group
@@ -29,6 +30,7 @@ class Chunk:
     ids: tuple[int, ...]  # L
     weights: tuple[float, ...] | None  # L; None: all are 1
     clip_skip: int
+    loras: tuple[float, ...] = ()  # the weights of LoRAs by row, as RowLoras orders them
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +110,9 @@ def _tokens_of_words(tokenizer: Any) -> dict[int, list[int]]:
 class TextEncoder:
     """Encodes chunks; an embedding does not depend on the other chunks in its call."""
 
-    def __init__(self, encoder: Any) -> None:
+    def __init__(self, encoder: Any, loras: RowLoras) -> None:
         self._encoder = encoder
+        self._loras = loras
         self._cache: OrderedDict[Chunk, torch.Tensor] = OrderedDict()
 
     def encode(self, chunks: Sequence[Chunk], soon: Iterable[Chunk] = ()) -> list[torch.Tensor]:
@@ -133,10 +136,12 @@ class TextEncoder:
         return [embeddings[chunk] for chunk in chunks]
 
     def _encode_group(self, chunks: list[Chunk]) -> list[torch.Tensor]:
-        rows = [chunk.ids for chunk in chunks]
-        rows += [rows[0]] * (GROUP - len(rows))
-        ids = moved(torch.tensor(rows), next(self._encoder.parameters()).device)
-        states = self._encoder(ids, output_hidden_states=True).hidden_states
+        rows = chunks + [chunks[0]] * (GROUP - len(chunks))
+        device = next(self._encoder.parameters()).device
+        ids = moved(torch.tensor([chunk.ids for chunk in rows]), device)
+        loras = [chunk.loras for chunk in rows]
+        with self._loras.apply(moved(torch.tensor(loras), device) if loras[0] else None):
+            states = self._encoder(ids, output_hidden_states=True).hidden_states
         norm = self._encoder.final_layer_norm
         by_skip = {skip: norm(states[-1 - skip]) for skip in {chunk.clip_skip for chunk in chunks}}
         return [
