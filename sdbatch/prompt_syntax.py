@@ -97,6 +97,21 @@ def choose_loras(
     return (_LORA_TAG.sub("", prompt) if declared else prompt), chosen
 
 
+def write_loras(loras: str, declared: Mapping[str, float]) -> str:
+    """Return a value of the sampling key `loras` with the weights that it leaves to the job."""
+    named = [
+        (name, declared.get(name) if weight is None else weight)
+        for name, weight in parse_loras(loras)
+    ]
+    return ", ".join(name if weight is None else f"{name}:{weight:g}" for name, weight in named)
+
+
+def lora_tags(loras: str) -> str:
+    """Return a value of the sampling key `loras` as tags of a prompt."""
+    parts = (part.strip() for part in loras.split(",") if part.strip())
+    return "".join(f"<lora:{part}>" for part in parts)
+
+
 def _unknown_lora(name: str, declared: Mapping[str, float]) -> str:
     if not declared:
         return f"{name!r} is unknown, as model.loras has no LoRA with a name. Give it one"

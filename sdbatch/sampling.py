@@ -108,7 +108,9 @@ class Sampling(Section):
         False, description="encode all of a long prompt, 75 tokens at a time; else it is cut"
     )
     loras: Annotated[str, AfterValidator(_check_loras), Key(model_may_reject=True)] = Field(
-        "", description="LoRAs of `model.loras` by their names: `NAME:WEIGHT, NAME`"
+        "",
+        max_length=1000,
+        description="LoRAs of `model.loras` by their names: `NAME:WEIGHT, NAME`",
     )
 
     @model_validator(mode="after")

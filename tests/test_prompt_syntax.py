@@ -1,4 +1,4 @@
-"""Prompt weights as AUTOMATIC1111 documents them."""
+"""Prompt weights and LoRAs as AUTOMATIC1111 documents them."""
 
 import pytest
 
@@ -52,3 +52,43 @@ def test_weights_are_read_as_automatic1111_documents_them(prompt):
 )
 def test_syntax_that_is_hardly_meant_as_text_is_found(prompt, part):
     assert prompt_syntax.find_syntax(prompt) == part
+
+
+DECLARED = {"ink": 0.8, "soft fur": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "loras", "text", "chosen"),
+    [
+        ("a fox", "", "a fox", {}),
+        ("a fox", "  ", "a fox", {}),
+        ("a fox", "ink", "a fox", {"ink": 0.8}),
+        ("a fox", " soft fur : .5,ink:-2 ", "a fox", {"soft fur": 0.5, "ink": -2}),
+        ("a <lora:ink:0.5>fox", "", "a fox", {"ink": 0.5}),
+        ("<lyco:ink> a fox", "", " a fox", {"ink": 0.8}),
+        ("<lora:ink:1><lora:soft fur:0>", "", "", {"ink": 1, "soft fur": 0}),
+        ("<lora:ink:1> <lora:ink:2>", "ink:0.5", " ", {"ink": 3.5}),
+        ("a <hypernet:ink:1> <fox>", "", "a <hypernet:ink:1> <fox>", {}),
+    ],
+)
+def test_loras_of_a_row_are_those_of_its_tags_and_of_its_key(prompt, loras, text, chosen):
+    assert prompt_syntax.choose_loras(prompt, loras, DECLARED) == (text, chosen)
+
+
+def test_a_tag_is_text_where_the_job_declares_no_lora():
+    assert prompt_syntax.choose_loras("<lora:ink:1>", "", {}) == ("<lora:ink:1>", {})
+
+
+@pytest.mark.parametrize(
+    "loras",
+    [":", "ink:", "ink:1:1", "ink,", ",ink", "ink:nan", "ink:1e3", "ink:10.1", "<lora:ink>"],
+)
+def test_a_value_that_lists_no_loras_is_rejected(loras):
+    with pytest.raises(ValueError, match="NAME or NAME:WEIGHT"):
+        prompt_syntax.parse_loras(loras)
+
+
+def test_written_loras_have_the_weights_that_the_row_left_to_the_job():
+    written = prompt_syntax.write_loras("ink, soft fur:2 , other", DECLARED)
+    assert written == "ink:0.8, soft fur:2, other"
+    assert prompt_syntax.lora_tags(written) == "<lora:ink:0.8><lora:soft fur:2><lora:other>"

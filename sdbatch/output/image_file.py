@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, PngImagePlugin
 
-from sdbatch import registry, sampling, schema
+from sdbatch import prompt_syntax, registry, sampling, schema
 from sdbatch.job import Job
 from sdbatch.output import identity
 from sdbatch.sampling import Sampling
@@ -133,7 +133,8 @@ def infotext(values: dict[str, Any]) -> str:
         "Version": values["software"],
     }
     line = ", ".join(f"{label}: {value}" for label, value in parts.items())
-    return f"{values['prompt']}{negative}\n{line}"
+    tags = prompt_syntax.lora_tags(values["loras"])
+    return f"{values['prompt']}{tags}{negative}\n{line}"
 
 
 def _written(name: str, values: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from sdbatch import schema
 from sdbatch.job import COLUMNS, Job, Sampling, describe_error
+from sdbatch.prompt_syntax import write_loras
 from sdbatch.sampling import MAX_SEED, check_seed
 
 _NOT_SAMPLING = ("id", "prompt")
@@ -82,6 +83,7 @@ def _resolve_row(row: dict[str, Any], number: int, job: Job) -> dict[str, Any]:
         values["seed"] = row_seed(job.sampling.seed, key or "")
     try:
         values = Sampling.model_validate(values, strict=False).model_dump()
+        values["loras"] = write_loras(values["loras"], job.model.row_loras)
         check_seed(values["seed"], job.prompts.images_per_row)
     except ValidationError as error:
         errors.append(describe_error(error).rstrip("."))

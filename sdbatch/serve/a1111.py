@@ -50,7 +50,6 @@ from sdbatch.serve.service import Service
 SCHEDULES = {"": "Automatic", **samplers.SUFFIXES}  # our names -> AUTOMATIC1111's
 EMPTY_LISTS = (  # routes of what this service does not have
     "/sd-vae",
-    "/loras",
     "/upscalers",
     "/hypernetworks",
     "/face-restorers",
@@ -189,6 +188,7 @@ def from_txt2img(body: _Txt2Img, model: ServedModel, limits: Limits) -> ImageReq
         first = EngineRequest.model_validate(_request_values(body, model.job.sampling))
     except ValidationError as error:
         raise invalid_body(error) from error
+    first = requests.with_lora_weights(first, model.job)
     requests.check_limits(first, images, limits)
     encoding = model.encoding_for(FILE_FORMATS[settings.samples_format])
     return ImageRequest(requests.repeat(DrawRequest(first, encoding), images))
@@ -226,6 +226,10 @@ def discovery(model: ServedModel) -> dict[str, Any]:
             "loaded": {each.token: {} for each in model.job.model.embeddings},
             "skipped": {},
         },
+        "/loras": [
+            {"name": lora, "alias": lora, "path": "", "metadata": {}}
+            for lora in model.job.model.row_loras
+        ],
         **{path: [] for path in EMPTY_LISTS},
         "/scripts": {"txt2img": [], "img2img": []},
         "/cmd-flags": {"api": True},

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, create_model
 from sdbatch.engine.request import Request
 from sdbatch.job import Job, Limits, Sampling
 from sdbatch.output.image_file import Encoding
+from sdbatch.prompt_syntax import write_loras
 from sdbatch.registry import IMAGE_FORMATS
 from sdbatch.sampling import MAX_SEED, check_seed
 from sdbatch.serve.drawer import DrawRequest
@@ -120,7 +121,7 @@ def from_generation(body: Generation, model: ServedModel, limits: Limits) -> Ima
     """
     if body.model is not None and body.model != model.name:
         raise model_not_found("model", body.model, model.name)
-    first = _first_request(body)
+    first = with_lora_weights(_first_request(body), model.job)
     check_limits(first, body.n, limits)
     image_format = FORMATS[body.output_format]
     if IMAGE_FORMATS[image_format].quality is None and body.output_compression is not None:
@@ -137,6 +138,11 @@ def from_generation(body: Generation, model: ServedModel, limits: Limits) -> Ima
         previews=previews,
     )
     return ImageRequest(repeat(template, body.n), body.response_format == "url", stream, body.user)
+
+
+def with_lora_weights(request: Request, job: Job) -> Request:
+    """Return the request with the weights of LoRAs that it leaves to the job."""
+    return request.updated(loras=write_loras(request.loras, job.model.row_loras))
 
 
 def repeat(template: DrawRequest, images: int) -> tuple[DrawRequest, ...]:

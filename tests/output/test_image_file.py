@@ -39,6 +39,7 @@ ROW = {
     "clip_skip": 0,
     "prompt_weights": False,
     "chunk_prompts": False,
+    "loras": "",
     "row_key": "row-3",
     "sample_index": 1,
 }

@@ -142,8 +142,8 @@ class TextEncoder:
         loras = [chunk.loras for chunk in rows]
         with self._loras.apply(moved(torch.tensor(loras), device) if loras[0] else None):
             states = self._encoder(ids, output_hidden_states=True).hidden_states
-        norm = self._encoder.final_layer_norm
-        by_skip = {skip: norm(states[-1 - skip]) for skip in {chunk.clip_skip for chunk in chunks}}
+            norm, skips = self._encoder.final_layer_norm, {chunk.clip_skip for chunk in chunks}
+            by_skip = {skip: norm(states[-1 - skip]) for skip in skips}
         return [
             _apply_weights(by_skip[chunk.clip_skip][i].clone(), chunk.weights)
             for i, chunk in enumerate(chunks)
