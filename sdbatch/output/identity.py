@@ -25,7 +25,6 @@ LIBRARIES = (
     "diffusers",
     "transformers",
     "tokenizers",
-    "peft",
     "torchsde",
     "scipy",
     "numpy",

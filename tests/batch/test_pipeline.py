@@ -1,6 +1,7 @@
 """The pipeline and its driver, without Ray: what is drawn, kept, drawn again and rejected."""
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -11,9 +12,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow.dataset as ds
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from sdbatch.batch import pipeline, stall
 from sdbatch.engine.engine import Engine
@@ -136,6 +140,44 @@ def test_overwrite_with_a_model_whose_weights_are_cut_off_leaves_the_old_output_
     with pytest.raises(ModelError, match="unet"):
         draw(job, make_engine=None, overwrite=True)
     assert contents(tmp_path / "out") == before
+
+
+def test_a_run_draws_each_row_with_its_loras_and_says_so_in_its_file(
+    make_job, tiny_model, tmp_path
+):
+    for name, scale in (("ink", 1.0), ("fur", -1.0)):
+        delta = {"lora_unet_conv_out.diff": torch.full((4, 32, 3, 3), 0.1 * scale)}
+        save_file(delta, tmp_path / f"{name}.safetensors")
+    loras = [{"path": f"{tmp_path}/{name}.safetensors", "name": name} for name in ("ink", "fur")]
+    rows = [
+        {"prompt": "a dog", "loras": "ink:2"},
+        {"prompt": "a dog<lora:ink:2>"},
+        {"prompt": "a dog", "loras": "fur"},
+        {"prompt": "a dog"},
+        {"prompt": "a dog", "loras": "sky"},
+    ]
+    job = make_job(
+        prompts={"path": None, "rows": [{**row, "seed": 1} for row in rows]},
+        model={"path": str(tiny_model), "loras": loras},
+        sampling={"loras": "", "num_inference_steps": 2, "sampler": "euler"},
+        output={"image_format": "png"},
+    )
+    draw(job, make_engine=None)
+    table = ds.dataset(tmp_path / "out" / "data").to_table().to_pylist()
+    images = [row["image"]["bytes"] for row in table]
+    assert [row["loras"] for row in table] == ["ink:2", "", "fur:1", ""]
+    pixels = [np.asarray(Image.open(io.BytesIO(image))) for image in images]
+    assert np.array_equal(pixels[0], pixels[1])
+    assert len({each.tobytes() for each in pixels}) == 3
+    texts = [Image.open(io.BytesIO(image)).info["parameters"] for image in images]
+    assert [text.splitlines()[0] for text in texts] == [
+        "a dog<lora:ink:2>",
+        "a dog<lora:ink:2>",
+        "a dog<lora:fur:1>",
+        "a dog",
+    ]
+    [failed] = ds.dataset(tmp_path / "out" / "failed").to_table().to_pylist()
+    assert "'sky' is not the name of a LoRA. model.loras names ink, fur" in failed["error"]
 
 
 @pytest.mark.parametrize("options", [{"overwrite": True}, {"retry_failed": True}])

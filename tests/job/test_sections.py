@@ -1,5 +1,7 @@
 """The job file's sections: the values of each key, keys that exclude each other, defaults."""
 
+import re
+
 import pytest
 from pydantic import ValidationError
 
@@ -99,6 +101,33 @@ def test_unknown_keys_of_sections_in_a_list_are_named_by_their_index():
         parse(changed("model", loras=[*loras[:1], {"path": "b", **loras[1]}]))
     with pytest.raises(JobError, match=r"^model.loras.1.path = nothing: must be given"):
         parse(changed("model", loras=[*loras[:1], {"weight": 1}]))
+
+
+@pytest.mark.parametrize("name", ["", "a:b", "a,b", "<a>", " a", "a "])
+def test_a_name_that_no_prompt_could_hold_is_rejected(name):
+    with pytest.raises(JobError, match=r"^model.loras.0.name = .*: must be "):
+        parse(changed("model", loras=[{"path": "a.safetensors", "name": name}]))
+
+
+def test_a_name_of_two_loras_is_rejected():
+    loras = [{"path": f"{name}.safetensors", "name": "ink"} for name in "ab"]
+    with pytest.raises(JobError, match=r"^model.loras.0.name = 'ink': must be used once"):
+        parse(changed("model", loras=loras))
+
+
+@pytest.mark.parametrize(
+    ("loras", "words"),
+    [
+        ("inc", "sampling.loras = 'inc': 'inc' is not the name of a LoRA. Did you mean 'ink'?"),
+        ("ink:x", "sampling.loras = 'ink:x': must be NAME or NAME:WEIGHT, with a weight from -10"),
+        (["ink"], "sampling.loras = ['ink']: must be text"),
+        ("ink," * 300, "must be "),
+    ],
+)
+def test_loras_of_the_job_that_no_row_could_draw_are_rejected(loras, words):
+    named = changed("model", loras=[{"path": "a.safetensors", "name": "ink"}])
+    with pytest.raises(JobError, match=f"^{re.escape(words)}" if "ink" in words else words):
+        parse({**named, "sampling": {"loras": loras}})
 
 
 @pytest.mark.parametrize(

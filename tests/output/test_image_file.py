@@ -253,6 +253,12 @@ def test_infotext_is_laid_out_as_automatic1111_does():
     )
 
 
+def test_infotext_has_the_loras_of_a_row_as_tags_of_its_prompt():
+    text = infotext({**SAID, "prompt": "a <lora:wet:1> dog", "loras": "ink:0.8, soft fur:-1"})
+
+    assert text.splitlines()[0] == "a <lora:wet:1> dog<lora:ink:0.8><lora:soft fur:-1>"
+
+
 def test_infotext_has_no_second_line_when_there_is_no_negative_prompt():
     prompt, values = infotext({**SAID, "negative_prompt": ""}).split("\n")
 

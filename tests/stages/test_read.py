@@ -81,6 +81,43 @@ def test_read_resolves_each_row_over_the_jobs_sampling(make_job, tmp_path):
     assert [row["seed"] for row in rows] == [row_seed(0, str(number)) for number in range(5)]
 
 
+LORAS = {
+    "model": {
+        "path": "builtin:shapes",
+        "loras": [
+            {"path": "ink.safetensors", "name": "ink", "weight": 0.8},
+            {"path": "fur.safetensors", "name": "fur"},
+        ],
+    }
+}
+
+
+def test_read_writes_the_loras_of_each_row_with_their_weights(make_job, tmp_path):
+    loras = ["fur", None, "", "ink, fur:0.5", "ink:much", "sky"]
+    table = pa.table({"prompt": ["a"] * len(loras), "loras": loras})
+    job = small_job(make_job, tmp_path, table, **LORAS)
+    job = job.updated(sampling=job.sampling.updated(loras="ink"))
+    rows = [row for _, shard, _ in read(job) for row in shard.to_pylist()]
+
+    assert [row["loras"] for row in rows] == [
+        "fur:1",
+        "ink:0.8",
+        "",
+        "ink:0.8, fur:0.5",
+        "ink:much",
+        "sky",
+    ]
+    errors = [row["error"] for row in rows]
+    assert "loras = 'ink:much': must be NAME or NAME:WEIGHT" in errors[4]
+    assert [errors[i] for i in (0, 1, 2, 3, 5)] == [None] * 5  # the model knows which names exist
+
+
+def test_a_column_of_lists_cannot_be_the_loras(make_job, tmp_path):
+    table = pa.table({"prompt": ["a"], "loras": [["ink"]]})
+    with pytest.raises(PromptTableError, match=r"column 'loras' = list.*: must hold text to be us"):
+        read(small_job(make_job, tmp_path, table, **LORAS))
+
+
 def test_read_keeps_a_row_that_cannot_be_drawn_with_its_error(make_job, tmp_path):
     rows = [
         row
