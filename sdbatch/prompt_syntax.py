@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 
 ROUND, SQUARE = 1.1, 1 / 1.1  # factors of the weight, for a pair of brackets
-MAX_LORA_WEIGHT = 10.0
+MAX_LORA_WEIGHT = 10
 LORA_FORM = (
-    f"NAME or NAME:WEIGHT, with a weight from -{MAX_LORA_WEIGHT:g} to {MAX_LORA_WEIGHT:g} and "
+    f"NAME or NAME:WEIGHT, with a weight from -{MAX_LORA_WEIGHT} to {MAX_LORA_WEIGHT} and "
     f"commas between LoRAs, such as 'ink:0.8, fur'"
 )
 
@@ -121,7 +121,7 @@ def _unknown_lora(name: str, declared: Mapping[str, float]) -> str:
 
 
 def refuse_tags(negative_prompt: str) -> None:
-    """Raise a ValueError if a negative prompt has a LoRA's tag, which AUTOMATIC1111 ignores."""
+    """Raise a ValueError if a negative prompt has a LoRA's tag, where AUTOMATIC1111 reads none."""
     if tag := _LORA_TAG.search(negative_prompt):
         raise ValueError(
             f"negative_prompt = {tag[0]!r}: a LoRA changes the whole image. Move it to the prompt, "

@@ -77,7 +77,7 @@ EXTENSIONS = {
         ),
         (
             "models/sd1/loading.py",
-            "    adapters.fuse(parts, files.settings)\n",
+            "    networks = adapters.fuse_loras(parts, files.settings)\n",
             "    if files.settings.offset:\n"
             "        offset = load_file(files.settings.offset)['b']\n"
             "        parts['vae'].decoder.conv_out.bias.data += offset\n",

@@ -40,7 +40,7 @@ def job_of(**sections):
     """Return a resolved job of small images."""
     values = {
         "prompts": {"rows": [{"prompt": "not served"}]},
-        "model": "tiny",
+        "model": {"path": "tiny"},
         "sampling": {"height": 64, "width": 64, "num_inference_steps": 4, "guidance_scale": 5.0},
         "engine": ENGINE,
         "output": {"path": "nowhere"},

@@ -125,6 +125,23 @@ def test_unsupported_fields_and_values_are_rejected(server, fault):
     assert words in answer.json()["error"]["message"]
 
 
+def test_loras_that_rows_can_choose_are_listed_and_written_into_the_text_with_their_weights(
+    serving,
+):
+    loras = [{"path": "a.safetensors", "name": "ink", "weight": 0.8}, {"path": "b.safetensors"}]
+    server = serving(model={"path": "m", "loras": loras}, sampling={"loras": "ink"})
+    listed = server.client.get("/sdapi/v1/loras").json()
+    assert [(lora["name"], lora["alias"]) for lora in listed] == [("ink", "ink")]
+    info = json.loads(txt2img(server).json()["info"])
+    assert info["infotexts"][0].startswith("a (red:1.2) dog<lora:ink:0.8>\nNegative prompt: ")
+
+
+def test_a_tag_of_a_lora_that_the_service_does_not_have_is_rejected(server):
+    answer = txt2img(server, prompt="a <lora:ink:1> dog")
+    assert answer.status_code == 400
+    assert "LoRAs belong in model.loras" in answer.json()["error"]["message"]
+
+
 def test_another_checkpoint_is_not_found(server):
     answer = txt2img(server, override_settings={"sd_model_checkpoint": "v1-5-pruned"})
     assert answer.status_code == 404

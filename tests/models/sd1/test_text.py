@@ -223,18 +223,21 @@ def test_an_embedding_does_not_depend_on_the_others_in_its_call(model):
     rows = set()
     hook = model.text_encoder.register_forward_pre_hook(lambda _, inputs: rows.add(len(inputs[0])))
     with torch.inference_mode(), hook:
-        together = TextEncoder(model.text_encoder).encode(chunks)
-        backwards = TextEncoder(model.text_encoder).encode(chunks[::-1])[::-1]
+        together = TextEncoder(model.text_encoder, model.row_loras).encode(chunks)
+        backwards = TextEncoder(model.text_encoder, model.row_loras).encode(chunks[::-1])[::-1]
         for chunk, one, two in zip(chunks, together, backwards, strict=True):
-            (alone,) = TextEncoder(model.text_encoder).encode([chunk])
-            (first,) = TextEncoder(model.text_encoder).encode([chunk], soon=chunks)
+            (alone,) = TextEncoder(model.text_encoder, model.row_loras).encode([chunk])
+            (first,) = TextEncoder(model.text_encoder, model.row_loras).encode([chunk], soon=chunks)
             assert all(torch.equal(other, alone) for other in (one, two, first))
     assert rows == {GROUP}  # bits can depend on it: libraries choose kernels by the number of rows
 
 
 def test_a_cached_embedding_is_the_one_that_was_encoded(model, monkeypatch):
     monkeypatch.setattr(text, "CACHE_SIZE", 3)
-    tokenizer, encoder = Tokenizer(model.tokenizer), TextEncoder(model.text_encoder)
+    tokenizer, encoder = (
+        Tokenizer(model.tokenizer),
+        TextEncoder(model.text_encoder, model.row_loras),
+    )
     chunks = [
         tokenizer.tokenize(prompt, 0, weighted=False, chunked=False).chunks[0] for prompt in SOME
     ]
