@@ -19,6 +19,7 @@ import torch
 from findings import report
 
 from sdbatch.engine.engine import Engine
+from sdbatch.engine.family import Pictures
 from sdbatch.engine.request import Request
 from sdbatch.models.build import Build
 from sdbatch.models.sd1.family import StableDiffusion1
@@ -31,10 +32,10 @@ class KeepsLatents(StableDiffusion1):
 
     last = torch.empty(0)
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: torch.Tensor, dtype: torch.dtype) -> Pictures:
         """Keep the first latents of the group, and decode it."""
         self.last = latents[0].clone()
-        return super().decode(latents)
+        return super().decode(latents, dtype)
 
 
 def difference(

@@ -36,6 +36,7 @@ ROW = (
 DRAWN = (
     pa.field("prompt_tokens", pa.int32()),  # without the begin and end marks, before truncation
     pa.field("prompt_truncated", pa.bool_()),  # the prompt or the negative prompt lost tokens
+    pa.field("decoded_again", pa.bool_()),  # in float32: not finite in the engine's dtype
     pa.field("nsfw", pa.bool_()),  # null: not checked
     pa.field("nsfw_scores", pa.list_(pa.float32())),  # by the checker's concepts; above 0: nsfw
     pa.field("sha256", pa.string()),  # of the image file

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sdbatch import registry
+from sdbatch.engine.family import Pictures
 from sdbatch.engine.limits import Capacity, ModelLimits
 from sdbatch.models.find_model import Layout
 
@@ -106,8 +107,7 @@ class TinyFlow:
     keys = frozenset({"negative_prompt"})
 
     def __init__(self, denoiser, device, dtype) -> None:
-        self.device = device
-        self._dtype = dtype
+        self.device, self.dtype = device, dtype
         self._denoiser = denoiser.to(device, dtype).requires_grad_(False).eval()
 
     def read(self, request):
@@ -156,15 +156,20 @@ class TinyFlow:
         ]
         # one by one: an embedding must not depend on the number of rows
         text = torch.stack([self._denoiser.tokens(torch.tensor(row)) for row in rows])
-        return {"text": text, "pooled": torch.tensor(pooled, dtype=self._dtype)}
+        return {"text": text, "pooled": torch.tensor(pooled, dtype=self.dtype)}
 
     def denoise(self, latents, timesteps, conditions):
-        times = (timesteps / 1000).to(self._dtype)
+        times = (timesteps / 1000).to(self.dtype)
         return self._denoiser(
-            latents.to(self._dtype), times, conditions["text"], conditions["pooled"]
+            latents.to(self.dtype), times, conditions["text"], conditions["pooled"]
         )
 
-    def decode(self, latents):
-        pictures = torch.sigmoid(self._denoiser.picture(latents.to(self._dtype)).float())
-        pictures = nn.functional.interpolate(pictures.nan_to_num(), scale_factor=FACTOR)
-        return (pictures.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).contiguous()
+    def decode(self, latents, dtype):
+        weights = {name: w.to(dtype) for name, w in self._denoiser.picture.state_dict().items()}
+        layer = self._denoiser.picture
+        pictures = torch.func.functional_call(layer, weights, latents.to(dtype)).float()
+        finite = pictures.isfinite().flatten(1).all(1)
+        pictures = torch.sigmoid(pictures).nan_to_num()
+        pictures = nn.functional.interpolate(pictures, scale_factor=FACTOR)
+        pixels = (pictures.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
+        return Pictures(pixels.contiguous(), finite)

@@ -86,6 +86,7 @@ class DrawingActor:
             "ended": _clock(time.time()),
             "attempt": attempt,
             "lanes": drawing.lanes,
+            "decoded_again": sum(bool(result.get("decoded_again")) for result in results),
             "engine": asdict(self._usage()),  # of the actor, since it began
             **({"isolated": True} if isolated else {}),
         }

@@ -30,6 +30,7 @@ class Ticket:
     overdue_at: int = 0  # admissions after which it goes first
     alone: bool = False  # its cohort failed: drawn again by itself, to find which request failed
     fewest_rows: int = 0  # rows of the smallest denoiser call so far
+    previewed: int = 0  # the tick of the last preview that its follower got
     settled: bool = False
 
     def settle(self, outcome: Drawn | Exception) -> None:

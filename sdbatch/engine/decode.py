@@ -1,13 +1,16 @@
 """From finished latents to delivered images: decoding in fixed groups, copies, futures.
 
 The engine's thread decodes, as it owns the device. A second thread waits for the copies off the
-device and settles the futures, so that no tick waits for them.
+device and settles the futures, so that no tick waits for them. That thread is the first to see a
+picture that is not finite, and returns its latents to the engine's thread, which decodes them again
+in float32.
 """
 
 import math
 import queue
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +28,7 @@ from sdbatch.engine.request import Drawn
 GROUP = 4  # images in a decoder call at most: always the same number, padded
 MAX_IDLE_SIZES = 64  # image sizes that are kept while no image of them waits
 MAX_ROUNDS = 8  # that a finished image waits for others to fill its group
+WIDEST = torch.float32  # for pictures that are not finite in the family's type
 
 
 class SafetyChecker(Protocol):
@@ -39,7 +43,7 @@ class _Pictures:
     """Decoded images, still on the device."""
 
     pixels: torch.Tensor  # (n, H, W, 3) uint8
-    finite: torch.Tensor  # (n,) bool: False where the latents were not
+    finite: torch.Tensor  # (2, n) bool: whether the latents are, and the pictures
     scores: torch.Tensor | None  # (n, concepts) of the safety checker
 
 
@@ -48,6 +52,9 @@ class _Finished:
     ticket: Ticket
     latents: torch.Tensor  # (C, h, w)
     exact: bool  # every denoiser call had the engine's full number of rows
+    dtype: torch.dtype  # in which it is decoded
+    again: bool = False  # it was not finite in the family's own type
+    tick: int = 0  # that a preview shows; 0: it is the image itself
 
 
 @dataclass(slots=True)
@@ -68,6 +75,7 @@ class Decoder:
         faults: handles what a decoder call raises.
         lanes_of: the lanes for images of a height and width. Few lanes mean large images or little
             memory, so the groups are smaller too.
+        wake: is called by the delivering thread after each delivery.
     """
 
     def __init__(
@@ -76,35 +84,35 @@ class Decoder:
         checker: SafetyChecker | None,
         faults: FaultPolicy,
         lanes_of: Callable[[int, int], int],
+        wake: Callable[[], None],
     ) -> None:
         self._family = family
         self._checker = checker
         self._faults = faults
         self._lanes_of = lanes_of
-        self._sizes: dict[tuple[int, int], _Waiting] = {}
+        self._wake = wake
+        self._sizes: dict[tuple[int, int, torch.dtype], _Waiting] = {}
+        self._again: deque[_Finished] = deque()  # returned by the delivering thread
         self._deliveries: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._sent = self._delivered = 0  # counted by one thread each
+        self.alive = True  # the delivering thread
         self._thread = threading.Thread(target=self._deliver, name="sdbatch-deliver", daemon=True)
         self._thread.start()
 
     @property
     def busy(self) -> bool:
         """Tell whether images wait to be decoded."""
-        return any(size.images for size in self._sizes.values())
+        return bool(self._again) or any(size.images for size in self._sizes.values())
 
     @property
-    def alive(self) -> bool:
-        """Tell whether the delivering thread runs."""
-        return self._thread.is_alive()
+    def delivering(self) -> bool:
+        """Tell whether images are on their way, which may come back to be decoded again."""
+        return self.alive and self._sent != self._delivered
 
     def add(self, ticket: Ticket, latents: torch.Tensor) -> None:
         """Queue a request's finished latents (C, h, w) for a group."""
-        key = (ticket.request.height, ticket.request.width)
-        size = self._sizes.setdefault(key, _Waiting(self._group_of(ticket)))
-        if len(self._sizes) > MAX_IDLE_SIZES:
-            self._sizes = {key: each for key, each in self._sizes.items() if each.images}
-            self._sizes[key] = size
         exact = ticket.fewest_rows == self._lanes_for(ticket)
-        size.images.append(_Finished(ticket, latents, exact))
+        self._queue(_Finished(ticket, latents, exact, self._family.dtype))
 
     def report(self, cohort: Cohort) -> None:
         """Report the progress of a cohort to its followers, with the previews that are due.
@@ -115,16 +123,18 @@ class Decoder:
             ticket = cohort.tickets[i]
             if ticket.follow is not None:
                 step = partial(ticket.follow.step, cohort.step, ticket.ticks)
-                self._deliveries.put(partial(_call, step))
+                self._send(partial(_call, step))
         for ticket, latents in cohort.previews:
-            pictures = self._faults.decode(partial(self._pictures, [latents], 1))
-            if isinstance(pictures, Exception):
-                self._faults.record("no preview", pictures)
-            else:
-                self._deliveries.put(_Copy([_Finished(ticket, latents, False)], pictures).show)
+            self._preview(_Finished(ticket, latents, False, self._family.dtype, tick=cohort.step))
 
     def decode(self, *, hurry: bool) -> None:
         """Decode the full groups; if `hurry` or after MAX_ROUNDS also those that are not full."""
+        while self._again:
+            image = self._again.popleft()
+            if image.tick:
+                self._preview(image)
+            else:
+                self._queue(image)
         for size in self._sizes.values():
             size.rounds += bool(size.images)
             while len(size.images) >= size.group or (
@@ -139,6 +149,27 @@ class Decoder:
         self._deliveries.put(None)
         self._thread.join()
 
+    def _send(self, deliver: Callable[[], None]) -> None:
+        """Have the delivering thread call `deliver`."""
+        self._sent += 1
+        self._deliveries.put(deliver)
+
+    def _queue(self, image: _Finished) -> None:
+        request = image.ticket.request
+        key = (request.height, request.width, image.dtype)
+        size = self._sizes.setdefault(key, _Waiting(self._group_of(image.ticket)))
+        if len(self._sizes) > MAX_IDLE_SIZES:
+            self._sizes = {key: each for key, each in self._sizes.items() if each.images}
+            self._sizes[key] = size
+        size.images.append(image)
+
+    def _preview(self, image: _Finished) -> None:
+        pictures = self._faults.decode(partial(self._pictures, [image], 1))
+        if isinstance(pictures, Exception):
+            self._faults.record("no preview", pictures)
+        else:
+            self._send(_Copy([image], pictures, self._again.append).show)
+
     def _group_of(self, ticket: Ticket) -> int:
         return max(1, min(GROUP, self._lanes_for(ticket) // 2))
 
@@ -146,15 +177,14 @@ class Decoder:
         return self._lanes_of(ticket.request.height, ticket.request.width)
 
     def _decode(self, group: list[_Finished], size: _Waiting) -> None:
-        latents = [image.latents for image in group]
         count = size.group
         if not any(image.ticket.exact for image in group):
             count = min(count, 1 << (len(group) - 1).bit_length())
-        pictures = self._faults.decode(partial(self._pictures, latents, count))
+        pictures = self._faults.decode(partial(self._pictures, group, count))
         if isinstance(pictures, _Pictures):
             for image in group:
                 image.exact &= count == self._group_of(image.ticket)
-            self._deliveries.put(_Copy(group, pictures).deliver)
+            self._send(_Copy(group, pictures, self._again.append).deliver)
         elif size.group == 1:
             group[0].ticket.settle(pictures)
         else:
@@ -162,23 +192,39 @@ class Decoder:
             size.images = group + size.images
             self._faults.record(f"{size.group} images a decoder call", pictures)
 
-    def _pictures(self, images: list[torch.Tensor], count: int) -> _Pictures:
-        """Decode and score the latents (C, h, w) of images in a call of exactly `count`."""
-        n, latents = len(images), torch.stack(images)
-        pixels = self._family.decode(padded(latents, count))
-        scores = None if self._checker is None else self._checker.scores(pixels)[:n]
-        return _Pictures(pixels[:n], torch.isfinite(latents).flatten(1).all(1), scores)
+    def _pictures(self, group: list[_Finished], count: int) -> _Pictures:
+        """Decode and score images of one type in a call of exactly `count`."""
+        n, latents = len(group), torch.stack([image.latents for image in group])
+        pictures = self._family.decode(padded(latents, count), group[0].dtype)
+        scores = None if self._checker is None else self._checker.scores(pictures.pixels)[:n]
+        finite = torch.stack([latents.isfinite().flatten(1).all(1), pictures.finite[:n]])
+        return _Pictures(pictures.pixels[:n], finite, scores)
 
     def _deliver(self) -> None:
-        while (deliver := self._deliveries.get()) is not None:
-            deliver()
+        try:
+            while (deliver := self._deliveries.get()) is not None:
+                deliver()
+                self._delivered += 1
+                self._wake()
+        finally:
+            self.alive = False
+            self._wake()
 
 
 class _Copy:
-    """Decoded images on their way off the device; nothing waits for the copy to begin."""
+    """Decoded images on their way off the device; nothing waits for the copy to begin.
 
-    def __init__(self, group: list[_Finished], pictures: _Pictures) -> None:
+    Args:
+        group: the images.
+        pictures: what was decoded.
+        again: is called with an image that must be decoded again, in a wider type.
+    """
+
+    def __init__(
+        self, group: list[_Finished], pictures: _Pictures, again: Callable[[_Finished], None]
+    ) -> None:
         self._group = group
+        self._again = again
         self._pixels = _to_host(pictures.pixels)
         self._finite = _to_host(pictures.finite)
         self._scores = None if pictures.scores is None else _to_host(pictures.scores)
@@ -188,8 +234,8 @@ class _Copy:
             self._event.record()
 
     def deliver(self) -> None:
-        """Wait for the copy and settle the requests."""
-        outcomes: list[Drawn | Exception]
+        """Wait for the copy and settle the requests, or have their images decoded again."""
+        outcomes: list[Drawn | Exception | None]
         try:
             if self._event is not None:
                 self._event.synchronize()
@@ -197,25 +243,42 @@ class _Copy:
         except torch.AcceleratorError as error:
             outcomes = [cuda.device_failed(error)] * len(self._group)
         for image, outcome in zip(self._group, outcomes, strict=True):
-            image.ticket.settle(outcome)
+            if outcome is not None:
+                image.ticket.settle(outcome)
 
     def show(self) -> None:
-        """Wait for the copy and pass it to the request's follower."""
+        """Wait for the copy and pass it to the request's follower, unless a later one was."""
         image = self._group[0]
+        ticket = image.ticket
         try:
             if self._event is not None:
                 self._event.synchronize()
             drawn = self._outcome(0, image)
         except torch.AcceleratorError:
             return  # the image itself will fail with it
-        if image.ticket.follow is not None and isinstance(drawn, Drawn):
-            _call(partial(image.ticket.follow.preview, drawn))
+        if ticket.follow is None or not isinstance(drawn, Drawn):
+            return
+        if image.tick > ticket.previewed and not ticket.settled:
+            ticket.previewed = image.tick
+            _call(partial(ticket.follow.preview, drawn))
 
-    def _outcome(self, i: int, image: _Finished) -> Drawn | Exception:
-        if not self._finite[i]:
+    def _outcome(self, i: int, image: _Finished) -> Drawn | Exception | None:
+        """Return how a request ends; None if its image is to be decoded again."""
+        latents, picture = self._finite[:, i].tolist()
+        if not latents:
             return ArithmeticError(
                 "The latents are not finite: the model cannot draw these values. Try another "
                 "guidance_scale, or engine.dtype: float32."
+            )
+        if not picture and image.dtype != WIDEST:
+            image.dtype, image.again = WIDEST, True
+            self._again(image)
+            return None
+        if not picture:
+            return ArithmeticError(
+                "The decoded picture is not finite in float32, the widest engine.dtype: the VAE "
+                "cannot decode these latents. Set model.vae to another one, or try another "
+                "guidance_scale."
             )
         scores = None
         if self._scores is not None:
@@ -230,6 +293,7 @@ class _Copy:
             prompt_truncated=image.ticket.reading.truncated,
             lanes=image.ticket.fewest_rows,
             exact=image.exact,
+            decoded_again=image.again,
             nsfw=None if scores is None else any(score > 0 for score in scores),
             nsfw_scores=scores,
         )

@@ -74,7 +74,8 @@ class Engine:
         self._turns: deque[Hashable] = deque()  # the first has the device
         self._turn_left = TURN
         self._pixels = pixels
-        self._decoder = Decoder(family, checker, self._faults, self._lanes_of)
+        self._changed = threading.Condition()
+        self._decoder = Decoder(family, checker, self._faults, self._lanes_of, self._wake)
         self._unused_keys = {
             name: field.default
             for name, field in Sampling.model_fields.items()
@@ -86,7 +87,6 @@ class Engine:
         self._round_began: float | None = None  # None: nothing to do
         self._closed = self._cancelled = False
         self._reason = ModelError("The engine is closed and accepts no more requests.")
-        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="sdbatch-engine", daemon=True)
         self._thread.start()
 
@@ -167,14 +167,24 @@ class Engine:
     def _receive(self) -> bool:
         """Queue what was submitted, waiting if there is no work; tell whether to go on."""
         with self._changed:
-            busy = self._decoder.busy or any(lanes.busy for lanes in self._shapes.values())
-            if not busy and not self._arrived and not self._closed:
+            # an image that is being delivered may come back to be decoded again
+            self._changed.wait_for(lambda: self._has_work or not self._decoder.delivering)
+            if not self._has_work and not self._closed:
                 self._wait()
+            going = not self._cancelled and (self._has_work or not self._closed)
             arrived, self._arrived = self._arrived, deque()
-            going = not self._cancelled and (busy or bool(arrived) or not self._closed)
         for ticket in arrived:
             self._enqueue(ticket)
         return going
+
+    @property
+    def _has_work(self) -> bool:
+        busy = self._decoder.busy or any(lanes.busy for lanes in self._shapes.values())
+        return busy or bool(self._arrived) or self._cancelled
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
 
     def _wait(self) -> None:
         began, self._round_began = time.perf_counter(), None

@@ -8,6 +8,7 @@ n = images, C = latent channels, h/w = latent height/width, H/W = image height/w
 """
 
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -16,6 +17,14 @@ from sdbatch.engine.limits import ModelLimits
 from sdbatch.engine.request import Request
 
 Conditions: TypeAlias = dict[str, torch.Tensor]  # by name; the first dimension is the lanes
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """A decoded group, on the device."""
+
+    pixels: torch.Tensor  # (n, H, W, 3) uint8
+    finite: torch.Tensor  # (n,) bool: False where a value of the picture was inf or NaN
 
 
 class Reading(Protocol):
@@ -61,6 +70,10 @@ class Family(Protocol):
         """Return what it can draw."""
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Return the type of its weights, in which it draws and decodes."""
+
+    @property
     def keys(self) -> frozenset[str]:
         """Return the sampling keys that it honours besides the engine's (engine.ENGINE_KEYS)."""
 
@@ -92,5 +105,8 @@ class Family(Protocol):
     ) -> torch.Tensor:
         """Return the model's answer to a whole batch of lanes, (lanes, C, h, w)."""
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return the pictures of a group of latents (n, C, h, w): (n, H, W, 3) uint8."""
+    def decode(self, latents: torch.Tensor, dtype: torch.dtype) -> Pictures:
+        """Return the pictures of a group of latents, (n, C, h, w), decoded in a type.
+
+        It is the family's own type, or float32 for latents whose pictures are not finite in that.
+        """

@@ -51,6 +51,7 @@ class Drawn:
     prompt_truncated: bool  # the prompt or the negative prompt lost tokens
     lanes: int  # rows of the smallest denoiser batch it was drawn in: bits depend on the number
     exact: bool = True  # all its batches had the engine's full shape, so its bits are reproducible
+    decoded_again: bool = False  # in float32: it was not finite in the engine's dtype
     nsfw: bool | None = None  # None: not checked
     nsfw_scores: tuple[float, ...] | None = None  # by concept of the checker; above 0 is flagged
 

@@ -18,6 +18,7 @@ class Utilisation:
     idle: float  # fraction of the time without a request
     filled: float  # fraction of the lanes of all denoiser calls that were in use
     lanes: dict[str, int]  # number of lanes of an engine -> images drawn with it
+    decoded_again: int = 0  # images that were not finite in the engine's dtype
     shrunk: list[str] = field(
         default_factory=list
     )  # lanes after each lack of memory, and its error
@@ -30,6 +31,12 @@ class Utilisation:
         ]
         for text in self.shrunk[:MAX_REDUCTIONS]:
             lines.append(f"  reduced to {text}")
+        if self.decoded_again:
+            lines.append(
+                f"  decoded again in float32: {self.decoded_again:,} images, because they were not "
+                f"finite in engine.dtype. To decode each once, set model.vae to a VAE for that "
+                f"dtype, or engine.dtype to bfloat16 or float32."
+            )
         if len(self.lanes) > 1:
             counts = ", ".join(f"{count:,} with {lanes}" for lanes, count in self.lanes.items())
             lines.append(
@@ -47,9 +54,11 @@ def measure_utilisation(receipts: Iterable[Receipt], seconds: float) -> Utilisat
     engines: dict[tuple[str, int], dict[str, Any]] = {}  # host, pid -> its latest measurements
     lanes: Counter[str] = Counter()
     shrunk: list[str] = []
+    decoded_again = 0
     for receipt in receipts:
         facts = receipt.facts
         lanes.update(facts.get("lanes", {}))
+        decoded_again += facts.get("decoded_again", 0)
         engine = facts.get("engine", {})
         if not engine.get("rows"):
             continue
@@ -67,5 +76,6 @@ def measure_utilisation(receipts: Iterable[Receipt], seconds: float) -> Utilisat
         idle=round(1 - busy, 4),
         filled=round(filled, 4),
         lanes=dict(sorted(lanes.items(), key=lambda item: -int(item[0]))),
+        decoded_again=decoded_again,
         shrunk=shrunk,
     )

@@ -43,6 +43,7 @@ class ImageFacts:
     exact: bool
     prompt_tokens: int
     prompt_truncated: bool
+    decoded_again: bool
     nsfw: bool | None
     nsfw_scores: tuple[float, ...] | None
     sha256: str  # of its file; a batch run's file also holds its row_key, so its hash differs
@@ -158,6 +159,7 @@ class Drawer:
             exact=drawn.exact,
             prompt_tokens=drawn.prompt_tokens,
             prompt_truncated=drawn.prompt_truncated,
+            decoded_again=drawn.decoded_again,
             nsfw=drawn.nsfw,
             nsfw_scores=drawn.nsfw_scores,
             sha256=sha256,

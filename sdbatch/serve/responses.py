@@ -48,6 +48,9 @@ class Image(BaseModel):
     )
     prompt_tokens: int
     prompt_truncated: bool
+    decoded_again: bool = Field(
+        description="in float32, because it was not finite in the engine's dtype"
+    )
     nsfw: bool | None
     nsfw_scores: list[float] | None
     sha256: str = Field(description="of this file")
@@ -145,6 +148,7 @@ def completed_event(draw_request: DrawRequest, image: EncodedImage) -> dict[str,
         },
         "prompt_tokens": facts.prompt_tokens,
         "prompt_truncated": facts.prompt_truncated,
+        "decoded_again": facts.decoded_again,
         "sha256": facts.sha256,
     }
 

@@ -126,6 +126,7 @@ class Drawing:
                 "image": {"bytes": file, "path": f"{row['key']}.{self._encoding.image_format}"},
                 "prompt_tokens": drawn.prompt_tokens,
                 "prompt_truncated": drawn.prompt_truncated,
+                "decoded_again": drawn.decoded_again,
                 "nsfw": drawn.nsfw,
                 "nsfw_scores": drawn.nsfw_scores,
                 "sha256": hashlib.sha256(file).hexdigest(),

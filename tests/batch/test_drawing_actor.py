@@ -392,6 +392,22 @@ def test_draw_says_where_when_and_on_which_attempt_a_shard_was_drawn():
     assert facts["began"] <= facts["ended"]
 
 
+class DecodesAgain(FakeEngine):
+    """Decodes "a" again."""
+
+    def _draw(self, request):
+        return replace(super()._draw(request), decoded_again=request.prompt == "a")
+
+
+@pytest.mark.parametrize("deaths", [(), (5,)])
+def test_rows_and_facts_say_which_images_were_decoded_again(deaths):
+    shard = block(("a", "fail", "b", "a"), 5)
+    (drawn,) = draw(shard, engine=DecodesAgain, liveness=died(*deaths))
+    rows = unpack(drawn)
+    assert rows["decoded_again"].to_pylist() == [True, None, False, True]
+    assert facts_of(rows)["decoded_again"] == 2
+
+
 def test_facts_of_a_shard_say_how_many_lanes_drew_it_and_how_its_engine_was_used():
     (drawn,) = draw(block(("a", "fail", "b")))
     facts = facts_of(unpack(drawn))

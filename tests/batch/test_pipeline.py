@@ -484,3 +484,23 @@ def test_a_run_goes_on_in_fewer_lanes_and_says_so(make_job, prompts, tmp_path):
     assert "reduced to 4 lanes (OutOfMemoryError: tried to allocate 20 GiB)" in report.text()
     receipts = [json.loads(p.read_text()) for p in (tmp_path / "out" / "receipts").iterdir()]
     assert sum(receipt["facts"]["lanes"].get("4", 0) for receipt in receipts) == 8
+
+
+def overflowing_decoder():
+    """Return an engine whose pictures are finite in float32 alone."""
+    files = find_model(Model(path="builtin:shapes"), Safety(checker="none"))
+    family = FaultyFamily(sd1.load(files, Build("cpu", "bfloat16")))
+    family.on_pictures = lambda latents, dtype, finite: finite.fill_(dtype == torch.float32)
+    return Engine(family, lanes=8, threads=1)
+
+
+def test_a_run_says_which_images_were_decoded_again_and_the_way_out(make_job, prompts, tmp_path):
+    job = make_job(
+        prompts={"path": prompts(*(f"dog {i}" for i in range(6)))},
+        sampling={"num_inference_steps": 2},
+    )
+    report = draw(job, make_engine=overflowing_decoder)
+    assert (report.images, report.failed, report.exit_code) == (6, 0, 0)
+    rows = ds.dataset(tmp_path / "out" / "data").to_table(columns=["decoded_again"])
+    assert rows["decoded_again"].to_pylist() == [True] * 6
+    assert "  decoded again in float32: 6 images, because" in report.text()

@@ -19,12 +19,15 @@ class FaultyFamily:
         on_scheduler: before a cohort starts, with its requests.
         on_denoise: before a denoiser call, with its latents, timesteps and conditions.
         on_step: after a cohort's step, with its requests and their new latents.
-        on_decode: before a decoder call, with its latents.
+        on_decode: before a decoder call, with its latents and their type.
+        on_pictures: after a decoder call, with its latents, their type, and which pictures are
+            finite.
     """
 
     def __init__(self, family) -> None:
         self.limits, self.keys = family.limits, family.keys
-        self.on_scheduler = self.on_denoise = self.on_step = self.on_decode = nothing
+        self.on_scheduler = self.on_denoise = self.on_step = nothing
+        self.on_decode = self.on_pictures = nothing
         self._family = family
 
     def __getattr__(self, name: str) -> Any:
@@ -38,9 +41,11 @@ class FaultyFamily:
         self.on_denoise(latents, timesteps, conditions)
         return self._family.denoise(latents, timesteps, conditions)
 
-    def decode(self, latents):
-        self.on_decode(latents)
-        return self._family.decode(latents)
+    def decode(self, latents, dtype):
+        self.on_decode(latents, dtype)
+        pictures = self._family.decode(latents, dtype)
+        self.on_pictures(latents, dtype, pictures.finite)
+        return pictures
 
 
 class FaultyScheduler:

@@ -6,9 +6,10 @@ from sdbatch.output.receipts import Receipt
 from sdbatch.report.utilisation import measure_utilisation
 
 
-def receipt(shard, pid=1, lanes=None, **engine):
+def receipt(shard, pid=1, lanes=None, decoded_again=0, **engine):
     usage = {"seconds": 10.0, "idle_seconds": 0.0, "ticks": 100, "rows": 1600, "filled": 1600}
     facts = {"host": "a", "pid": pid, "lanes": lanes or {"16": 10}}
+    facts["decoded_again"] = decoded_again
     facts["engine"] = {**usage, "shrunk": [], **engine}
     return Receipt(shard, "0123456789abcdef", "000001-run", 10, 0, {}, [], facts)
 
@@ -41,6 +42,15 @@ def test_a_lack_of_memory_is_reported_with_the_way_to_bit_equal_images():
         "  reduced to 8 lanes (OutOfMemoryError: 20 GiB)",
         "  the number of lanes varied: 4 with 16, 6 with 8. For bit-equal images set engine.lanes "
         "to 8 and start again with --overwrite.",
+    ]
+
+
+def test_images_that_were_decoded_again_are_counted_in_one_line_with_the_way_out():
+    receipts = [receipt(0, decoded_again=4), receipt(1, decoded_again=1_200), receipt(2)]
+    assert measure_utilisation(receipts, seconds=10.0).lines()[1:] == [
+        "  decoded again in float32: 1,204 images, because they were not finite in engine.dtype. "
+        "To decode each once, set model.vae to a VAE for that dtype, or engine.dtype to bfloat16 "
+        "or float32."
     ]
 
 

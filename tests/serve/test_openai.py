@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+from dataclasses import replace
 from http.client import HTTPConnection
 
 import numpy as np
@@ -224,6 +225,24 @@ def test_exact_image_equals_the_engines_and_others_differ_by_rounding(server, ti
     assert (exact["exact"], exact["lanes"]) == (True, 8)
     assert (quick["exact"], quick["lanes"]) == (False, 2)
     assert np.abs(pixels(quick["b64_json"]).astype(int) - drawn.image).max() <= 1
+
+
+class DecodesAgain(FakeEngine):
+    """Decodes every picture again."""
+
+    def _draw(self, request):
+        return replace(super()._draw(request), decoded_again=True)
+
+
+def test_the_service_says_which_images_were_decoded_again(server, serving):
+    assert server.post(prompt="a dog").json()["data"][0]["decoded_again"] is False
+    again = serving(DecodesAgain())
+    assert again.post(prompt="a dog").json()["data"][0]["decoded_again"] is True
+    body = {"prompt": "a dog", "stream": True}
+    with again.client.stream("POST", "/v1/images/generations", json=body) as stream:
+        events = [json.loads(line[6:]) for line in stream.iter_lines() if line[:6] == "data: "]
+    assert events[-1]["type"] == "image_generation.completed"
+    assert events[-1]["decoded_again"] is True
 
 
 def test_lanes_are_released_when_the_client_disconnects(server, tiny_engine):

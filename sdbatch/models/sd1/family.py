@@ -12,7 +12,7 @@ import torch
 
 from sdbatch import prompt_syntax
 from sdbatch.engine.cuda import moved
-from sdbatch.engine.family import Conditions
+from sdbatch.engine.family import Conditions, Pictures
 from sdbatch.engine.request import Request
 from sdbatch.models.schedulers import DiffusersScheduler, SchedulerCache
 from sdbatch.models.sd1 import LIMITS, VAE_FACTOR
@@ -52,7 +52,9 @@ class StableDiffusion1:
 
     def __init__(self, model: Model) -> None:
         self.device = model.device
+        self.dtype = model.dtype
         self._model = model
+        self._vaes = {model.dtype: model.vae}
         self._tokenizer = Tokenizer(model.tokenizer, has_embeddings=model.has_embeddings)
         self._text = TextEncoder(model.text_encoder, model.row_loras)
         self._schedulers = SchedulerCache(model.scheduler_config)
@@ -152,12 +154,24 @@ class StableDiffusion1:
             )[0]
         return answer
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: torch.Tensor, dtype: torch.dtype) -> Pictures:
         """See engine.family.Family."""
-        model, vae = self._model, self._model.vae
+        if dtype not in self._vaes:
+            self._vaes[dtype] = self._copy_vae(dtype)
+        vae = self._vaes[dtype]
         scaled = latents / vae.config.scaling_factor
-        scaled = scaled.to(model.dtype, memory_format=model.layout)
+        scaled = scaled.to(dtype, memory_format=self._model.layout)
         images: Any = vae.decode(scaled, return_dict=False)[0].float()
-        images = (images / 2 + 0.5).clamp(0, 1).nan_to_num()
+        finite = images.isfinite().flatten(1).all(1)
+        images = (images / 2 + 0.5).clamp(0, 1).nan_to_num()  # NaN as uint8 is undefined
         pixels: torch.Tensor = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
-        return pixels.contiguous()
+        return Pictures(pixels.contiguous(), finite)
+
+    def _copy_vae(self, dtype: torch.dtype) -> Any:
+        """Return the VAE with its weights in another type; not compiled, as it is rarely used."""
+        own = self._model.vae
+        with torch.device("meta"):  # no memory, no random values
+            copied = type(own).from_config(own.config)
+        weights = {name: weight.to(dtype) for name, weight in own.state_dict().items()}
+        copied.load_state_dict(weights, assign=True)
+        return copied.requires_grad_(False).eval()
