@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -20,7 +20,10 @@ from sdbatch.models.sd1.row_loras import RowLoras
 GROUP = 8  # chunks in a call of the text encoder: always the same number, as it decides bits
 LOOKAHEAD = 64  # chunks of waiting prompts that may fill a group
 ROUNDING = 1e-4  # of the mean size: a smaller mean is rounding, as after an untrained layer norm
+BACKTRACK = 20  # the last tokens of a full chunk, of which a comma ends it: A1111's default
 CACHE_SIZE = 512  # prompts, and chunks; an embedding of SD 1.5 is 231 KiB in float32
+
+Row: TypeAlias = list[tuple[int, float]]  # tokens with their weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Tokenizer:
     def __init__(self, tokenizer: Any, *, has_embeddings: bool = False) -> None:
         self._tokenizer = tokenizer
         self._vectors = _tokens_of_words(tokenizer) if has_embeddings else {}
+        self._comma = tokenizer.get_vocab().get(",</w>")
         self._lock = threading.Lock()  # a call sets and resets padding inside the tokenizer
         self.tokenize = lru_cache(CACHE_SIZE)(self._tokenize)
 
@@ -55,41 +59,81 @@ class Tokenizer:
         """Return the tokens of `prompt`.
 
         Raises:
-            ValueError: `weighted`, and the prompt has syntax that is not supported.
+            ValueError: `weighted`, and the prompt has syntax that is not supported; or `chunked`,
+                and a word has more vectors than a chunk.
         """
         parts = prompt_syntax.parse_weights(prompt) if weighted else [(prompt, 1.0)]
-        ids: list[int] = []
-        weights: list[float] = []
-        for text, weight in parts:
-            part = self._token_ids(text)
-            ids += part
-            weights += [weight] * len(part)
+        words = [
+            [(token, weight) for token in word]
+            for text, weight in parts
+            for word in self._words(text)
+        ]
+        count = sum(map(len, words))
         room = self._tokenizer.model_max_length - 2
-        stop = max(len(ids), 1) if chunked else 1
-        chunks = tuple(
-            self._chunk(ids[i : i + room], weights[i : i + room], clip_skip)
-            for i in range(0, stop, room)
-        )
-        return Tokens(chunks, len(ids), not chunked and len(ids) > room)
+        if chunked:
+            self._check_words(words, room)
+            rows = _cut(words, room, self._comma)
+        else:
+            rows = [[each for word in words for each in word][:room]]
+        chunks = tuple(self._chunk(row, clip_skip) for row in rows)
+        return Tokens(chunks, count, not chunked and count > room)
 
     def blank_chunk(self, clip_skip: int) -> Chunk:
         """Return the chunk of an empty prompt, which pads a shorter prompt."""
         return self.tokenize("", clip_skip, weighted=False, chunked=False).chunks[0]
 
-    def _token_ids(self, text: str) -> list[int]:
+    def _words(self, text: str) -> list[Sequence[int]]:
+        """Return the tokens of `text`, those of an added word together."""
         with self._lock:
             ids = self._tokenizer(text, truncation=False, verbose=False).input_ids
-        return [part for token in ids[1:-1] for part in self._vectors.get(token, (token,))]
+        return [self._vectors.get(token, (token,)) for token in ids[1:-1]]
 
-    def _chunk(self, ids: list[int], weights: list[float], clip_skip: int) -> Chunk:
+    def _check_words(self, words: list[Row], room: int) -> None:
+        for word in words:
+            if len(word) > room:
+                name = self._tokenizer.convert_ids_to_tokens(word[0][0])
+                raise ValueError(
+                    f"{name!r}: has {len(word)} vectors: must have at most {room}, the tokens of a "
+                    f"chunk. Remove it, or set chunk_prompts: false"
+                )
+
+    def _chunk(self, row: Row, clip_skip: int) -> Chunk:
         tokenizer = self._tokenizer
-        padding = tokenizer.model_max_length - len(ids) - 2
-        row = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
-        row += [tokenizer.pad_token_id] * padding
+        padding = tokenizer.model_max_length - len(row) - 2
+        ids = (tokenizer.bos_token_id, *(token for token, _ in row), tokenizer.eos_token_id)
+        ids += (tokenizer.pad_token_id,) * padding
+        weights = [weight for _, weight in row]
         plain = all(weight == 1.0 for weight in weights)
-        return Chunk(
-            tuple(row), None if plain else (1.0, *weights, *[1.0] * (padding + 1)), clip_skip
-        )
+        return Chunk(ids, None if plain else (1.0, *weights, *[1.0] * (padding + 1)), clip_skip)
+
+
+def _cut(words: list[Row], room: int, comma: int | None) -> list[Row]:
+    """Return chunks of up to `room` tokens as AUTOMATIC1111 cuts them; none cuts a word.
+
+    What follows a comma moves to the next chunk if the chunk is full, the next word is no comma,
+    and the comma is among the chunk's last BACKTRACK tokens. A word that finds room, but not enough
+    of it, begins the next chunk alone. No comma counts that begins a chunk after a full one.
+
+    Source: AUTOMATIC1111's modules/sd_hijack_clip.py, `tokenize_line`.
+    """
+    chunks: list[Row] = []
+    chunk: Row = []
+    after_comma = 0  # the place behind the chunk's last comma; 0: it has none
+    for word in words:
+        is_comma = word[0][0] == comma
+        full = len(chunk) == room
+        if full:
+            near = after_comma and room - after_comma < BACKTRACK and not is_comma
+            end = after_comma if near else room
+            chunks.append(chunk[:end])
+            chunk, after_comma = chunk[end:], 0
+        if len(chunk) + len(word) > room:
+            chunks.append(chunk)
+            chunk, after_comma = [], 0
+        chunk = chunk + word
+        if is_comma and not full:
+            after_comma = len(chunk)
+    return [*chunks, chunk] if chunk or not chunks else chunks
 
 
 def _tokens_of_words(tokenizer: Any) -> dict[int, list[int]]:

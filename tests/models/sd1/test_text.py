@@ -205,6 +205,116 @@ def test_clip_skip_leaves_out_that_many_layers_for_both_prompts(
     assert np.array_equal(drawn.image, without.image) == (clip_skip == 0)
 
 
+# Worked by hand from AUTOMATIC1111's rule: a chunk has 75 tokens; if a token that is no comma finds
+# it full, and the last of its commas is at place 55 or later (from 0: the last 20 tokens), what
+# follows that comma moves to the next chunk. "W" is a word of 8 vectors, "V" one of 60; each other
+# letter and each comma is a token. Prompt -> the tokens of its chunks.
+CUTS = {
+    "": [0],
+    "x" * 74: [74],
+    "x" * 75: [75],
+    "x" * 76: [75, 1],
+    "x" * 150: [75, 75],
+    "x" * 151: [75, 75, 1],
+    **{  # a comma after n of 75 tokens, then text that does not fit
+        "x" * n + "," + "x" * (80 - n): [n + 1, 80 - n] if n >= 55 else [75, 6]
+        for n in range(52, 75)
+    },
+    "x" * 60 + "," + "x" * 14: [75],  # exactly full
+    "x" * 60 + "," + "x" * 15: [61, 15],
+    "x" * 75 + "," + "x" * 4: [75, 5],  # a comma finds it full
+    "x" * 60 + "," + "x" * 14 + "," + "x" * 4: [75, 5],  # so does this one: nothing moves
+    "x" * 40 + "," + "x" * 20 + "," + "x" * 30: [62, 30],  # the last comma counts
+    "x" * 74 + ",": [75],
+    "x" * 74 + ",,": [75, 1],
+    "x" * 74 + "," + "x" * 75 + "y": [75, 75, 1],
+    "x" * 60 + "," + "x" * 75: [61, 75],
+    "x" * 60 + "," + "x" * 76: [61, 75, 1],  # the comma of the first chunk counts there alone
+    ("x" * 59 + ",") * 3: [60, 60, 60],
+    # a comma that begins a chunk after a full one does not count; at place 55 it would not anyway
+    "x" * 75 + "," + "x" * 74 + "y": [75, 75, 1],
+    "x" * 67 + "W": [75],
+    "x" * 68 + "W": [68, 8],
+    "x" * 74 + "W": [74, 8],
+    "x" * 75 + "W": [75, 8],
+    "x" * 60 + "," + "x" * 9 + "W": [70, 8],  # there was room, though not enough: nothing moves
+    "x" * 60 + "," + "x" * 14 + "W": [61, 22],  # it was full
+    "x" * 60 + "," + "x" * 14 + "V": [61, 74],
+    "x" * 57 + "," + "x" * 17 + "V": [58, 17, 60],  # and what moved leaves too little room
+    "x" * 55 + "," + "x" * 11 + "W" + "x": [56, 20],  # a word moves whole
+    "W" * 10: [72, 8],
+    "x" * 50 + "," + "W" * 3 + "x" * 9: [75, 9],
+    "x" * 66 + "W" + "," + "W": [75, 8],  # a comma exactly last
+}
+
+
+@pytest.fixture(scope="module")
+def words_of_vectors(model):
+    tokenizer = copy.deepcopy(model.tokenizer)
+    for word, vectors in (("<w>", 8), ("<v>", 60), ("<huge>", 76)):
+        tokenizer.add_tokens([word, *(f"{word}_{i}" for i in range(1, vectors))])
+    return tokenizer
+
+
+def spaced(prompt):
+    """Spell a prompt of CUTS so that each letter is a token."""
+    return " ".join({"W": "<w>", "V": "<v>"}.get(letter, letter) for letter in prompt)
+
+
+@pytest.mark.parametrize("prompt", CUTS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_chunk_prompts_cuts_where_automatic1111_does(words_of_vectors, prompt, weighted):
+    tokenizer = Tokenizer(words_of_vectors, has_embeddings=True)
+    tokens = tokenizer.tokenize(spaced(prompt), 0, weighted=weighted, chunked=True)
+    end = words_of_vectors.eos_token_id
+    assert [chunk.ids.index(end) - 1 for chunk in tokens.chunks] == CUTS[prompt]
+    assert (tokens.count, tokens.truncated) == (sum(CUTS[prompt]), False)
+    begin, fill = words_of_vectors.bos_token_id, words_of_vectors.pad_token_id
+    rows = [
+        (chunk.ids[1 : length + 1], chunk.ids)
+        for chunk, length in zip(tokens.chunks, CUTS[prompt], strict=True)
+    ]
+    for row, ids in rows:
+        assert ids == (begin, *row, end, *[fill] * (ROOM - len(row)))
+    whole = [token for row, _ in rows for token in row]
+    pieces = {"W": 8, "V": 60}
+    assert [words_of_vectors.convert_ids_to_tokens(token) for token in whole] == [
+        token
+        for letter in prompt
+        for token in (
+            [f"<{letter.lower()}>{f'_{i}' if i else ''}" for i in range(pieces[letter])]
+            if letter in pieces
+            else [f"{letter}</w>"]
+        )
+    ]
+
+
+def test_what_moves_to_the_next_chunk_keeps_its_weights(model):
+    prompt = f"{'x ' * 60}, {'y ' * 10}(z:1.5) {'y ' * 8}"
+    first, second = (
+        Tokenizer(model.tokenizer).tokenize(prompt, 0, weighted=True, chunked=True).chunks
+    )
+    assert first.weights is None
+    assert second.weights[11] == 1.5
+    assert sum(second.weights) == 77.5
+
+
+def test_without_chunk_prompts_a_comma_and_a_word_are_cut_at_75_tokens(words_of_vectors):
+    tokenizer = Tokenizer(words_of_vectors, has_embeddings=True)
+    for prompt in ("x" * 60 + "," + "x" * 30, "x" * 70 + "W", "x" * 20 + "V"):
+        tokens = tokenizer.tokenize(spaced(prompt), 0, weighted=False, chunked=False)
+        (chunk,) = tokens.chunks
+        assert chunk.ids.index(words_of_vectors.eos_token_id) == ROOM + 1
+        assert tokens.truncated
+
+
+def test_a_word_that_no_chunk_can_hold_is_rejected_with_the_way_out(words_of_vectors):
+    tokenizer = Tokenizer(words_of_vectors, has_embeddings=True)
+    with pytest.raises(ValueError, match=r"'<huge>': has 76 vectors: must have at most 75.*false"):
+        tokenizer.tokenize("a <huge>", 0, weighted=False, chunked=True)
+    assert tokenizer.tokenize("a <huge>", 0, weighted=False, chunked=False).truncated
+
+
 @pytest.mark.parametrize("clip_skip", [LAYERS, LAYERS + 1])
 def test_clip_skip_of_all_layers_is_rejected(engine, request_for, clip_skip):
     with pytest.raises(ValueError, match=f"clip_skip = {clip_skip}: must be below 3"):
