@@ -14,6 +14,8 @@ from sdbatch.errors import JobError, short_repr
 from sdbatch.job import strict_yaml
 from sdbatch.job.sections import (
     COLUMNS,
+    READER_KEYS,
+    TABLE_FORMATS,
     Cluster,
     EngineSettings,
     Growing,
@@ -21,6 +23,7 @@ from sdbatch.job.sections import (
     Model,
     Output,
     Prompts,
+    Reader,
     Safety,
     model_section,
 )
@@ -32,6 +35,8 @@ from sdbatch.section import Section
 
 __all__ = [
     "COLUMNS",
+    "READER_KEYS",
+    "TABLE_FORMATS",
     "Cluster",
     "EngineSettings",
     "Growing",
@@ -40,6 +45,7 @@ __all__ = [
     "Model",
     "Output",
     "Prompts",
+    "Reader",
     "Safety",
     "Sampling",
     "Section",

@@ -3,6 +3,7 @@
 The sampling keys are in sdbatch/sampling.py.
 """
 
+import codecs
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -17,6 +18,15 @@ from sdbatch.section import Address, Section
 from sdbatch.urls import FOLDER, names_folder, without_secrets
 
 MOST_PLANNED = 10**9  # images of a job
+TABLE_FORMATS = ("parquet", "arrow", "csv", "tsv", "json", "jsonl", "txt", "captions")
+# Formats whose files each key of prompts.reader is about; an encoding is of all text.
+READER_KEYS = {
+    "separator": ("csv", "tsv"),
+    "names": ("csv", "tsv"),
+    "quotes": ("csv", "tsv"),
+    "encoding": ("csv", "tsv", "json", "jsonl", "txt", "captions"),
+    "field": ("json",),
+}
 COLUMNS = ("id", "prompt", *Sampling.model_fields)  # of the prompt table, by our names
 # Names of registries and of sampling keys, as types: an error and the JSON Schema list all of them.
 if TYPE_CHECKING:
@@ -24,14 +34,66 @@ if TYPE_CHECKING:
     ImageFormatName: TypeAlias = str
     OutputFormatName: TypeAlias = str
     StageName: TypeAlias = str
+    TableFormat: TypeAlias = str
 else:
     Column = Literal[COLUMNS]
     ImageFormatName = Literal[tuple(IMAGE_FORMATS)]
     OutputFormatName = Literal[tuple(OUTPUT_FORMATS)]
     StageName = Literal[tuple(STAGES)]
+    TableFormat = Literal[TABLE_FORMATS]
 Lanes = Annotated[int, Field(ge=2)]
 _QUALITIES = {name: each.quality for name, each in IMAGE_FORMATS.items() if each.quality}
 _DEFAULT_QUALITIES = [f"{quality} {name}" for name, quality in _QUALITIES.items()]
+
+
+def _check_encoding(name: str) -> str:
+    try:
+        codecs.lookup(name).incrementaldecoder("strict").decode(b"")
+        "".encode(name)
+    except (LookupError, TypeError, UnicodeError) as error:
+        raise ValueError("must be an encoding of text, such as utf-8, utf-16 or cp1252") from error
+    return name
+
+
+class Reader(Section):
+    """How the table's files are read, where neither their names nor their contents say it."""
+
+    format: TableFormat | None = Field(
+        None,
+        description="of all files; default: by suffix, then by content. captions: a folder with "
+        "a .txt file for each prompt",
+    )
+    separator: str | None = Field(
+        None, min_length=1, max_length=1, description="of fields; default: , ; | or a tab, as found"
+    )
+    names: list[str] | None = Field(
+        None, min_length=1, description="of the columns of a CSV or TSV file without a header"
+    )
+    quotes: bool | None = Field(
+        None,
+        description="whether a field may be quoted; default: yes in CSV, in TSV as found",
+    )
+    encoding: Annotated[str, AfterValidator(_check_encoding)] = Field(
+        "utf-8", description="of text files, such as utf-16 or cp1252"
+    )
+    field: str | None = Field(
+        None,
+        min_length=1,
+        description="of a JSON document: where its rows are, such as data.prompts",
+    )
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> "Reader":
+        if self.names is not None and len(set(self.names)) < len(self.names):
+            raise ValueError(f"names = {self.names!r}: must differ from each other")
+        for name, formats in READER_KEYS.items():
+            default = type(self).model_fields[name].default
+            if self.format not in (None, *formats) and getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r}: is for {', '.join(formats)}, and format "
+                    f"is {self.format}. Leave it out"
+                )
+        return self
 
 
 class Prompts(Section):
@@ -39,9 +101,10 @@ class Prompts(Section):
 
     path: Annotated[Address | list[Address] | None, FileKey(table=True)] = Field(
         None,
-        description="parquet, csv, tsv, json, jsonl or txt (text also .gz): a file, a folder, "
-        "a glob or a list of these; a local path or any fsspec URL. TSV is read without quoting.",
+        description="parquet, arrow, csv, tsv, json, jsonl or txt (text also .gz, .bz2, .xz or "
+        ".zst): a file, a folder, a glob or a list of these; a local path or any fsspec URL",
     )
+    reader: Reader = Reader()
     rows: list[dict[str, Any]] | None = Field(
         None, min_length=1, description="instead of path: each row as a mapping of its columns"
     )

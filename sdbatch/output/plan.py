@@ -13,6 +13,7 @@ from sdbatch.output import identity
 from sdbatch.output.formats.parquet import MOST_ROW_GROUP_BYTES
 from sdbatch.output.identity import WAYS
 from sdbatch.output.record import Record
+from sdbatch.prompts.frozen import with_types
 from sdbatch.prompts.table import Source, Table
 from sdbatch.schema import Shard
 
@@ -77,12 +78,13 @@ def make_plan(job: Job, table: Table, record: Record | None) -> Plan:
         identity.check_unchanged(job, record.job, record.versions)
     known = (record and record.shards) or ()  # none: plan.parquet is missing, or the output is new
     if record is not None and known:
-        if not record.extras.equals(table.extras):
+        if sorted(record.extras.names) != sorted(table.extras.names):
             raise PromptTableError(
                 f"prompts.path = columns {', '.join(table.extras.names) or 'none'}: must be those "
-                f"of the existing output, {', '.join(record.extras.names) or 'none'}, with the "
-                f"same types. {WAYS}"
+                f"of the existing output, {', '.join(record.extras.names) or 'none'}. {WAYS}"
             )
+        names = {shard.source for shard in known}
+        table = with_types(table, record.extras, job.prompts, names)
         table = replace(table, sources=_keep_order(table, known))
     rows = min(table.rows, job.prompts.limit or table.rows)
     images = rows * job.prompts.images_per_row

@@ -14,11 +14,10 @@ import pyarrow as pa
 from sdbatch.errors import PromptTableError, one_line
 from sdbatch.prompts.sizes import Sizes
 
-JSON_TEXT = {b"sdbatch": b"json text"}  # metadata of a field whose values are stored as JSON text
-
 # Bounds, so that a few compressed bytes cannot fill the memory of a machine.
 MOST_ROW = 64 * 2**20  # characters or bytes of a row, and of a value in it
 MOST_ROWS = 512 * 2**20  # of the rows of one shard together
+_DECODERS = (pa.ArrowException, EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError)
 
 
 @dataclass(frozen=True)
@@ -29,25 +28,7 @@ class FileInfo:
     schema: pa.Schema
     checksum: str  # Parquet: of size and footer; others: of all bytes
     sizes: Sizes
-
-
-def unite_schemas(one: pa.Schema, two: pa.Schema) -> pa.Schema:
-    """Unite the columns of two files or parts of one; JSON text in one is JSON text in both.
-
-    Raises:
-        pa.ArrowException: a column's types cannot be united.
-    """
-    names = {field.name for field in (*one, *two) if field.metadata == JSON_TEXT}
-
-    def marked(schema: pa.Schema) -> pa.Schema:
-        return pa.schema([json_text_field(f.name) if f.name in names else f for f in schema])
-
-    return pa.unify_schemas([marked(one), marked(two)], promote_options="permissive")
-
-
-def json_text_field(name: str) -> pa.Field:
-    """Return the column `name` whose values are stored as JSON text."""
-    return pa.field(name, pa.string(), metadata=JSON_TEXT)
+    format: str  # of job.TABLE_FORMATS
 
 
 def check_row_count(url: str, rows: int, stop: int) -> None:
@@ -84,7 +65,7 @@ def decoding_errors(where: str, expected: str) -> Iterator[None]:
     """
     try:
         yield
-    except (pa.ArrowException, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except (*_DECODERS, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise PromptTableError(f"{where} = {one_line(error)}: must be {expected}.") from error

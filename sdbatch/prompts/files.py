@@ -2,30 +2,46 @@
 
 import posixpath
 import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from sdbatch import storage
 from sdbatch.errors import PromptTableError
-from sdbatch.prompts import parquet, text
+from sdbatch.job import READER_KEYS, Reader
+from sdbatch.prompts import arrow, captions, formats, parquet, text
 from sdbatch.prompts.file_info import FileInfo
+from sdbatch.prompts.folders import Folder, describe_left, sort_folder
+from sdbatch.prompts.formats import BINARY
 from sdbatch.urls import names_folder, without_secrets
 
 _MAGIC = re.compile(r"[*\[]|\?(?![\w-]+=)")  # of a glob; `?name=value` is the query of a URL
-FORMATS = ("parquet", "csv", "tsv", "json", "jsonl", "txt")
+_CONCURRENT_FILES = 32  # inspected in parallel: the time is the store's latency, not CPU
 
 
-def find_files(paths: list[str]) -> dict[str, str]:
-    """Return the table's files, name -> URL, sorted by name within each path.
+class Found(NamedTuple):
+    """The files of a table, and what is no part of it."""
+
+    files: dict[str, str]  # name -> URL
+    left: tuple[str, ...]  # "NAME: reason"
+
+
+def find_files(paths: list[str], reader: Reader) -> Found:
+    """Return the table's files, sorted by name within each path, and what its folders hold else.
 
     The URLs are as the job has them. The names hold no secrets: the output records them.
     """
     files: dict[str, str] = {}
+    left: list[str] = []
     shown_urls: set[str] = set()
     if not paths:
         raise PromptTableError("prompts.path = []: must name at least one file.")
     for path in paths:
-        for name, url in sorted(_expand(path)):
+        taken, others = _expand(path, reader)
+        left += others
+        for name, url in sorted(taken):
             shown = _shown(url)
             if shown in shown_urls:
                 raise PromptTableError(
@@ -33,7 +49,28 @@ def find_files(paths: list[str]) -> dict[str, str]:
                 )
             shown_urls.add(shown)
             files[name if name not in files else shown] = url
-    return files
+    return Found(files, tuple(left))
+
+
+def local_files(path: str, reader: Reader) -> list[str]:
+    """Return the paths of the files behind a local `prompts.path`, each caption included.
+
+    Raises:
+        PromptTableError: only pictures say that a folder holds captions, and they are not among
+            the files.
+    """
+    found: list[str] = []
+    for url in find_files([path], reader).files.values():
+        if not url.endswith(f"/*{captions.SUFFIX}"):
+            found.append(url)
+        elif reader.format == "captions":
+            found += captions.files_of(url)
+        else:
+            raise PromptTableError(
+                f"prompts.path = {path}: a folder of captions, whose pictures are not sent: must "
+                f"say so itself. --set prompts.reader.format=captions"
+            )
+    return found
 
 
 def table_folder(path: str) -> str | None:
@@ -54,31 +91,34 @@ def table_folder(path: str) -> str | None:
     return folder if names_folder(folder) else None
 
 
-def _expand(path: str) -> list[tuple[str, str]]:
-    """Return the files of one file, folder or glob, as name and URL."""
+def _expand(path: str, reader: Reader) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return the files of one file, folder or glob, as name and URL, and what is left."""
     fs, root = storage.connect(path)
     with storage.storage_errors(path):
         if fs.isdir(root):
-            base, files = root, [name for name in fs.find(root) if _is_table(name[len(root) :])]
+            base = root
+            folder = sort_folder(path, fs, [name[len(root) :] for name in fs.find(root)], reader)
         elif fs.exists(root):
-            base, files = posixpath.dirname(_shown(root)), [root]
+            base, folder = posixpath.dirname(_shown(root)), Folder([root], {})
         else:
             base = posixpath.dirname(_MAGIC.split(root)[0] + "x")
-            files = [name for name in fs.glob(root) if not fs.isdir(name)]
-    if not files:
+            names = [name for name in fs.glob(root) if not fs.isdir(name)]
+            folder = Folder.of_glob(names, reader)
+    start = len(_shown(base))
+
+    def named(name: str) -> str:
+        return _shown(name)[start:].lstrip("/")
+
+    left = describe_left({named(name): reason for name, reason in folder.left.items()})
+    if not folder.taken:
+        found = f" It holds {'; '.join(left[:4])}." if left else ""
         raise PromptTableError(
-            f"prompts.path = {path}: no such file, or no table in the folder. Check the path."
+            f"prompts.path = {path}: no such file, or no table in the folder.{found} Check the "
+            f"path."
         )
-    for name in files:
-        if format_of(name) is None:
-            raise PromptTableError(
-                f"prompts.path = {name}: must be one of {', '.join(FORMATS)}, by its suffix."
-            )
-    local, start = storage.is_local(path), len(_shown(base))
-    return [
-        (_shown(name)[start:].lstrip("/"), name if local else fs.unstrip_protocol(name))
-        for name in files
-    ]
+    local = storage.is_local(path)
+    urls = [name if local else fs.unstrip_protocol(name) for name in folder.taken]
+    return [(named(name), url) for name, url in zip(folder.taken, urls, strict=True)], left
 
 
 def _shown(url: str) -> str:
@@ -86,52 +126,60 @@ def _shown(url: str) -> str:
     return url if storage.is_local(url) else without_secrets(url)
 
 
-def _is_table(path: str) -> bool:
-    hidden = any(part.startswith((".", "_")) for part in path.split("/") if "=" not in part)
-    return not hidden and format_of(path) is not None
+def inspect_files(urls: Iterable[str], reader: Reader, sides: tuple[str, str]) -> list[FileInfo]:
+    """Inspect files; a PromptTableError if a key of `reader` is about none of them."""
+    with ThreadPoolExecutor(_CONCURRENT_FILES) as pool:
+        infos = list(pool.map(lambda url: inspect_file(url, reader, sides), urls))
+    found = {info.format for info in infos}
+    for name, about in READER_KEYS.items():
+        value = getattr(reader, name)
+        if value != Reader.model_fields[name].default and not found & {*about}:
+            raise PromptTableError(
+                f"prompts.reader.{name} = {value!r}: is for {', '.join(about)}, and the table is "
+                f"{', '.join(sorted(found))}. Leave it out, or set prompts.reader.format"
+            )
+    return infos
 
 
-def format_of(path: str) -> str | None:
-    """Return the format of FORMATS that the suffix of `path` names, or None.
-
-    A URL may have it before its query or at the end: `p.csv?sig=`, `get?file=p.csv`.
-    """
-    if "://" in path and (found := _format_of_name(path.partition("?")[0])):
-        return found
-    return _format_of_name(path)
-
-
-def _format_of_name(path: str) -> str | None:
-    name = path.rsplit("/", 1)[-1].lower()
-    for compressed in (".gz", ".bz2", ".xz"):
-        if name.endswith(compressed) and not name.endswith(f".parquet{compressed}"):
-            name = name.removesuffix(compressed)
-    suffix = name.rpartition(".")[2]
-    suffix = {"pq": "parquet", "ndjson": "jsonl"}.get(suffix, suffix)
-    return suffix if suffix in FORMATS else None
-
-
-def inspect_file(url: str, sides: tuple[str, str]) -> FileInfo:
+def inspect_file(url: str, reader: Reader, sides: tuple[str, str]) -> FileInfo:
     """Count the rows of the file at `url`; find its columns and the largest sizes of its images.
 
     Args:
         url: of the file.
+        reader: how it is read, where it does not say it itself.
         sides: the names of the columns for height and width, whether the file has them or not.
     """
-    file_format = str(format_of(url))
-    if file_format == "parquet":
-        return parquet.inspect_file(url, sides)
-    return text.inspect_file(url, file_format, sides)
+    kind = formats.kind_of(url, reader)
+    if kind.format == "captions":
+        return captions.inspect_folder(url, reader, sides)
+    if kind.format not in BINARY:
+        return text.inspect_file(url, kind, reader, sides)
+    try:
+        if kind.format == "parquet":
+            return parquet.inspect_file(url, sides)
+        return arrow.inspect_file(url, sides)
+    except PromptTableError as error:
+        wrong = formats.describe_other(formats.read_head(url), kind.format)
+        if wrong is None:
+            raise
+        raise PromptTableError(f"{url} = {wrong}") from error
 
 
-def checksum(url: str) -> str:
+def checksum(url: str, reader: Reader) -> str:
     """Return a hash that changes with the file: of Parquet's footer, or of all bytes."""
-    return parquet.checksum(url) if format_of(url) == "parquet" else text.checksum(url)
+    kind = formats.kind_of(url, reader)
+    if kind.format == "captions":
+        return captions.checksum(url)
+    return parquet.checksum(url) if kind.format == "parquet" else text.checksum(url)
 
 
-def read_rows(url: str, start: int, stop: int, schema: pa.Schema) -> pa.Table:
+def read_rows(url: str, reader: Reader, start: int, stop: int, schema: pa.Schema) -> pa.Table:
     """Return rows [start, stop) of the file at `url` with the columns of `schema`."""
-    file_format = str(format_of(url))
-    if file_format == "parquet":
+    kind = formats.kind_of(url, reader)
+    if kind.format == "captions":
+        return captions.read_rows(url, reader, (start, stop), schema)
+    if kind.format == "parquet":
         return parquet.read_rows(url, start, stop, schema)
-    return text.read_rows(url, file_format, start, stop, schema)
+    if kind.format == "arrow":
+        return arrow.read_rows(url, start, stop, schema)
+    return text.read_rows(url, kind, reader, (start, stop), schema)

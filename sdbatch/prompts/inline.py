@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sdbatch.prompts import text
+from sdbatch.prompts import rows as row_reader
 from sdbatch.prompts.file_info import FileInfo
 
 NAME = "rows.jsonl"  # of its only source
@@ -25,19 +25,22 @@ def inspect_rows(rows: Rows, sides: tuple[str, str]) -> FileInfo:
     digest = hashlib.sha256()
     for line in _lines(rows):
         digest.update(line.encode())
-    count, schema, sizes = text.inspect_rows(((row, 0) for row in _plain(rows)), WHERE, sides)
-    return FileInfo(count, schema, digest.hexdigest(), sizes)
+    plain = ((row, 0) for row in _plain(rows))
+    count, schema, sizes = row_reader.inspect_rows(plain, WHERE, sides)
+    return FileInfo(count, schema, digest.hexdigest(), sizes, "jsonl")
 
 
 def read_rows(rows: Rows, start: int, stop: int, schema: pa.Schema) -> pa.Table:
     """Return rows [start, stop) with the columns of `schema`; missing ones are null."""
-    return text.to_table(list(_plain(itertools.islice(rows, start, stop))), schema)
+    plain = _plain(itertools.islice(rows, start, stop), start)
+    return row_reader.to_table(list(plain), schema, WHERE)
 
 
 def _lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
     return (f"{json.dumps(row, default=str)}\n" for row in rows)
 
 
-def _plain(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _plain(rows: Iterable[dict[str, Any]], start: int = 0) -> Iterator[dict[str, Any]]:
     """Yield rows with the types of JSON: a date of YAML becomes text."""
-    return map(json.loads, _lines(rows))
+    for number, line in enumerate(_lines(rows), start):
+        yield row_reader.check_surrogates(json.loads(line), f"row {number}")

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import IO
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sdbatch import storage
+from sdbatch.errors import PromptTableError
 from sdbatch.prompts.file_info import (
     MOST_ROW,
     FileInfo,
@@ -20,11 +20,12 @@ from sdbatch.prompts.file_info import (
     decoding_errors,
     row_too_long,
 )
+from sdbatch.prompts.fit import check_values, fit
 from sdbatch.prompts.sizes import Sizes, read_side
+from sdbatch.prompts.types import plain_type
 
 BATCH_ROWS = 10_000  # decoded at once
 BATCH_BYTES = 2**28  # of them, if every row held the largest value that rows can share
-_TEXT = (pa.StringArray, pa.LargeStringArray, pa.BinaryArray, pa.LargeBinaryArray)
 
 
 def inspect_file(url: str, sides: tuple[str, str]) -> FileInfo:
@@ -34,8 +35,14 @@ def inspect_file(url: str, sides: tuple[str, str]) -> FileInfo:
         schema = metadata.schema.to_arrow_schema().remove_metadata()
         footer_checksum = _footer_checksum(file, metadata)
         sizes = _find_sizes(file, url, metadata, sides)
-    schema = pa.schema([pa.field(field.name, _plain_type(field.type)) for field in schema])
-    return FileInfo(metadata.num_rows, schema, footer_checksum, sizes)
+    groups = sum(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    if groups != metadata.num_rows:
+        raise PromptTableError(
+            f"{url} = a footer with {metadata.num_rows:,} rows, and {groups:,} in its row groups: "
+            f"must be as it was written. Write the file again."
+        )
+    schema = pa.schema([pa.field(field.name, plain_type(field.type)) for field in schema])
+    return FileInfo(metadata.num_rows, schema, footer_checksum, sizes, "parquet")
 
 
 def _find_sizes(
@@ -100,19 +107,7 @@ def read_rows(url: str, start: int, stop: int, schema: pa.Schema) -> pa.Table:
         columns = [name for name in schema.names if name in present]
         batches = list(_read_batches(file, url, start, stop, columns))
     check_row_count(url, start + sum(batch.num_rows for batch in batches), stop)
-    table = pa.Table.from_batches(batches)
-    arrays = []
-    for field in schema:
-        with decoding_errors(
-            f"{url} column {field.name!r}", f"{field.type}, as in the other files"
-        ):
-            if field.name not in columns:
-                arrays.append(pa.nulls(stop - start, field.type))
-            elif table[field.name].type == field.type:  # a cast breaks slices of nested nulls
-                arrays.append(table[field.name])
-            else:
-                arrays.append(table[field.name].cast(field.type))
-    return pa.table(arrays, schema=schema)
+    return fit(batches, schema, start, url)
 
 
 def _read_batches(
@@ -131,7 +126,7 @@ def _read_batches(
                 low, high = max(start - batch_start, 0), min(stop - batch_start, batch.num_rows)
                 if low < high:
                     part = batch.slice(low, high - low)
-                    size += _check_values(part, batch_start + low, url)
+                    size += check_values(part, batch_start + low, url)
                     check_size(url, start, stop, size)
                     yield part
                 batch_start += batch.num_rows
@@ -182,37 +177,7 @@ def _dictionary_bytes(file: IO[bytes], chunk: pq.ColumnChunkMetaData) -> int:
     return int(varint >> 1)  # zigzag
 
 
-def _check_values(batch: pa.RecordBatch, first_row: int, url: str) -> int:
-    """Return the bytes of the values in a batch.
-
-    Raises:
-        PromptTableError: one of them is too long.
-    """
-    size = 0
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        encoded = pa.types.is_dictionary(column.type)
-        values = column.dictionary if encoded else column
-        if not isinstance(values, _TEXT):
-            size += column.nbytes
-            continue
-        lengths = pc.binary_length(values)
-        lengths = lengths.take(column.indices) if encoded else lengths
-        longest = pc.max(lengths).as_py() or 0
-        if longest > MOST_ROW:
-            row = first_row + pc.index(lengths, longest).as_py()
-            raise row_too_long(f"{url} row {row} column {name!r}")
-        size += pc.sum(lengths).as_py() or 0
-    return size
-
-
 def _footer_checksum(file: IO[bytes], metadata: pq.FileMetaData) -> str:
     size = file.seek(0, io.SEEK_END)
     file.seek(-(metadata.serialized_size + 8), io.SEEK_END)
     return hashlib.sha256(f"{size} ".encode() + file.read()).hexdigest()
-
-
-def _plain_type(arrow_type: pa.DataType) -> pa.DataType:
-    """Return string for string_view and binary for binary_view, which few functions support."""
-    if pa.types.is_string_view(arrow_type):
-        return pa.string()
-    return pa.binary() if pa.types.is_binary_view(arrow_type) else arrow_type

@@ -5,17 +5,19 @@ are r's copies 0 .. images_per_row - 1; image i of a file belongs to its row i /
 """
 
 import hashlib
+import json
 from typing import Any
 
 import pyarrow as pa
 from pydantic import ValidationError
 
 from sdbatch import schema
+from sdbatch.errors import short_repr
 from sdbatch.job import COLUMNS, Job, Sampling, describe_error
 from sdbatch.prompt_syntax import write_loras
+from sdbatch.prompts.rows import FAULT
+from sdbatch.prompts.types import JSON_TEXT
 from sdbatch.sampling import MAX_SEED, check_seed
-
-_NOT_SAMPLING = ("id", "prompt")
 
 
 def row_seed(seed: int, row_key: str) -> int:
@@ -43,7 +45,9 @@ def resolve_requests(
     copies = job.prompts.images_per_row
     start, _ = shard.rows(copies)
     used = [name for name in COLUMNS if name in columns]
-    values = {name: rows[columns[name]].to_pylist() for name in used}
+    values = {name: _cells(rows, columns[name]) for name in used}
+    if FAULT in rows.column_names:
+        values[FAULT] = rows[FAULT].to_pylist()
     resolved = []
     for index in range(rows.num_rows):
         row = {name: column[index] for name, column in values.items()}
@@ -63,6 +67,14 @@ def resolve_requests(
     return table
 
 
+def _cells(rows: pa.Table, name: str) -> list[Any]:
+    """Return the values of a column; those of mixed types are stored as JSON text."""
+    cells: list[Any] = rows[name].to_pylist()
+    if rows.schema.field(name).metadata == JSON_TEXT:
+        return [None if cell is None else json.loads(cell) for cell in cells]
+    return cells
+
+
 def _resolve_row(row: dict[str, Any], number: int, job: Job) -> dict[str, Any]:
     """Return the request of the row's first copy; `error` is None if it can be drawn."""
     errors = []
@@ -73,10 +85,13 @@ def _resolve_row(row: dict[str, Any], number: int, job: Job) -> dict[str, Any]:
         errors.append("id = null: must be set")
     if row["prompt"] is None:
         errors.append("prompt = null: must be text; an empty prompt is allowed")
+    elif not isinstance(row["prompt"], str):
+        errors.append(f"prompt = {short_repr(row['prompt'])}: must be text")
+        row["prompt"] = None
     cells = {
         name: value
         for name, value in row.items()
-        if name not in _NOT_SAMPLING and value is not None and not _is_empty(name, value)
+        if name in Sampling.model_fields and value is not None and not _is_empty(name, value)
     }
     values = {**job.sampling.model_dump(), **cells}
     if "seed" not in cells:
@@ -97,7 +112,7 @@ def _resolve_row(row: dict[str, Any], number: int, job: Job) -> dict[str, Any]:
         **values,
         "prompt": row["prompt"],
         "row_key": key,
-        "error": "; ".join(errors) or None,
+        "error": row.get(FAULT) or "; ".join(errors) or None,
     }
 
 

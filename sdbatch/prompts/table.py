@@ -1,7 +1,6 @@
 """A prompt table as a whole: its files in a fixed order, its columns and what each is used for."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -9,16 +8,16 @@ import pyarrow as pa
 
 from sdbatch import schema
 from sdbatch.errors import PromptTableError, one_line
-from sdbatch.job import COLUMNS, Prompts, Sampling
+from sdbatch.job import COLUMNS, Prompts, Reader, Sampling
 from sdbatch.prompts import files, inline
-from sdbatch.prompts.file_info import JSON_TEXT, FileInfo, unite_schemas
+from sdbatch.prompts.file_info import FileInfo
 from sdbatch.prompts.sizes import Size, Sizes, read_side, side_columns
+from sdbatch.prompts.types import settled, unite_schemas
 
 _TYPES = {name: field.annotation for name, field in Sampling.model_fields.items()}
 _NUMBERS = [name for name, kind in _TYPES.items() if kind in (int, float)]
 _FLAGS = [name for name, kind in _TYPES.items() if kind is bool]
 _HIVE = {b"sdbatch": b"hive folder"}  # metadata of a column that only the folders' names contain
-_CONCURRENT_FILES = 32  # inspected in parallel: the time is the store's latency, not CPU
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class Table:
     schema: pa.Schema  # the columns to read of a file: those above, then the extras
     extras: pa.Schema  # the table's own columns, copied into the output
     sizes: Sizes  # the largest of its rows
+    left: tuple[str, ...] = ()  # what its folders hold else, "NAME: reason"
 
     @property
     def rows(self) -> int:
@@ -59,10 +59,10 @@ def open_table(prompts: Prompts, reserved: Sequence[str] = ()) -> Table:
     """
     sides = side_columns(prompts)
     if prompts.rows is None:
-        urls = files.find_files(prompts.paths)
-        with ThreadPoolExecutor(_CONCURRENT_FILES) as pool:
-            infos = list(pool.map(lambda url: files.inspect_file(url, sides), urls.values()))
+        urls, left = files.find_files(prompts.paths, prompts.reader)
+        infos = files.inspect_files(urls.values(), prompts.reader, sides)
     else:
+        left = ()
         urls, infos = {inline.NAME: inline.WHERE}, [inline.inspect_rows(prompts.rows, sides)]
     sources = tuple(
         Source(name, url, info.rows, info.checksum)
@@ -85,11 +85,16 @@ def open_table(prompts: Prompts, reserved: Sequence[str] = ()) -> Table:
         for name, info in zip(urls, infos, strict=True)
         for size in _fill_sizes(info.sizes, _hive_values(name), hive)
     )
-    return Table(sources, columns, pa.schema([*needed, *rest]), extras, sizes)
+    return Table(sources, columns, pa.schema([*needed, *rest]), extras, sizes, left)
 
 
 def read_rows(
-    source: Source, start: int, stop: int, table: pa.Schema, in_job: inline.Rows | None = None
+    source: Source,
+    start: int,
+    stop: int,
+    table: pa.Schema,
+    in_job: inline.Rows | None = None,
+    reader: Reader = Reader(),  # noqa: B008 - frozen
 ) -> pa.Table:
     """Return rows [start, stop) of `source` with the columns of `table`, hive folders' included.
 
@@ -99,10 +104,11 @@ def read_rows(
         stop: the number of the row after the last.
         table: the columns to read.
         in_job: the rows, if they are in the job file.
+        reader: how the file is read, where it does not say it itself.
     """
     if in_job is not None:
         return inline.read_rows(in_job, start, stop, table)
-    rows = files.read_rows(source.url, start, stop, table)
+    rows = files.read_rows(source.url, reader, start, stop, table)
     for name, value in _hive_values(source.name).items():
         if _is_hive(name, table):
             index, values = table.get_field_index(name), [value] * rows.num_rows
@@ -111,6 +117,7 @@ def read_rows(
 
 
 def _unite_files(infos: Iterable[FileInfo], urls: list[str]) -> pa.Schema:
+    """Return the columns of all files; those without any value are text."""
     united: pa.Schema | None = None
     for info, url in zip(infos, urls, strict=True):
         if united is None or info.schema.equals(united, check_metadata=True):
@@ -122,7 +129,7 @@ def _unite_files(infos: Iterable[FileInfo], urls: list[str]) -> pa.Schema:
             raise PromptTableError(
                 f"{url} = {one_line(error)} The columns of a table's files must agree."
             ) from error
-    return united if united is not None else pa.schema([])
+    return settled(united) if united is not None else pa.schema([])
 
 
 def _hive_values(name: str) -> dict[str, str]:
@@ -188,11 +195,10 @@ def _check_type(ours: str, field: pa.Field) -> None:
     )
     fits = text or pa.types.is_null(value_type) or (number and ours in (*_NUMBERS, "id"))
     fits = fits or (pa.types.is_boolean(value_type) and ours in _FLAGS)
-    if not fits or field.metadata == JSON_TEXT:
+    if not fits:  # JSON text, of mixed types, is looked at row by row
         expected = "numbers" if ours in _NUMBERS else "true or false" if ours in _FLAGS else "text"
-        actual = "mixed types" if field.metadata == JSON_TEXT else str(field.type)
         raise PromptTableError(
-            f"column {field.name!r} = {actual}: must hold {expected} to be used as {ours}."
+            f"column {field.name!r} = {field.type}: must hold {expected} to be used as {ours}."
         )
 
 

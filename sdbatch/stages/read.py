@@ -31,14 +31,14 @@ class ReadPrompts(Stage):
         url = rows["url"][0].as_py()
         shard = shard_of(rows)
         start, stop = shard.rows(self._job.prompts.images_per_row)
-        in_job = self._job.prompts.rows
-        if in_job is None and files.checksum(url) != shard.checksum:
+        in_job, reader = self._job.prompts.rows, self._job.prompts.reader
+        if in_job is None and files.checksum(url, reader) != shard.checksum:
             raise PromptTableError(
                 f"{url} = changed since the job was planned: must not change during a run. Run "
                 f"the same command again to see how to go on."
             )
         source = table.Source(shard.source, url, stop, shard.checksum)
-        source_rows = table.read_rows(source, start, stop, self._schema, in_job)
+        source_rows = table.read_rows(source, start, stop, self._schema, in_job, reader)
         resolved = requests.resolve_requests(
             source_rows, shard, self._job, self._columns, self._extras
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 from sdbatch.errors import JobError
 from sdbatch.job import Job
 from sdbatch.job.files import NamedFile, named_files
-from sdbatch.prompts.files import find_files
+from sdbatch.prompts.files import local_files
 from sdbatch.storage import is_local
 
 JOB_FILE = "job.yaml"
@@ -41,7 +41,7 @@ def files_to_send(job: Job) -> dict[str, Path]:
     files: dict[str, Path] = {}
     sizes: dict[str, int] = {}
     for named in _local_files(job):
-        for file in _expand(named):
+        for file in _expand(named, job):
             name = os.path.relpath(file)
             if name.startswith(".."):
                 raise JobError(
@@ -89,10 +89,10 @@ def _local_files(job: Job) -> Iterator[NamedFile]:
             yield named
 
 
-def _expand(named: NamedFile) -> list[Path]:
+def _expand(named: NamedFile, job: Job) -> list[Path]:
     """Return the files behind a named file, folder or glob."""
     if named.kind.table:
-        return [Path(url) for url in find_files([named.path]).values()]
+        return [Path(file) for file in local_files(named.path, job.prompts.reader)]
     path = Path(named.path)
     if not path.exists():
         raise JobError(

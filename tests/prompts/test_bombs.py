@@ -10,7 +10,8 @@ import pytest
 
 from sdbatch.errors import PromptTableError
 from sdbatch.prompts import file_info, parquet
-from sdbatch.prompts.text import MOST_COLUMNS, MOST_JSON
+from sdbatch.prompts.rows import MOST_COLUMNS
+from sdbatch.prompts.text import MOST_JSON
 from tests.prompts.test_table import open_path, rows
 
 LONG = b"x" * (file_info.MOST_ROW + 1)

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sdbatch.errors import PromptTableError
+from sdbatch.job import Reader
 from sdbatch.prompts import files
 from tests.prompts.test_table import rows
 
@@ -17,7 +18,6 @@ def broken_page():
     return sink.getvalue()[:20] + b"\xff" * 20 + sink.getvalue()[40:]
 
 
-MIXED = '[{"prompt": "a", "seed": 1}, {"prompt": "b", "seed": "two"}]'
 BROKEN = {
     "empty.txt": ("", "^prompts.path = .*holds no row"),
     "empty.csv": ("prompt\n", "^prompts.path = .*holds no row"),
@@ -34,14 +34,12 @@ BROKEN = {
     "quote.csv": ('prompt\na\n"b" c\n', "line 3 = .*must be valid CSV"),
     "cut.json": ('["a",\n', "line 2 column 1.*must be valid JSON"),
     "deep.json": ("[" * 100_000, "must be valid JSON"),
-    "object.json": ('{"prompt": "a"}', "a JSON dict: must be a list of objects or of strings"),
-    "number.json": ('["a", 3]', "element 1 = 3: must be an object or a string"),
-    "mixed.json": (MIXED, "column 'seed' = mixed types: must hold numbers to be used as seed"),
-    "cut.jsonl": ('"a"\n\n{"prompt":\n', "line 3 = .*must be JSON"),
-    "array.jsonl": ('"a"\n["b"]\n', r"line 2 = \['b'\]: must be an object or a string"),
+    "number.json": ("3", "= 3: must be a list of objects or of strings"),
+    "cut.jsonl": ('{"prompt":\n', "cut.jsonl line 1 = .*must be JSON"),
+    "array.jsonl": ('[["b"]]\n', r"line 1 = \[\['b'\]\]: must be an object or a string"),
     "half.jsonl": (
-        '"a"\n{"prompt": "\\ud83d"}\n',
-        "half.jsonl column 'prompt' = half a surrogate pair",
+        '{"prompt": "\\ud83d"}\n',
+        "half.jsonl line 1 column 'prompt' = half a surrogate pair",
     ),
     "nothing.jsonl": ("{}\n", "no column 'prompt'"),
     "latin.csv": (
@@ -67,4 +65,4 @@ def test_file_that_lost_rows_after_inspection_is_rejected(write, name, stop):
     with pytest.raises(
         PromptTableError, match=rf"{name} = ends before row {stop}: must have its rows"
     ):
-        files.read_rows(path, stop - 2, stop, pa.schema([("prompt", pa.string())]))
+        files.read_rows(path, Reader(), stop - 2, stop, pa.schema([("prompt", pa.string())]))

@@ -179,17 +179,18 @@ def test_extras_are_repeated_for_every_copy_and_keep_their_types(requests_for):
     assert extras.to_pylist() == own.take([0, 0, 1, 1]).to_pylist()
 
 
-def test_empty_prompt_is_allowed_in_every_format(requests_for):
+def test_empty_prompt_is_allowed_but_an_empty_cell_of_csv_is_null(requests_for):
     assert requests_for([{"prompt": ""}])["error"].to_pylist() == [None]
-    assert requests_for('prompt\n""\n')["error"].to_pylist() == [None]
+    (error,) = requests_for('prompt\n""\n')["error"].to_pylist()
+    assert error == "prompt = null: must be text; an empty prompt is allowed"
 
 
-def test_empty_cells_of_csv_set_nothing_except_an_empty_negative_prompt(requests_for):
+def test_empty_cells_of_csv_set_nothing(requests_for):
     sampling = {"negative_prompt": "blurry", "width": 72, "seed": 3}
     header = "prompt,negative_prompt,seed,num_inference_steps,guidance_scale,sampler,height,width"
     (request,) = requests_for(f"{header}\na,,,,,,,\n", sampling=sampling).to_pylist()
     (plain,) = requests_for("prompt\na\n", sampling=sampling).to_pylist()
-    assert request == {**plain, "negative_prompt": ""}
+    assert request == plain
     assert plain["error"] is None
 
 

@@ -15,11 +15,12 @@ import pytest
 from sdbatch.errors import JobError, PromptTableError
 from sdbatch.job import Prompts, parse
 from sdbatch.output import identity, plan
-from sdbatch.prompts import table, text
+from sdbatch.prompts import table
+from sdbatch.prompts.rows import BATCH_ROWS
 from sdbatch.prompts.table import open_table, read_rows
 from sdbatch.storage import Store
 
-TWO = [{"prompt": 'a "red" dog, wet', "n": "1"}, {"prompt": "ein großer\nHund", "n": ""}]
+TWO = [{"prompt": 'a "red" dog, wet', "n": "1"}, {"prompt": "ein großer\nHund", "n": None}]
 AB = [{"prompt": "a"}, {"prompt": "b"}]
 PAIR = [{"prompt": "a dog"}, {"prompt": 'ein "großer" Hund'}]
 CSV = 'prompt,n\n"a ""red"" dog, wet",1\n\n"ein großer\nHund",\n'
@@ -84,7 +85,7 @@ def test_every_column_of_csv_is_text_and_of_json_has_its_type(write):
 
 @pytest.mark.parametrize("first", [1, "s"])
 def test_json_column_of_mixed_types_is_stored_as_json_text_wherever_they_mix(write, first):
-    values = [first] * text.BATCH_ROWS + [
+    values = [first] * BATCH_ROWS + [
         "ä",
         {"k": [1]},
         None,
@@ -92,14 +93,21 @@ def test_json_column_of_mixed_types_is_stored_as_json_text_wherever_they_mix(wri
     ]  # the first batch has one type
     lines = "\n".join(json.dumps({"prompt": "a", "x": value}) for value in values)
     values = [row["x"] for row in rows(write("a.jsonl", lines))]
-    assert values == [json.dumps(first)] * text.BATCH_ROWS + ['"ä"', '{"k": [1]}', None, str(2**80)]
+    assert values == [json.dumps(first)] * BATCH_ROWS + ['"ä"', '{"k": [1]}', None, str(2**80)]
 
 
-def test_json_column_whose_type_changes_between_batches_is_json_text(write):
-    values = [1] * text.BATCH_ROWS + ["one"] * 3
+def test_json_column_of_numbers_and_then_lists_is_json_text(write):
+    values = [1] * BATCH_ROWS + [["one"]] * 3
     lines = "\n".join(json.dumps({"prompt": "a", "x": value}) for value in values)
     values = [row["x"] for row in rows(write("a.jsonl", lines))]
-    assert values == ["1"] * text.BATCH_ROWS + ['"one"'] * 3
+    assert values == ["1"] * BATCH_ROWS + ['["one"]'] * 3
+
+
+def test_json_column_of_numbers_and_then_text_is_text(write):
+    values = [1, 0.5] * BATCH_ROWS + ["one", True] * 3
+    lines = "\n".join(json.dumps({"prompt": "a", "x": value}) for value in values)
+    values = [row["x"] for row in rows(write("a.jsonl", lines))]
+    assert values == ["1", "0.5"] * BATCH_ROWS + ["one", "true"] * 3
 
 
 @pytest.mark.parametrize("group", [1_000_000, 9_999])
@@ -183,14 +191,14 @@ def test_file_without_any_used_column_gives_rows_of_nulls(write, tmp_path):
 @pytest.mark.parametrize("mixed", ["a", "b"])
 def test_column_that_mixes_types_in_one_file_is_json_text_in_all(write, tmp_path, mixed):
     for name in ("a", "b"):
-        more = '{"prompt":"p","x":1}' if name == mixed else ""
+        more = '{"prompt":"p","x":[1]}' if name == mixed else ""
         write(f"t/{name}.jsonl", '{"prompt":"p","x":"t"}\n' + more)
-    assert sorted(row["x"] for row in rows(tmp_path / "t")) == ['"t"', '"t"', "1"]
+    assert sorted(row["x"] for row in rows(tmp_path / "t")) == ['"t"', '"t"', "[1]"]
 
 
 @pytest.mark.parametrize(
     ("name", "a", "b", "file"),
-    [("n", 1, "1", "b"), ("n", [1], 1, "b"), ("seed", 2**60 + 1, 0.5, "a")],
+    [("n", b"1", 1, "b"), ("n", [1], 1, "b"), ("seed", 2**60 + 1, 0.5, "a")],
 )
 def test_columns_of_incompatible_types_in_two_files_are_rejected(write, tmp_path, name, a, b, file):
     write("t/a.parquet", pa.table({"prompt": ["a"], name: [a]}))
@@ -246,7 +254,7 @@ def test_unusable_columns_are_rejected_with_the_way_out(write, row, keys, words)
     [
         ("nope.csv", r"^prompts\.path = .*nope\.csv: no such file"),
         ("t", r"^prompts\.path = .*/t: no such file, or no table in the folder"),
-        ("t/a.doc", r"a\.doc: must be one of parquet, csv, tsv, json, jsonl, txt, by its suffix"),
+        ("t/a.doc", r"a\.doc = text without a known suffix: must be one of parquet, .*format=txt"),
         ([], r"^prompts\.path = \[\]: must name at least one file"),
     ],
 )
