@@ -11,7 +11,7 @@ import pyarrow as pa
 from sdbatch import storage
 from sdbatch.errors import PromptTableError
 from sdbatch.job import READER_KEYS, Reader
-from sdbatch.prompts import arrow, captions, formats, parquet, text
+from sdbatch.prompts import arrow, caption_files, formats, parquet, text
 from sdbatch.prompts.file_info import FileInfo
 from sdbatch.prompts.folders import Folder, describe_left, sort_folder
 from sdbatch.prompts.formats import BINARY
@@ -61,10 +61,10 @@ def local_files(path: str, reader: Reader) -> list[str]:
     """
     found: list[str] = []
     for url in find_files([path], reader).files.values():
-        if not url.endswith(f"/*{captions.SUFFIX}"):
+        if not url.endswith(f"/*{caption_files.SUFFIX}"):
             found.append(url)
         elif reader.format == "captions":
-            found += captions.files_of(url)
+            found += caption_files.files_of(url)
         else:
             raise PromptTableError(
                 f"prompts.path = {path}: a folder of captions, whose pictures are not sent: must "
@@ -104,6 +104,11 @@ def _expand(path: str, reader: Reader) -> tuple[list[tuple[str, str]], list[str]
             base = posixpath.dirname(_MAGIC.split(root)[0] + "x")
             names = [name for name in fs.glob(root) if not fs.isdir(name)]
             folder = Folder.of_glob(names, reader)
+    if reader.format == "captions" and not fs.isdir(root):
+        raise PromptTableError(
+            f"prompts.path = {path}: must be a folder, as prompts.reader.format is captions. Name "
+            f"the folder of the captions."
+        )
     start = len(_shown(base))
 
     def named(name: str) -> str:
@@ -151,7 +156,7 @@ def inspect_file(url: str, reader: Reader, sides: tuple[str, str]) -> FileInfo:
     """
     kind = formats.kind_of(url, reader)
     if kind.format == "captions":
-        return captions.inspect_folder(url, reader, sides)
+        return caption_files.inspect_folder(url, reader, sides)
     if kind.format not in BINARY:
         return text.inspect_file(url, kind, reader, sides)
     try:
@@ -169,7 +174,7 @@ def checksum(url: str, reader: Reader) -> str:
     """Return a hash that changes with the file: of Parquet's footer, or of all bytes."""
     kind = formats.kind_of(url, reader)
     if kind.format == "captions":
-        return captions.checksum(url)
+        return caption_files.checksum(url)
     return parquet.checksum(url) if kind.format == "parquet" else text.checksum(url)
 
 
@@ -177,7 +182,7 @@ def read_rows(url: str, reader: Reader, start: int, stop: int, schema: pa.Schema
     """Return rows [start, stop) of the file at `url` with the columns of `schema`."""
     kind = formats.kind_of(url, reader)
     if kind.format == "captions":
-        return captions.read_rows(url, reader, (start, stop), schema)
+        return caption_files.read_rows(url, reader, (start, stop), schema)
     if kind.format == "parquet":
         return parquet.read_rows(url, start, stop, schema)
     if kind.format == "arrow":

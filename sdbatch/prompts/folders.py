@@ -11,7 +11,7 @@ from typing import Any
 
 from sdbatch.errors import PromptTableError
 from sdbatch.job import Reader
-from sdbatch.prompts.captions import SUFFIX, captions_in, is_picture
+from sdbatch.prompts.caption_files import SUFFIX, captions_in, is_picture
 from sdbatch.prompts.formats import kind_by_name
 
 _LEFT_SHOWN = 3  # files of a folder that are left for one reason; more are counted
@@ -137,7 +137,7 @@ def _check_table_format(path: str, names: list[str]) -> None:
             raise PromptTableError(
                 f"prompts.path = {path}: {table}, whose log says which files count: must be plain "
                 f"files. Write its rows to a file, such as with DuckDB: COPY (FROM "
-                f"{scan}('{path}')) TO 'prompts.parquet'"
+                f"{scan}('{path}')) TO 'prompts.parquet'."
             )
     if {*_OURS} <= {*names}:
         raise PromptTableError(

@@ -175,14 +175,22 @@ def format_of_text(by_name: str, head: str) -> str:
         return "jsonl" if _is_lines(first, len(lines)) else "json"
     if by_name == "jsonl":
         return "json" if _is_document(first, len(lines)) else "jsonl"
+    if not by_name and (first in ("[", "{") or first[:2] in ("[{", '["', '{"')):
+        return "jsonl" if _is_lines(first, len(lines)) else "json"
     if by_name in ("txt", ""):
-        if first[:1] == "{" and _is_lines(first, len(lines)):
-            return "jsonl"
-        if first in ("[", "{") or (len(lines) == 1 and _is_document(first, 1)):
-            return "json"
-        if _is_separated(lines):
-            return "csv"
+        return _format_of_lines(lines) or by_name
     return by_name
+
+
+def _format_of_lines(lines: list[str]) -> str:
+    """Return the format of text that may be a prompt per line; "" if it may."""
+    first = lines[0].strip() if lines else ""
+    value = _json_or_none(first)
+    if isinstance(value, dict) and any(map(_PROMPT.fullmatch, value)):
+        return "jsonl"
+    if first in ("[", "{") or (len(lines) == 1 and _is_document(first, 1)):
+        return "json"
+    return "csv" if _is_separated(lines) else ""
 
 
 def _is_lines(first: str, lines: int) -> bool:

@@ -29,12 +29,13 @@ def inspect_rows(rows: Rows, where: str, sides: tuple[str, str]) -> tuple[int, p
     """
     count, schema, sizes, faults = 0, pa.schema([]), Sizes(), 0
     fault = ""
+    exact: set[str] = set()  # columns with integers that no float is
     height, width = sides
     for batch in _batches(rows):
         good = [row for row in batch if FAULT not in row]
         for row in good:
             sizes.add_row(row.get(height), row.get(width))
-        schema = _merge(schema, _infer_schema(good, where))
+        schema = _merge(schema, _infer_schema(good, where, exact))
         if len(good) < len(batch):
             faults += len(batch) - len(good)
             fault = fault or next(row[FAULT] for row in batch if FAULT in row)
@@ -42,8 +43,16 @@ def inspect_rows(rows: Rows, where: str, sides: tuple[str, str]) -> tuple[int, p
         _check_columns(schema.names, where)
     if count and faults == count:
         raise PromptTableError(f"{where} {fault}.")
-    fields = [json_text_field(f.name) if _has_empty_struct(f.type) else f for f in schema]
-    return count, pa.schema(fields), sizes
+    return count, pa.schema(_storable(field, exact) for field in schema), sizes
+
+
+def _storable(field: pa.Field, exact: set[str]) -> pa.Field:
+    """Return a column with a type that can store all of its values."""
+    if _has_empty_struct(field.type):
+        return json_text_field(field.name)
+    if pa.types.is_floating(field.type) and field.name in exact:
+        return field.with_type(pa.string())
+    return field
 
 
 def _batches(rows: Rows) -> Iterator[list[Row]]:
@@ -124,12 +133,20 @@ def _texts_of(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _infer_schema(rows: list[Row], where: str) -> pa.Schema:
+def _infer_schema(rows: list[Row], where: str, exact: set[str]) -> pa.Schema:
     names: dict[str, None] = {}
     for row in rows:
         names.update(dict.fromkeys(row))
         _check_columns(names, where)
-    return pa.schema([_infer_field(name, [row.get(name) for row in rows]) for name in names])
+    fields = []
+    for name in names:
+        values = [row.get(name) for row in rows]
+        fields.append(_infer_field(name, values))
+        if pa.types.is_integer(fields[-1].type):
+            known = [value for value in values if value is not None]
+            if max(max(known), -min(known)) > 2**53:
+                exact.add(name)
+    return pa.schema(fields)
 
 
 def _infer_field(name: str, values: list[Any]) -> pa.Field:

@@ -137,10 +137,12 @@ def to_array(values: list[Any], field: pa.Field) -> pa.Array:
         return pa.array([as_json(value) for value in values], pa.string())
     if is_text(field.type):
         values = [as_text(value) for value in values]
-    try:
         return pa.array(values, field.type)
-    except (pa.ArrowException, OverflowError):
-        return convert(pa.array(values), field)
+    found = pa.array(values)  # given a type, pyarrow makes 9 of 9.5
+    try:
+        return convert(found, field)
+    except pa.ArrowNotImplementedError:
+        return pa.array(values, field.type)  # such as lists without a value
 
 
 def convert(values: Any, field: pa.Field) -> Any:

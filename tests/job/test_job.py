@@ -27,6 +27,8 @@ prompts:
   images_per_row: 4
   limit: 1000
   rows: null
+  reader: {format: csv, separator: ";", names: [i, caption], quotes: true, encoding: cp1252,
+           field: null}
 model: {path: m, revision: main, variant: fp16, config: c, ema: false, zero_snr: true,
         prediction_type: v_prediction, vae: v, loras: [{path: l.safetensors, name: l, weight: 0.5}],
         embeddings: [{path: e.pt, token: <e>}], sha256: "0"}

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sdbatch.errors import PromptTableError
-from sdbatch.prompts import file_info, parquet
+from sdbatch.job import Reader
+from sdbatch.prompts import file_info, files, parquet
 from sdbatch.prompts.rows import MOST_COLUMNS
 from sdbatch.prompts.text import MOST_JSON
 from tests.prompts.test_table import open_path, rows
@@ -71,6 +72,60 @@ def test_rows_of_a_shard_that_are_too_large_together_are_an_error(write, monkeyp
     monkeypatch.setattr(file_info, "MOST_ROWS", 1000)
     with pytest.raises(PromptTableError, match=r"rows 0 to 20 = more.*smaller output.images_per_s"):
         rows(path)
+
+
+def test_zstd_is_read_within_the_same_bounds(write):
+    packed = bytes(pa.Codec("zstd").compress(b"a dog\n" + LONG, asbytes=True))
+    with pytest.raises(PromptTableError, match=r"line 2 = more than 64 MiB: a row"):
+        open_path(write("a.txt.zst", packed))
+    packed = bytes(pa.Codec("zstd").compress(b" " * (MOST_JSON + 1), asbytes=True))
+    with pytest.raises(PromptTableError, match=r"more than 256 MiB of JSON.*Use JSONL"):
+        open_path(write("a.json.zst", packed))
+
+
+def arrow(table, **options) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_arrow_batch_that_becomes_too_large_is_an_error_before_it_is_unpacked(write, encoded):
+    values = pa.array([" " * 60_000_000] * 9, pa.large_string())
+    table = pa.table({"prompt": values.dictionary_encode() if encoded else values})
+    if encoded:  # nine different values
+        longer = pa.array([" " * (60_000_000 + i) for i in range(9)], pa.large_string())
+        table = pa.table({"prompt": longer.dictionary_encode()})
+    bomb = arrow(table, compression="zstd")
+    assert len(bomb) < 200_000
+    with pytest.raises(PromptTableError, match=r"a batch of 515 MiB: must have at most 512 MiB"):
+        open_path(write("a.arrow", bomb))
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "view"])
+def test_arrow_value_in_very_many_rows_is_read_for_those_of_the_shard_alone(write, kind):
+    long = "x" * 10_000_000
+    if kind == "dictionary":
+        column = pa.DictionaryArray.from_arrays(pa.array([0] * 10_000, pa.int32()), [long])
+    else:
+        one = pa.array([long], pa.string_view())
+        _, views, *data = one.buffers()
+        views = pa.py_buffer(views.to_pybytes()[:16] * 10_000)
+        column = pa.Array.from_buffers(pa.string_view(), 10_000, [None, views, *data])
+    path = write("a.arrow", arrow(pa.table({"prompt": column})))
+    schema = pa.schema([("prompt", pa.large_string())])
+    part = files.read_rows(path, Reader(), 50, 52, schema)
+    assert part["prompt"].to_pylist() == [long] * 2
+    with pytest.raises(PromptTableError, match=r"rows 0 to 1000 = more than 512 MiB"):
+        files.read_rows(path, Reader(), 0, 1000, schema)
+
+
+def test_caption_that_is_too_long_is_an_error_with_its_name(write, tmp_path):
+    write("t/a.png", b"\x89PNG")
+    write("t/a.txt", LONG)
+    with pytest.raises(PromptTableError, match=r"t/a.txt = more than 64 MiB: a row"):
+        open_path(tmp_path / "t")
 
 
 def repeated(value: str, count: int, **options) -> bytes:

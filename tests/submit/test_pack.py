@@ -1,6 +1,7 @@
 """The files that are sent with a job, and errors before anything is sent."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -29,12 +30,12 @@ def here(tmp_path, monkeypatch):
     return tmp_path / "here"
 
 
-def job(prompts="tables", **sections):
+def job(prompts="tables", reader=None, **sections):
     """Write a job file and load it."""
     import yaml
 
     values = {
-        "prompts": {"path": prompts},
+        "prompts": {"path": prompts, "reader": reader or {}},
         "model": "builtin:shapes",
         "output": {"path": "s3://bucket/out"},
         **sections,
@@ -58,6 +59,16 @@ def job(prompts="tables", **sections):
 )
 def test_only_tables_with_relative_paths_are_sent(here, prompts, sent):
     assert pack.files_to_send(job(prompts)).keys() == sent
+
+
+def test_captions_are_sent_if_the_job_says_what_they_are(here):
+    os.mkdir("captions")
+    for name in ("1.png", "1.txt", "2.png", "2.txt", "notes.txt"):
+        Path("captions", name).write_bytes(b"a dog")
+    with pytest.raises(PromptTableError, match=r"captions: a folder of captions.*format=captions"):
+        pack.files_to_send(job("captions"))
+    sent = pack.files_to_send(job("captions", {"format": "captions"}))
+    assert sent.keys() == {"captions/1.txt", "captions/2.txt"}
 
 
 def test_adapters_of_the_model_are_sent(here):
