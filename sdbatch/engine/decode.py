@@ -276,9 +276,9 @@ class _Copy:
             return None
         if not picture:
             return ArithmeticError(
-                "The decoded picture is not finite in float32, the widest engine.dtype: the VAE "
-                "cannot decode these latents. Set model.vae to another one, or try another "
-                "guidance_scale."
+                "The decoded picture is not finite in float32, the widest engine.dtype: the model "
+                "cannot decode these latents. Try another guidance_scale, or a model with another "
+                "decoder."
             )
         scores = None
         if self._scores is not None:

@@ -85,7 +85,7 @@ def test_a_picture_that_is_not_finite_in_float32_either_fails_alone_and_names_en
     future = engine.submit(request_for())
     with pytest.raises(
         ArithmeticError,
-        match=r"not finite in float32, the widest engine.dtype.*Set model.vae to another",
+        match=r"not finite in float32, the widest engine.dtype.*Try another guidance_scale",
     ):
         future.result()
     assert calls == [torch.bfloat16, torch.float32]
