@@ -1,8 +1,10 @@
 """The samplers that a user picks by name, and the diffusers scheduler behind each; no torch here.
 
-A name is that of a sampler, or of a sampler with a sigma schedule: `euler`, `euler_karras`.
+A name is that of a sampler, or of a sampler with a sigma schedule: `euler`, `euler_karras`. Other
+tools' names are found by `find`.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,3 +74,62 @@ def title(name: str) -> str:
     """Return AUTOMATIC1111's name for `name`."""
     sampler, schedule = split(name)
     return f"{sampler.title} {SUFFIXES[schedule]}" if schedule else sampler.title
+
+
+def _normal(name: str) -> str:
+    """Return `name` without case, spaces and marks: "DPM++ 2M Karras" is dpmpp2mkarras."""
+    return re.sub("[^a-z0-9]", "", name.casefold().replace("++", "pp"))
+
+
+# Names of k-diffusion (`k_`, `sample_`), ComfyUI and InvokeAI (`kdpm_2`), besides those that follow
+# from AUTOMATIC1111's titles and diffusers' classes. DPM++ 2S a is none of ours: it is ancestral.
+_OTHER_NAMES = {
+    "pndm": ("plms",),
+    "euler": ("k_euler", "sample_euler"),
+    "euler_a": ("euler_ancestral", "k_euler_a", "k_euler_ancestral", "sample_euler_ancestral"),
+    "heun": ("k_heun", "sample_heun"),
+    "lms": ("k_lms", "sample_lms"),
+    "dpm2": ("k_dpm_2", "sample_dpm_2"),
+    "dpm2_a": ("dpm_2_ancestral", "k_dpm_2_a", "k_dpm_2_ancestral", "sample_dpm_2_ancestral"),
+    "dpmpp_2m": ("k_dpmpp_2m", "sample_dpmpp_2m"),
+    "dpmpp_2m_sde": ("k_dpmpp_2m_sde", "sample_dpmpp_2m_sde", "dpmpp_2m_sde_gpu"),
+    "dpmpp_3m_sde": ("k_dpmpp_3m_sde", "sample_dpmpp_3m_sde", "dpmpp_3m_sde_gpu"),
+    "dpmpp_sde": ("k_dpmpp_sde", "sample_dpmpp_sde", "dpmpp_sde_gpu"),
+    "unipc": ("uni_pc_bh2",),
+}
+# DiffusionDB's column `sampler`; 9 is any other sampler.
+# Source: Wang et al. 2022, https://huggingface.co/datasets/poloclub/diffusiondb
+NUMBERS = {
+    1: "ddim",
+    2: "pndm",
+    3: "euler",
+    4: "euler_a",
+    5: "heun",
+    6: "dpm2",
+    7: "dpm2_a",
+    8: "lms",
+}
+
+
+def _find_aliases() -> dict[str, str]:
+    aliases = {str(number): name for number, name in NUMBERS.items()}
+    for plain, sampler in SAMPLERS.items():
+        aliases.setdefault(_normal(sampler.scheduler), plain)  # the first, diffusers' default
+        names = (plain, sampler.title, *_OTHER_NAMES.get(plain, ()))
+        for other in names:
+            aliases[_normal(other)] = plain
+            for schedule in sampler.schedules:
+                for label in (schedule, SUFFIXES[schedule]):
+                    aliases[_normal(f"{other} {label}")] = f"{plain}_{schedule}"
+    return aliases
+
+
+_ALIASES = _find_aliases()
+
+
+def find(name: object) -> str | None:
+    """Return our name for a sampler that any tool names, or DiffusionDB numbers; None: unknown."""
+    if isinstance(name, float) and name.is_integer():
+        name = int(name)  # numbers become floats where a cell is empty
+    known = isinstance(name, str | int) and not isinstance(name, bool)
+    return _ALIASES.get(_normal(str(name))) if known else None

@@ -40,6 +40,14 @@ def _check_multiple(value: Any) -> Any:
     return value
 
 
+def _find_sampler(value: Any) -> Any:
+    """Return our name for a sampler; another tool's becomes ours before the type is checked."""
+    found = samplers.find(value)
+    if found is None and type(value) in (int, float):
+        raise ValueError("must be a sampler's name, or DiffusionDB's number of one, 1 to 8")
+    return found or value
+
+
 def _check_sampler(value: str) -> str:
     if value not in samplers.NAMES:
         known = samplers.NAMES if "_" in value else samplers.SAMPLERS
@@ -58,7 +66,10 @@ def _check_loras(value: str) -> str:
 
 
 SamplerName = Annotated[
-    str, AfterValidator(_check_sampler), Field(json_schema_extra={"enum": list(samplers.NAMES)})
+    str,
+    AfterValidator(_check_sampler),
+    BeforeValidator(_find_sampler),
+    Field(json_schema_extra={"enum": list(samplers.NAMES)}),
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
 # The validator last: it runs first, and the JSON Schema has the range only if it is the type's own.

@@ -270,9 +270,8 @@ def _sampler(body: _Txt2Img, default: str) -> str:
     title, label = body.sampler_name or body.sampler_index, (body.scheduler or "").lower()
     if title is None and body.scheduler is None:
         return default
-    names = {samplers.title(name).lower(): name for name in samplers.NAMES}
-    name = default if title is None else names.get(title.lower(), title)
-    if name not in samplers.NAMES:
+    name = default if title is None else samplers.find(title)
+    if name is None:
         raise invalid_value(
             "sampler_name", f"{title!r}: must be a name from GET /sdapi/v1/samplers"
         )
