@@ -252,16 +252,18 @@ def serve(path: str, overrides: tuple[str, ...], host: str, port: int, address: 
 @main.command(cls=Command)
 @_job
 @_set
+@click.option("--check", is_flag=True, help="Resolve all rows of the table, not only the first.")
 @_json
-def plan(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def plan(path: str, overrides: tuple[str, ...], check: bool, as_json: bool) -> None:
     """Show what `sdbatch run JOB` would draw; draw nothing.
 
-    Images that the output holds already are counted as committed.
+    Images that the output holds already are counted as committed. The first rows are resolved:
+    three are shown as they will be drawn, and rows that cannot be drawn are counted by reason.
     """
     from sdbatch.job import load
     from sdbatch.report.outline import make_outline
 
-    outline = make_outline(load(path, overrides))
+    outline = make_outline(load(path, overrides), check)
     click.echo(json.dumps(asdict(outline)) if as_json else outline.text())
 
 

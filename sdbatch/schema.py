@@ -15,6 +15,8 @@ from sdbatch.sampling import Sampling
 _LARGEST_INT32 = 2**31 - 1
 _TYPES: dict[Any, pa.DataType] = {str: pa.string(), float: pa.float64(), bool: pa.bool_()}
 NO_COLUMNS = pa.schema([])
+# Metadata of a file and, here, of a field of `extras`: the feature that `datasets` gave the column.
+FEATURE = b"huggingface"
 
 
 def _arrow_type(name: str) -> pa.DataType:

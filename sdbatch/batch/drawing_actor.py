@@ -17,7 +17,7 @@ from sdbatch.engine.request import Usage
 from sdbatch.errors import ModelError, SdbatchError
 from sdbatch.schema import shard_name
 from sdbatch.stages.base import shard_of, with_shard
-from sdbatch.stages.draw import DrawImages, Drawing, add_results
+from sdbatch.stages.draw import DrawImages, Drawing, add_results, request_rows
 
 MOST_DEATHS = 10  # of actors during one shard, which no row explains; then the run stops
 HEARTBEAT_SECONDS = 0.5
@@ -95,12 +95,12 @@ class DrawingActor:
 
     def _new_drawing(self, rows: pa.Table, isolated: bool) -> Drawing | IsolatedDrawing:
         if not isolated:
-            return self._stage.new_drawing(rows.to_pylist())
+            return self._stage.new_drawing(request_rows(rows))
         if self._stage.needs.gpus:
             from sdbatch.engine import cuda
 
             cuda.release_cached_memory()  # the child's engine is on the same GPU
-        return IsolatedDrawing(self._stage, rows.to_pylist(), self._children)
+        return IsolatedDrawing(self._stage, request_rows(rows), self._children)
 
     def _usage(self) -> Usage:
         """Return what the actor's engine and those of its child processes have done."""

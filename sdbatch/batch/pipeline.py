@@ -3,6 +3,7 @@
 Read `run_job`, then `flow.lay_out`: the picture of ARCHITECTURE.md on one screen.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -26,6 +27,7 @@ from sdbatch.output.plan import Plan, make_plan
 from sdbatch.output.progress import Progress
 from sdbatch.output.receipts import Receipt, Writer
 from sdbatch.output.record import Record, proof_of, read_record
+from sdbatch.prompts.check import check_rows, describe_table
 from sdbatch.prompts.table import open_table
 from sdbatch.report.closing import Report
 from sdbatch.report.outline import describe_memory, memory_warning
@@ -35,6 +37,7 @@ from sdbatch.schema import Shard
 from sdbatch.stages.base import added_columns
 from sdbatch.storage import Store
 
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -82,6 +85,7 @@ class Ready:
     store: Store
     overwrite: bool
     retry_failed: bool
+    notes: tuple[str, ...]  # what a user should know of the table
 
 
 def prepare(job: Job, *, overwrite: bool = False, retry_failed: bool = False) -> Ready:
@@ -95,7 +99,9 @@ def prepare(job: Job, *, overwrite: bool = False, retry_failed: bool = False) ->
         revision = revision or record.job.model.revision
     model, job = resolve.find_model(job, revision)
     table = open_table(job.prompts, added_columns(job).names)
-    return Ready(make_plan(job, table, record), record, model, store, overwrite, retry_failed)
+    plan = make_plan(job, table, record)
+    notes = (*describe_table(job, table), *check_rows(plan.job, plan.table).notes())
+    return Ready(plan, record, model, store, overwrite, retry_failed, notes)
 
 
 @ray_setup.sigterm_as_interrupt()
@@ -118,6 +124,8 @@ def draw(
             if ready.record is not None and ready.record.shards is None:  # plan.parquet is lost
                 lifecycle.begin(ready.store, ready.plan, ready.record.job, work.again)
             return driver.finish(job)
+        if ready.notes:
+            _log.warning("The prompt table: %s", "\n".join(ready.notes))
         warning = memory_warning(ready.plan)
         memory = f" (memory: {describe_memory(ready.plan)}. {warning})" if warning else ""
         driver.show(f"starting Ray{memory}")

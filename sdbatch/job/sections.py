@@ -108,9 +108,14 @@ class Prompts(Section):
     rows: list[dict[str, Any]] | None = Field(
         None, min_length=1, description="instead of path: each row as a mapping of its columns"
     )
-    columns: dict[Column, str] = Field({}, description="our name: the table's name")
+    columns: dict[Column, str | None] = Field(
+        {}, description="our name: the table's name; null: the table's column is not used"
+    )
     keep: list[str] | None = Field(
         None, description="the table's own columns that go into the output; default: all"
+    )
+    source: str | None = Field(
+        None, min_length=1, description="add a column of this name with the name of the row's file"
     )
     images_per_row: int = Field(1, ge=1, le=MOST_PLANNED)
     limit: int | None = Field(None, ge=1, description="read only the first rows of the table")

@@ -154,14 +154,14 @@ def _cut(job: Job, table: Table, size: int) -> Iterator[Shard]:
     left = job.prompts.limit or table.rows
     first_row = number = 0
     for source in table.sources:
-        images = min(source.rows, left) * job.prompts.images_per_row
+        images = min(source.prompts, left) * job.prompts.images_per_row
         for first in range(0, images, size):
             yield Shard(
                 number, source.name, source.checksum, first_row, first, min(size, images - first)
             )
             number += 1
         first_row += source.rows
-        left -= min(source.rows, left)
+        left -= min(source.prompts, left)
 
 
 def _keep_order(table: Table, shards: Sequence[Shard]) -> tuple[Source, ...]:

@@ -1,6 +1,10 @@
 """The prompt table: its files, its columns, and the requests of its rows.
 
 table      open a table, read rows of a file
+columns    what columns mean: keys, near misses, names that collide
+captions   prompts in lists
+extras     the table's own columns: types that every reader of the output opens
+check      what the rows will be drawn as, before anything is drawn
 files      find the files; inspect and read one, whatever its format
 folders    what of a folder is a table, and what is left
 formats    which format a file has, by its name or its content

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from sdbatch import storage
 from sdbatch.errors import PromptTableError
+from sdbatch.prompts.extras import with_features
 from sdbatch.prompts.file_info import (
     MOST_ROWS,
     FileInfo,
@@ -50,8 +51,8 @@ def inspect_file(url: str, sides: tuple[str, str]) -> FileInfo:
                 sizes.add_row(height, width)
     if not present and rows:
         sizes.add((None, None))
-    schema = pa.schema([pa.field(field.name, plain_type(field.type)) for field in schema])
-    return FileInfo(rows, schema, checksum(url), sizes, "arrow")
+    fields = pa.schema([pa.field(field.name, plain_type(field.type)) for field in schema])
+    return FileInfo(rows, with_features(fields, schema.metadata), checksum(url), sizes, "arrow")
 
 
 def read_rows(url: str, start: int, stop: int, schema: pa.Schema) -> pa.Table:
@@ -79,6 +80,20 @@ def read_rows(url: str, start: int, stop: int, schema: pa.Schema) -> pa.Table:
                 break
     check_row_count(url, start + sum(batch.num_rows for batch in batches), stop)
     return fit(batches, schema, start, url)
+
+
+def iter_tables(url: str, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield all rows of a file with the columns of `schema`, a batch in memory at a time."""
+    start = 0
+    with storage.open_file(url) as file, _arrow_errors(url):
+        _batch_rows(file, url)  # raises where a batch is too large
+        names = _open(file, None).schema.names
+        columns = [name for name in schema.names if name in names]
+        for batch in _read_batches(file, columns):
+            batch.validate()
+            check_values(batch, start, url)
+            yield fit([batch], schema, start, url)
+            start += batch.num_rows
 
 
 @contextmanager

@@ -41,6 +41,11 @@ def read_rows(url: str, reader: Reader, span: tuple[int, int], schema: pa.Schema
     return rows.read_range(_rows(url, reader), url, *span, schema)
 
 
+def iter_tables(url: str, reader: Reader, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield all rows with the columns of `schema`, a few in memory at a time."""
+    return rows.iter_tables(_rows(url, reader), url, schema)
+
+
 def files_of(url: str) -> list[str]:
     """Return the paths of the captions in their filesystem, by name."""
     fs, root = storage.connect(posixpath.dirname(url))

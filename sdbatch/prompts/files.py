@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from sdbatch.prompts.formats import BINARY
 from sdbatch.urls import names_folder, without_secrets
 
 _MAGIC = re.compile(r"[*\[]|\?(?![\w-]+=)")  # of a glob; `?name=value` is the query of a URL
-_CONCURRENT_FILES = 32  # inspected in parallel: the time is the store's latency, not CPU
+CONCURRENT = 32  # inspected in parallel: the time is the store's latency, not CPU
 
 
 class Found(NamedTuple):
@@ -133,7 +133,7 @@ def _shown(url: str) -> str:
 
 def inspect_files(urls: Iterable[str], reader: Reader, sides: tuple[str, str]) -> list[FileInfo]:
     """Inspect files; a PromptTableError if a key of `reader` is about none of them."""
-    with ThreadPoolExecutor(_CONCURRENT_FILES) as pool:
+    with ThreadPoolExecutor(CONCURRENT) as pool:
         infos = list(pool.map(lambda url: inspect_file(url, reader, sides), urls))
     found = {info.format for info in infos}
     for name, about in READER_KEYS.items():
@@ -188,3 +188,15 @@ def read_rows(url: str, reader: Reader, start: int, stop: int, schema: pa.Schema
     if kind.format == "arrow":
         return arrow.read_rows(url, start, stop, schema)
     return text.read_rows(url, kind, reader, (start, stop), schema)
+
+
+def iter_tables(url: str, reader: Reader, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield all rows of the file at `url` with the columns of `schema`, a few at a time."""
+    kind = formats.kind_of(url, reader)
+    if kind.format == "captions":
+        return caption_files.iter_tables(url, reader, schema)
+    if kind.format == "parquet":
+        return parquet.iter_tables(url, schema)
+    if kind.format == "arrow":
+        return arrow.iter_tables(url, schema)
+    return text.iter_tables(url, kind, reader, schema)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from sdbatch import storage
 from sdbatch.errors import PromptTableError
+from sdbatch.prompts.extras import with_features
 from sdbatch.prompts.file_info import (
     MOST_ROW,
     FileInfo,
@@ -32,7 +33,7 @@ def inspect_file(url: str, sides: tuple[str, str]) -> FileInfo:
     """Count the rows of the file at `url` and find columns and sizes, from its footer."""
     with storage.open_file(url) as file, decoding_errors(url, "a Parquet file"):
         metadata = pq.read_metadata(file)
-        schema = metadata.schema.to_arrow_schema().remove_metadata()
+        schema = metadata.schema.to_arrow_schema()
         footer_checksum = _footer_checksum(file, metadata)
         sizes = _find_sizes(file, url, metadata, sides)
     groups = sum(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
@@ -41,8 +42,9 @@ def inspect_file(url: str, sides: tuple[str, str]) -> FileInfo:
             f"{url} = a footer with {metadata.num_rows:,} rows, and {groups:,} in its row groups: "
             f"must be as it was written. Write the file again."
         )
-    schema = pa.schema([pa.field(field.name, plain_type(field.type)) for field in schema])
-    return FileInfo(metadata.num_rows, schema, footer_checksum, sizes, "parquet")
+    fields = pa.schema([pa.field(field.name, plain_type(field.type)) for field in schema])
+    columns = with_features(fields, schema.metadata)
+    return FileInfo(metadata.num_rows, columns, footer_checksum, sizes, "parquet")
 
 
 def _find_sizes(
@@ -110,10 +112,25 @@ def read_rows(url: str, start: int, stop: int, schema: pa.Schema) -> pa.Table:
     return fit(batches, schema, start, url)
 
 
+def iter_tables(url: str, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield all rows of a file with the columns of `schema`, a few in memory at a time."""
+    start = 0
+    with storage.open_file(url) as file, decoding_errors(url, "a Parquet file"):
+        metadata = pq.read_metadata(file)
+        present = metadata.schema.to_arrow_schema().names
+        columns = [name for name in schema.names if name in present]
+        for batch in _read_batches(file, url, 0, metadata.num_rows, columns, together=False):
+            yield fit([batch], schema, start, url)
+            start += batch.num_rows
+
+
 def _read_batches(
-    file: IO[bytes], url: str, start: int, stop: int, columns: list[str]
+    file: IO[bytes], url: str, start: int, stop: int, columns: list[str], together: bool = True
 ) -> Iterator[pa.RecordBatch]:
-    """Yield rows [start, stop) in batches, so that no row group is decoded whole."""
+    """Yield rows [start, stop) in batches, so that no row group is decoded whole.
+
+    `together`: all of them will be in memory, so their size is limited.
+    """
     parquet = pq.ParquetFile(file)
     group_start = size = 0
     for group in range(parquet.num_row_groups):
@@ -127,7 +144,8 @@ def _read_batches(
                 if low < high:
                     part = batch.slice(low, high - low)
                     size += check_values(part, batch_start + low, url)
-                    check_size(url, start, stop, size)
+                    if together:
+                        check_size(url, start, stop, size)
                     yield part
                 batch_start += batch.num_rows
                 if batch_start >= stop:

@@ -4,20 +4,31 @@ A row that cannot be drawn stays, with its values and the reason in `error`. The
 are r's copies 0 .. images_per_row - 1; image i of a file belongs to its row i // images_per_row.
 """
 
+import decimal
 import hashlib
+import itertools
 import json
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from sdbatch import schema
 from sdbatch.errors import short_repr
-from sdbatch.job import COLUMNS, Job, Sampling, describe_error
+from sdbatch.job import Job, Sampling, describe_error
 from sdbatch.prompt_syntax import write_loras
+from sdbatch.prompts import captions
+from sdbatch.prompts.extras import to_output
 from sdbatch.prompts.rows import FAULT
 from sdbatch.prompts.types import JSON_TEXT
 from sdbatch.sampling import MAX_SEED, check_seed
+
+_MANTISSA = {"double": 53, "float": 24, "halffloat": 11}  # bits of a float's whole numbers
+_MOST_KNOWN = 1_000  # rows with different values that are remembered
 
 
 def row_seed(seed: int, row_key: str) -> int:
@@ -44,14 +55,7 @@ def resolve_requests(
     """
     copies = job.prompts.images_per_row
     start, _ = shard.rows(copies)
-    used = [name for name in COLUMNS if name in columns]
-    values = {name: _cells(rows, columns[name]) for name in used}
-    if FAULT in rows.column_names:
-        values[FAULT] = rows[FAULT].to_pylist()
-    resolved = []
-    for index in range(rows.num_rows):
-        row = {name: column[index] for name, column in values.items()}
-        resolved.append(_resolve_row(row, shard.first_row + start + index, job))
+    resolved, row_of = resolve_rows(rows, shard.first_row, job, columns, start)
     images = range(shard.first_image, shard.first_image + shard.images)
     requests = [
         {
@@ -61,10 +65,54 @@ def resolve_requests(
         for index, image in enumerate(images)
     ]
     table = pa.Table.from_pylist(requests, schema=schema.requests(pa.schema([])))
-    row_of_image = pa.array([image // copies - start for image in images], pa.int64())
+    row_of_image = pa.array(row_of[np.asarray(images) // copies - start])
     for field in extras:
-        table = table.append_column(field, rows[field.name].take(row_of_image))
+        own = to_output(rows[field.name], field.type)
+        table = table.append_column(field, own.take(row_of_image))
     return table
+
+
+def resolve_rows(
+    rows: pa.Table,
+    first_row: int,
+    job: Job,
+    columns: dict[str, str],
+    start: int = 0,
+    known: "Known | None" = None,
+) -> tuple[list[dict[str, Any]], NDArray[np.int64]]:
+    """Return the request of each prompt's first copy, and the index of its row in `rows`.
+
+    `error` is None in those that can be drawn.
+
+    Args:
+        rows: of one file.
+        first_row: the number in the table of the file's first row.
+        job: its values apply where the table has none.
+        columns: our name -> the table's name.
+        start: the number in the file of the first of `rows`.
+        known: the values of earlier rows of the same table.
+    """
+    prompts = captions.prompts_of(rows, columns["prompt"])
+    if rows.schema.field(columns["prompt"]).metadata == JSON_TEXT:
+        prompts = replace(prompts, texts=_cells(rows, columns["prompt"]))
+    names = [name for name in Sampling.model_fields if name in columns]
+    cells = [_cells(rows, columns[name]) for name in names]
+    by_row = zip(*cells, strict=True) if cells else itertools.repeat((), len(rows))
+    values = [*map(partial(_resolve_values, known or Known(job), names), by_row)]
+    start = start if prompts.first_row is None else prompts.first_row
+    numbers = range(first_row + start, first_row + start + len(rows))
+    keys: list[str | ValueError | None] = [*map(str, numbers)]
+    if "id" in columns:
+        keys = [*map(partial(_row_key, rows[columns["id"]].type), _cells(rows, columns["id"]))]
+    faults = rows[FAULT].to_pylist() if FAULT in rows.column_names else None
+    resolved = []
+    for index, (text, row) in enumerate(zip(prompts.texts, prompts.rows.tolist(), strict=True)):
+        element = None if prompts.elements is None else int(prompts.elements[index])
+        request = _resolve_row(text, keys[row], element, values[row], job)
+        if faults and faults[row] is not None:  # of the file: the rest follows from it
+            request["error"] = faults[row]
+        resolved.append(request)
+    return resolved, prompts.rows
 
 
 def _cells(rows: pa.Table, name: str) -> list[Any]:
@@ -75,45 +123,115 @@ def _cells(rows: pa.Table, name: str) -> list[Any]:
     return cells
 
 
-def _resolve_row(row: dict[str, Any], number: int, job: Job) -> dict[str, Any]:
-    """Return the request of the row's first copy; `error` is None if it can be drawn."""
+def _row_key(kind: pa.DataType, cell: Any) -> str | ValueError | None:
+    """Return the key of a row from its id; None: the row has none; an error: it is not exact.
+
+    10, 10.0 and the decimal 10.00 are the same key: a column of whole numbers becomes floats when
+    a cell is empty.
+    """
+    if cell is None or cell == "" or cell != cell:  # NaN is pandas' null
+        return None
+    if isinstance(cell, decimal.Decimal):
+        text = f"{cell:f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    if not isinstance(cell, float):
+        return str(cell)
+    digits = _MANTISSA[str(kind.value_type if pa.types.is_dictionary(kind) else kind)]
+    if abs(cell) > 2**digits:
+        return ValueError(
+            f"id = {cell!r}: must be text or a whole number, as a float is not exact above "
+            f"2**{digits}"
+        )
+    return str(int(cell)) if cell.is_integer() else str(cell)
+
+
+def _resolve_row(
+    prompt: Any,
+    key: str | ValueError | None,
+    element: int | None,
+    resolved: "_Values",
+    job: Job,
+) -> dict[str, Any]:
+    """Return the request of a prompt's first copy; `error` is None if it can be drawn."""
     errors = []
-    key: str | None = str(number)
-    if "id" in row:
-        key = None if row["id"] in (None, "") else str(row["id"])
     if key is None:
         errors.append("id = null: must be set")
-    if row["prompt"] is None:
+    elif isinstance(key, ValueError):
+        errors.append(str(key))
+        key = None
+    elif element is not None:
+        key = f"{key}-{element}"
+    if prompt is None:
         errors.append("prompt = null: must be text; an empty prompt is allowed")
-    elif not isinstance(row["prompt"], str):
-        errors.append(f"prompt = {short_repr(row['prompt'])}: must be text")
-        row["prompt"] = None
+    elif not isinstance(prompt, str):
+        errors.append(f"prompt = {short_repr(prompt)}: must be text")
+        prompt = None
+    values = resolved.values
+    if not resolved.has_seed:
+        values = {**values, "seed": row_seed(job.sampling.seed, key or "")}
+    if resolved.error is not None:
+        errors.append(resolved.error)
+    elif resolved.has_seed:
+        try:
+            check_seed(values["seed"], job.prompts.images_per_row)
+        except ValueError as error:
+            errors.append(str(error))
+    return {**values, "prompt": prompt, "row_key": key, "error": "; ".join(errors) or None}
+
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """The values of the sampling keys in a row."""
+
+    values: dict[str, Any]
+    has_seed: bool  # False: the seed follows from the row's key
+    error: str | None
+
+
+class Known:
+    """The job's values, and the rows' that were validated: most tables repeat them."""
+
+    def __init__(self, job: Job) -> None:
+        self.defaults = job.sampling.model_dump()
+        self.loras = job.model.row_loras
+        self.validated: dict[str, _Values] = {}
+
+
+def _resolve_values(known: Known, names: list[str], row: tuple[Any, ...]) -> _Values:
+    """Return the values of a row from its cells, which belong to the keys `names`."""
     cells = {
-        name: value
-        for name, value in row.items()
-        if name in Sampling.model_fields and value is not None and not _is_empty(name, value)
+        name: cell
+        for name, cell in zip(names, row, strict=True)
+        if cell is not None and not _is_empty(name, cell)
     }
-    values = {**job.sampling.model_dump(), **cells}
-    if "seed" not in cells:
-        values["seed"] = row_seed(job.sampling.seed, key or "")
+    seed = cells.pop("seed", None)
+    if seed is not None and not (type(seed) is int and 0 <= seed <= MAX_SEED):
+        return _validate(known, {**cells, "seed": seed}, has_seed=True)
+    cell_text = repr(cells)  # 0.0 and -0.0 are equal, and not the same value
+    found = known.validated.get(cell_text)
+    if found is None:
+        found = _validate(known, cells, has_seed=False)
+        if len(known.validated) < _MOST_KNOWN:
+            known.validated[cell_text] = found
+    if seed is None:
+        return found
+    return _Values({**found.values, "seed": seed}, has_seed=True, error=found.error)
+
+
+def _validate(known: Known, cells: dict[str, Any], *, has_seed: bool) -> _Values:
+    values = {**known.defaults, **cells}
     try:
         values = Sampling.model_validate(values, strict=False).model_dump()
-        values["loras"] = write_loras(values["loras"], job.model.row_loras)
-        check_seed(values["seed"], job.prompts.images_per_row)
+        values["loras"] = write_loras(values["loras"], known.loras)
     except ValidationError as error:
-        errors.append(describe_error(error).rstrip("."))
         values = {
             field.name: _cast_or_none(values[field.name], field.type)
             for field in schema.SAMPLING[1:]
         }
-    except ValueError as error:
-        errors.append(str(error))
-    return {
-        **values,
-        "prompt": row["prompt"],
-        "row_key": key,
-        "error": row.get(FAULT) or "; ".join(errors) or None,
-    }
+        return _Values(values, has_seed, describe_error(error).rstrip("."))
+    except ValueError as error:  # a name that the job does not declare
+        return _Values(values, has_seed, str(error))
+    return _Values(values, has_seed, None)
 
 
 def _is_empty(name: str, value: Any) -> bool:

@@ -81,6 +81,11 @@ def read_range(rows: Rows, where: str, start: int, stop: int, schema: pa.Schema)
     return to_table(chosen, schema, where)
 
 
+def iter_tables(rows: Rows, where: str, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield all rows with the columns of `schema`, a few in memory at a time."""
+    return (to_table(batch, schema, where) for batch in _batches(rows))
+
+
 def to_table(rows: list[Row], schema: pa.Schema, where: str) -> pa.Table:
     """Return `rows` with the columns of `schema`, and FAULT if some could not be read.
 

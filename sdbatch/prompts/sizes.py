@@ -15,13 +15,14 @@ from sdbatch.sampling import Pixels
 
 Size: TypeAlias = tuple[int | None, int | None]  # height and width in pixels; None: the job's
 SIDES = ("height", "width")
+_NO_COLUMN = "\0"  # the name of a side that the job switches off, which no table has
 _SIDE = TypeAdapter(Pixels)
 _LONGEST = 32  # characters of a text that is remembered
 
 
 def side_columns(prompts: Prompts) -> tuple[str, str]:
     """Return the table's names of the columns for height and width, whether it has them or not."""
-    height, width = (prompts.columns.get(name, name) for name in SIDES)
+    height, width = (prompts.columns.get(name, name) or _NO_COLUMN for name in SIDES)
     return height, width
 
 

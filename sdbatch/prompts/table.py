@@ -1,23 +1,28 @@
 """A prompt table as a whole: its files in a fixed order, its columns and what each is used for."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from sdbatch import schema
 from sdbatch.errors import PromptTableError, one_line
-from sdbatch.job import COLUMNS, Prompts, Reader, Sampling
-from sdbatch.prompts import files, inline
+from sdbatch.job import Prompts, Reader
+from sdbatch.prompts import captions, files, inline
+from sdbatch.prompts.columns import map_columns, select_extras
+from sdbatch.prompts.extras import drop_unequal_features, output_field
 from sdbatch.prompts.file_info import FileInfo
 from sdbatch.prompts.sizes import Size, Sizes, read_side, side_columns
 from sdbatch.prompts.types import settled, unite_schemas
 
-_TYPES = {name: field.annotation for name, field in Sampling.model_fields.items()}
-_NUMBERS = [name for name, kind in _TYPES.items() if kind in (int, float)]
-_FLAGS = [name for name, kind in _TYPES.items() if kind is bool]
-_HIVE = {b"sdbatch": b"hive folder"}  # metadata of a column that only the folders' names contain
+# Metadata of a column that only the folders' names contain, and of the one with the file's name.
+_HIVE, _SOURCE = {b"sdbatch": b"hive folder"}, {b"sdbatch": b"file name"}
+_CAPTIONS = {b"sdbatch": b"captions"}  # of the prompts, if they are in lists
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,12 @@ class Source:
     url: str
     rows: int
     checksum: str
+    captions: int | None = None  # where the prompts are in lists
+
+    @property
+    def prompts(self) -> int:
+        """Return the number of prompts."""
+        return self.rows if self.captions is None else self.captions
 
 
 @dataclass(frozen=True)
@@ -37,14 +48,15 @@ class Table:
     sources: tuple[Source, ...]
     columns: dict[str, str]  # our name -> the table's name, for those the table has
     schema: pa.Schema  # the columns to read of a file: those above, then the extras
-    extras: pa.Schema  # the table's own columns, copied into the output
+    extras: pa.Schema  # the table's own columns, copied into the output, with its types
     sizes: Sizes  # the largest of its rows
-    left: tuple[str, ...] = ()  # what its folders hold else, "NAME: reason"
+    names: tuple[str, ...]  # of all its columns
+    left: tuple[str, ...] = ()  # files that are not part of it, each "NAME: reason"
 
     @property
     def rows(self) -> int:
-        """Return the number of rows."""
-        return sum(source.rows for source in self.sources)
+        """Return the number of rows, with a prompt each: where they are in lists, of captions."""
+        return sum(source.prompts for source in self.sources)
 
 
 def open_table(prompts: Prompts, reserved: Sequence[str] = ()) -> Table:
@@ -72,20 +84,24 @@ def open_table(prompts: Prompts, reserved: Sequence[str] = ()) -> Table:
         where = ", ".join(prompts.paths)
         raise PromptTableError(f"prompts.path = {where}: holds no row. It must have at least one.")
     present = _unite_files(infos, list(urls.values()))
-    for field in _hive_fields(urls):
+    for field in (*_hive_fields(urls), *_source_field(prompts, present)):
         if field.name not in present.names:
             present = present.append(field)
-    columns = _map_columns(prompts, present)
-    extras = _select_extras(prompts, present, columns, {*schema.OUTPUT_NAMES, *reserved})
+    columns = map_columns(prompts, present)
+    own = select_extras(prompts, present, columns, {*schema.OUTPUT_NAMES, *reserved})
     needed = [present.field(name) for name in dict.fromkeys(columns.values())]
-    rest = [present.field(name) for name in extras.names if name not in columns.values()]
+    needed = [_marked(field) if field.name == columns["prompt"] else field for field in needed]
+    rest = [field for field in own if field.name not in columns.values()]
+    sources = _count_captions(sources, pa.schema(needed), prompts)
     hive = [name if _is_hive(name, present) else "" for name in sides]
     sizes = Sizes(
         size
         for name, info in zip(urls, infos, strict=True)
         for size in _fill_sizes(info.sizes, _hive_values(name), hive)
     )
-    return Table(sources, columns, pa.schema([*needed, *rest]), extras, sizes, left)
+    extras = pa.schema([output_field(field) for field in own])
+    names = tuple(present.names)
+    return Table(sources, columns, pa.schema([*needed, *rest]), extras, sizes, names, left)
 
 
 def read_rows(
@@ -94,9 +110,12 @@ def read_rows(
     stop: int,
     table: pa.Schema,
     in_job: inline.Rows | None = None,
-    reader: Reader = Reader(),  # noqa: B008 - frozen
+    reader: Reader = Reader(),  # noqa: B008  a frozen value
 ) -> pa.Table:
     """Return rows [start, stop) of `source` with the columns of `table`, hive folders' included.
+
+    Where prompts are in lists, a row is a caption; the rows returned are those that hold them, and
+    `captions.prompts_of` begins at caption `start`.
 
     Args:
         source: a file of the table.
@@ -106,21 +125,86 @@ def read_rows(
         in_job: the rows, if they are in the job file.
         reader: how the file is read, where it does not say it itself.
     """
+    column = _captions_column(table)
+    first, last = start, stop
+    if column is not None:
+        ends = _caption_ends(source, column, in_job, reader)
+        first, last = captions.find_rows(ends, start, stop)
     if in_job is not None:
-        return inline.read_rows(in_job, start, stop, table)
-    rows = files.read_rows(source.url, reader, start, stop, table)
-    for name, value in _hive_values(source.name).items():
-        if _is_hive(name, table):
-            index, values = table.get_field_index(name), [value] * rows.num_rows
-            rows = rows.set_column(index, table.field(name), pa.array(values, pa.string()))
+        rows = inline.read_rows(in_job, first, last, table)
+    else:
+        rows = files.read_rows(source.url, reader, first, last, table)
+    rows = _set_names(rows, source, table)
+    return rows if column is None else captions.mark(rows, ends, first, start)
+
+
+def iter_tables(
+    source: Source,
+    table: pa.Schema,
+    in_job: inline.Rows | None = None,
+    reader: Reader = Reader(),  # noqa: B008  a frozen value
+) -> Iterator[pa.Table]:
+    """Yield all rows of `source` as `read_rows` returns them, a few in memory at a time."""
+    if in_job is not None:
+        yield _set_names(inline.read_rows(in_job, 0, len(in_job), table), source, table)
+        return
+    for rows in files.iter_tables(source.url, reader, table):
+        yield _set_names(rows, source, table)
+
+
+def _set_names(rows: pa.Table, source: Source, table: pa.Schema) -> pa.Table:
+    """Fill the columns that folders and files give by their names."""
+    values = _hive_values(source.name)
+    for index, field in enumerate(table):
+        value = source.name if field.metadata == _SOURCE else values.get(field.name)
+        if field.metadata in (_HIVE, _SOURCE) and value is not None:
+            column = pa.array([value] * rows.num_rows, pa.string())
+            rows = rows.set_column(index, field, column)
     return rows
 
 
-def _unite_files(infos: Iterable[FileInfo], urls: list[str]) -> pa.Schema:
-    """Return the columns of all files; those without any value are text."""
-    united: pa.Schema | None = None
+def _marked(prompt: pa.Field) -> pa.Field:
+    return prompt.with_metadata(_CAPTIONS) if captions.are_in(prompt.type) else prompt
+
+
+def _captions_column(table: pa.Schema) -> pa.Field | None:
+    return next((field for field in table if field.metadata == _CAPTIONS), None)
+
+
+def _count_captions(
+    sources: Sequence[Source], table: pa.Schema, prompts: Prompts
+) -> tuple[Source, ...]:
+    column = _captions_column(table)
+    if column is None:
+        return tuple(sources)
+
+    def count(source: Source) -> Source:
+        ends = _caption_ends(source, column, prompts.rows, prompts.reader)
+        return replace(source, captions=int(ends[-1]) if len(ends) else 0)
+
+    with ThreadPoolExecutor(files.CONCURRENT) as pool:
+        return tuple(pool.map(count, sources))
+
+
+def _caption_ends(
+    source: Source, column: pa.Field, in_job: inline.Rows | None, reader: Reader
+) -> NDArray[np.int64]:
+    """Return for each row of a file the captions up to its end; no footer says them by row."""
+    if in_job is not None:
+        return captions.count([inline.read_rows(in_job, 0, len(in_job), pa.schema([column]))[0]])
+    return _file_caption_ends(source.url, source.checksum, column, reader.model_dump_json())
+
+
+@lru_cache(8)  # or each shard would read the column again
+def _file_caption_ends(url: str, checksum: str, column: pa.Field, reader: str) -> NDArray[np.int64]:
+    found = files.iter_tables(url, Reader.model_validate_json(reader), pa.schema([column]))
+    return captions.count(rows[0] for rows in found)
+
+
+def _unite_files(infos: Sequence[FileInfo], urls: list[str]) -> pa.Schema:
+    united: pa.Schema = pa.schema([])
     for info, url in zip(infos, urls, strict=True):
-        if united is None or info.schema.equals(united, check_metadata=True):
+        if info is infos[0] or info.schema.equals(united, check_metadata=True):
             united = info.schema
             continue
         try:
@@ -129,7 +213,7 @@ def _unite_files(infos: Iterable[FileInfo], urls: list[str]) -> pa.Schema:
             raise PromptTableError(
                 f"{url} = {one_line(error)} The columns of a table's files must agree."
             ) from error
-    return settled(united) if united is not None else pa.schema([])
+    return drop_unequal_features(settled(united), [info.schema for info in infos])
 
 
 def _hive_values(name: str) -> dict[str, str]:
@@ -147,83 +231,21 @@ def _is_hive(name: str, present: pa.Schema) -> bool:
     return name in present.names and present.field(name).metadata == _HIVE
 
 
+def _source_field(prompts: Prompts, present: pa.Schema) -> list[pa.Field]:
+    """Return the column with the file's name, if the job wants one."""
+    if prompts.source is None:
+        return []
+    if prompts.source in present.names:
+        raise PromptTableError(
+            f"prompts.source = {prompts.source!r}: must be a name that the table does not have. "
+            f"It has: {', '.join(present.names)}."
+        )
+    return [pa.field(prompts.source, pa.string(), metadata=_SOURCE)]
+
+
 def _fill_sizes(sizes: Sizes, folders: dict[str, str], sides: list[str]) -> Iterator[Size]:
     """Yield the sizes of a file's rows with the sides that its folders set."""
     for height, width in sizes:
         with suppress(ValueError):  # all rows of the file will fail
             set_by_folders = [read_side(folders.get(name)) for name in sides]
             yield height or set_by_folders[0], width or set_by_folders[1]
-
-
-def _map_columns(prompts: Prompts, present: pa.Schema) -> dict[str, str]:
-    """Return our name -> the table's name; a column of our name is used unless the job maps it."""
-    known = ", ".join(present.names)
-    if len(set(present.names)) != len(present.names):
-        repeated = next(name for name in present.names if present.names.count(name) > 1)
-        raise PromptTableError(
-            f"column {repeated!r} appears twice in the table: rename one of them."
-        )
-    for ours, theirs in prompts.columns.items():
-        if theirs not in present.names:
-            raise PromptTableError(
-                f"prompts.columns.{ours} = {theirs!r}: not in the table. It has: {known}."
-            )
-    same = [name for name in COLUMNS if name != "id" and name in present.names]
-    columns: dict[str, str] = {name: name for name in same} | dict(prompts.columns)
-    if "prompt" not in columns:
-        example = next(iter(present.names), "NAME")
-        raise PromptTableError(
-            f"the table has no column 'prompt'. It has: {known}. "
-            f"Name the right one: --set prompts.columns.prompt={example}"
-        )
-    for name, theirs in columns.items():
-        _check_type(name, present.field(theirs))
-    return columns
-
-
-def _check_type(ours: str, field: pa.Field) -> None:
-    value_type = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    text = (
-        pa.types.is_string(value_type)
-        or pa.types.is_large_string(value_type)
-        or pa.types.is_string_view(value_type)
-    )
-    number = (
-        pa.types.is_integer(value_type)
-        or pa.types.is_floating(value_type)
-        or pa.types.is_decimal(value_type)
-    )
-    fits = text or pa.types.is_null(value_type) or (number and ours in (*_NUMBERS, "id"))
-    fits = fits or (pa.types.is_boolean(value_type) and ours in _FLAGS)
-    if not fits:  # JSON text, of mixed types, is looked at row by row
-        expected = "numbers" if ours in _NUMBERS else "true or false" if ours in _FLAGS else "text"
-        raise PromptTableError(
-            f"column {field.name!r} = {field.type}: must hold {expected} to be used as {ours}."
-        )
-
-
-def _select_extras(
-    prompts: Prompts, present: pa.Schema, columns: dict[str, str], reserved: set[str]
-) -> pa.Schema:
-    """Return the table's own columns that go into the output: those in `keep`, else all unused."""
-    if prompts.keep is not None:
-        for name in prompts.keep:
-            if name not in present.names or prompts.keep.count(name) > 1:
-                raise PromptTableError(
-                    f"prompts.keep = {name!r}: must be in the table, once. "
-                    f"It has: {', '.join(present.names)}."
-                )
-        extras = [present.field(name) for name in prompts.keep]
-    else:
-        used = set(columns.values())
-        if columns.get("id") not in reserved:
-            used.discard(columns.get("id", ""))  # stays an extra, under its own name and type
-        extras = [field for field in present if field.name not in used]
-    for field in extras:
-        if field.name in reserved:
-            rest = ", ".join(f.name for f in extras if f.name not in reserved)
-            raise PromptTableError(
-                f"column {field.name!r} of the table = the name of an output column: rename it, "
-                f"or exclude it with --set 'prompts.keep=[{rest}]'"
-            )
-    return pa.schema([field.remove_metadata() for field in extras])

@@ -56,6 +56,12 @@ def read_rows(
         return rows.read_range(found, url, *span, schema)
 
 
+def iter_tables(url: str, kind: Kind, reader: Reader, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield all rows of a file with the columns of `schema`, a few in memory at a time."""
+    with _open_rows(url, kind, reader) as (_, found):
+        yield from rows.iter_tables(found, url, schema)
+
+
 class Text:
     """The text of a file, in lines of which none is longer than a row may be."""
 

@@ -1,4 +1,7 @@
-"""`sdbatch plan`: what a run would draw, from table footers and receipts alone."""
+"""`sdbatch plan`: what a run would draw, from table footers, the first rows, and receipts.
+
+With `check`, from all rows.
+"""
 
 from dataclasses import dataclass
 
@@ -6,6 +9,7 @@ from sdbatch.job import Job
 from sdbatch.output import receipts
 from sdbatch.output.plan import Plan, images_that_fit, make_plan
 from sdbatch.output.record import read_record
+from sdbatch.prompts.check import Check, check_rows, describe_table
 from sdbatch.prompts.table import open_table
 from sdbatch.stages.base import added_columns
 from sdbatch.storage import Store
@@ -28,6 +32,9 @@ class Outline:
     shards_committed: int
     output: str
     format: str
+    left: list[str]  # files of prompts.path that are not part of the table, "NAME: reason"
+    notes: list[str]  # what a user should know of columns and rows
+    check: Check
 
     def text(self) -> str:
         """Return the outline for people."""
@@ -42,17 +49,26 @@ class Outline:
                 f"memory     {self.memory}",
                 f"committed  {self.images_committed:,} images, {self.shards_committed:,} shards",
                 f"output     {self.output} ({self.format})",
+                *(f"left out   {each}" for each in self.left),
+                *self.check.text(),
+                *(f"note       {note}" for note in self.notes),
             ]
         )
 
 
-def make_outline(job: Job) -> Outline:
-    """Plan `job` and compare the plan with its output; write nothing."""
+def make_outline(job: Job, check: bool = False) -> Outline:
+    """Plan `job` and compare the plan with its output; write nothing.
+
+    Args:
+        job: from load_job.
+        check: resolve all rows of the table, and not only the first ones.
+    """
     store = Store(job.output.path)
     record = read_record(store)
     table = open_table(job.prompts, added_columns(job).names)
     plan = make_plan(job, table, record)
     proof = record.proof() if record and record.shards is not None else None
+    checked = check_rows(plan.job, plan.table, check)
     committed = {receipt.shard for receipt in receipts.proved(store, proof)} if proof else set()
     return Outline(
         rows=plan.rows,
@@ -68,6 +84,9 @@ def make_outline(job: Job) -> Outline:
         shards_committed=len(committed),
         output=store.url,
         format=f"{job.output.format}, {job.output.image_format}",
+        left=list(plan.table.left),
+        notes=[*describe_table(plan.job, plan.table), *checked.notes()],
+        check=checked,
     )
 
 

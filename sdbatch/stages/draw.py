@@ -61,9 +61,14 @@ class DrawImages(Stage):
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Draw a shard and wait for it."""
-        drawing = self.new_drawing(rows.to_pylist())
+        drawing = self.new_drawing(request_rows(rows))
         drawing.start()
         return add_results(rows, drawing.done.result())
+
+
+def request_rows(rows: pa.Table) -> list[dict[str, Any]]:
+    """Return the rows of a shard without the table's own columns, which only pass through."""
+    return list(rows.select(schema.requests(schema.NO_COLUMNS).names).to_pylist())
 
 
 class Drawing:

@@ -53,7 +53,7 @@ class ApplySafety(Stage):
         fields = {field.name: field.type for field in (*schema.DRAWN, schema.ERROR)}
         columns = {name: rows[name].to_pylist() for name in fields}
         images: dict[int, dict[str, Any] | None] = {}
-        others = rows.drop_columns(["image"])
+        others = rows.select([name for name in schema.OUTPUT_NAMES if name != "image"])
         for i in flagged:
             row = others.slice(i, 1).to_pylist()[0]
             result = self._result({**row, "path": rows["image"][i]["path"].as_py()})

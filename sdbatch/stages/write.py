@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from sdbatch import schema
 from sdbatch.job import Output
 from sdbatch.output import formats, names, receipts
+from sdbatch.output.formats import parquet
 from sdbatch.output.receipts import Writer
 from sdbatch.stages.base import Needs, Stage, facts_of, shard_of
 
@@ -45,7 +46,7 @@ class WriteShard(Stage):
             files[name] = formats.write_shard(drawn, self._output)
         if failed.num_rows:
             sink = pa.BufferOutputStream()
-            pq.write_table(failed, sink)
+            pq.write_table(parquet.with_features(failed), sink)
             files[names.failed_file(shard.shard)] = memoryview(sink.getvalue())
         reasons = dict(Counter(failed["error"].to_pylist()).most_common())
         receipt = self._writer.commit(shard, reasons, files, facts_of(rows))

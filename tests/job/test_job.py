@@ -24,6 +24,7 @@ prompts:
   path: [a.csv, b.csv]
   columns: {id: i, prompt: caption, seed: s}
   keep: [breed]
+  source: file
   images_per_row: 4
   limit: 1000
   rows: null

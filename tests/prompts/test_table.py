@@ -236,10 +236,10 @@ def test_unused_columns_become_extras_unless_keep_lists_others(write):
         ({"key": 1, "n": 1}, {}, r"column 'key' .*rename it, or .*--set 'prompts\.keep=\[n\]'"),
         ({"c": "a"}, {"columns": {"prompt": "c"}}, r"column 'prompt' .*'prompts\.keep=\[\]'"),
         ({"prompt": 1}, {}, r"'prompt' = int64: must hold text to be used as prompt"),
-        ({"sampler": 1.5}, {}, r"'sampler' = double: must hold text to be used as sampler"),
+        ({"sampler": True}, {}, r"'sampler' = bool: must hold text to be used as sampler"),
         ({"seed": True}, {}, r"'seed' = bool: must hold numbers to be used as seed"),
         ({"width": [8]}, {}, r"'width' = list<.*: must hold numbers to be used as width"),
-        ({"n": [8]}, {"columns": {"id": "n"}}, r"'n' = list<.*: must hold text to be used as id"),
+        ({"n": [8]}, {"columns": {"id": "n"}}, r"'n' = list<.*: must hold text or numbers"),
     ],
 )
 def test_unusable_columns_are_rejected_with_the_way_out(write, row, keys, words):

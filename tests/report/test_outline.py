@@ -1,12 +1,17 @@
-"""What `sdbatch plan` shows of a job's memory."""
+"""What `sdbatch plan` shows: the memory of a shard, the first prompts, columns and rows."""
+
+import json
 
 import pytest
+from click.testing import CliRunner
 
+from sdbatch.cli import main
 from sdbatch.output.plan import AIM_BYTES, make_plan
 from sdbatch.output.record import write_record
 from sdbatch.prompts.table import open_table
 from sdbatch.report.outline import make_outline
 from sdbatch.storage import Store
+from tests import without_ray
 
 
 @pytest.fixture
@@ -57,3 +62,49 @@ def test_larger_rows_that_are_appended_keep_the_shards_and_come_with_the_way_out
     assert outline.images_per_shard == 53
     assert outline.memory.startswith("up to 1.1 GiB for a shard, if it is 53 images of 2048x4096")
     assert "Set output.images_per_shard to 26 in a new output" in outline.memory
+
+
+def test_the_plan_shows_the_first_prompts_what_fails_and_what_columns_mean(make_job, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("prompt,width,steps\na (red:1.2) dog,64,5\na cat,65,6\n")
+    job = make_job(prompts={"path": str(path)})
+    outline = make_outline(job)
+    assert "\n".join(outline.text().splitlines()[-6:]) == (
+        "row 0      'a (red:1.2) dog'\n"
+        "           64x64, 4 steps, guidance 7.5, dpmpp_2m, seed "
+        f"{outline.check.examples[0]['seed']}\n"
+        "note       column 'width' overrules sampling.width = 64 in every row where it is not "
+        "empty; prompts.columns.width=null turns it off\n"
+        "note       column 'steps' is copied, not used: if it is the number of steps, set "
+        "prompts.columns.num_inference_steps=steps\n"
+        "note       1 of the first 2 rows cannot be drawn: width = '65': must be a multiple of 8 "
+        "(the first is row '1')\n"
+        "note       1 of the first 2 rows have prompts like '(red:1.2)': drawn as text, as "
+        "sampling.prompt_weights is off (the first is row '0')"
+    )
+
+
+def test_the_plan_as_json_has_what_it_shows_as_text(make_job, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("prompt,id\na dog,1\na cat,1\n")
+    job_file = tmp_path / "job.yaml"
+    job_file.write_text(
+        f"prompts: {{path: {path}, columns: {{id: id}}}}\nmodel: builtin:shapes\n"
+        f"output: {{path: {tmp_path / 'out'}}}\n"
+    )
+    done = CliRunner().invoke(main, ["plan", str(job_file), "--check", "--json"])
+    values = json.loads(done.output)
+    assert values["notes"] == ["1 rows have the id of an earlier row, so that they share its key"]
+    assert values["check"]["whole"] is True
+    assert (values["check"]["rows"], values["check"]["ids"]) == (2, 1)
+    assert [row["prompt"] for row in values["check"]["examples"]] == ["a dog", "a cat"]
+    assert "checked" in CliRunner().invoke(main, ["plan", str(job_file), "--check"]).output
+
+
+def test_a_run_says_at_its_start_what_the_plan_says(make_job, tmp_path, caplog):
+    path = tmp_path / "t.csv"
+    path.write_text("prompt,steps\na ((big)) dog,5\n")
+    without_ray.draw(make_job(prompts={"path": str(path)}))
+    (record,) = [each for each in caplog.records if each.name == "sdbatch.batch.pipeline"]
+    assert "column 'steps' is copied, not used" in record.getMessage()
+    assert "'((big))': drawn as text" in record.getMessage()

@@ -9,15 +9,17 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sdbatch import schema
 from sdbatch.job import Output
+from sdbatch.output.plain_values import plain_values
+from sdbatch.schema import FEATURE
 
 MOST_ROW_GROUP_BYTES = 100 * 10**6  # the viewer's limit, datasets' MAX_ROW_GROUP_SIZE
-_FEATURES = {"info": {"features": {"image": {"_type": "Image"}}}}
 
 
 def write(rows: pa.Table, output: Output) -> memoryview:
     """Return the rows of one shard as a Parquet file."""
-    rows = rows.replace_schema_metadata({"huggingface": json.dumps(_FEATURES)})
+    rows = with_features(rows)
     # glibc moves the pages of what grows and returns them at once; Arrow's own pool does neither.
     sink = pa.BufferOutputStream(pa.system_memory_pool())
     # Encoded images do not compress; everything else does.
@@ -38,7 +40,29 @@ def write(rows: pa.Table, output: Output) -> memoryview:
 def read(file: IO[bytes], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the rows of a shard, a few in memory at a time; None: with all columns."""
     for batch in pq.ParquetFile(file).iter_batches(batch_size=64, columns=columns):
-        yield from batch.to_pylist()
+        values = [_values(column) for column in batch.columns]
+        for row in zip(*values, strict=True):
+            yield dict(zip(batch.schema.names, row, strict=True))
+
+
+def _values(column: pa.Array) -> list[Any]:
+    try:
+        return list(column.to_pylist())
+    except (ValueError, OverflowError, LookupError):  # such as a time after the year 9999
+        return plain_values(column)
+
+
+def with_features(rows: pa.Table) -> pa.Table:
+    """Return `rows` with the metadata by which `datasets` knows images, classes and the like."""
+    features = {
+        field.name: json.loads(field.metadata[FEATURE])
+        for field in rows.schema
+        if FEATURE in (field.metadata or {})
+    }
+    image = {schema.IMAGE.name: {"_type": "Image"}}
+    metadata = {FEATURE: json.dumps({"info": {"features": {**image, **features}}})}
+    fields = [field.remove_metadata() for field in rows.schema]
+    return pa.table(rows.columns, schema=pa.schema(fields, metadata))
 
 
 def card_features(output: Output) -> dict[str, Any]:
@@ -58,11 +82,11 @@ def _row_groups(rows: pa.Table) -> Iterator[pa.Table]:
     yield rows.slice(start)
 
 
-def _leaves(schema: pa.Schema) -> list[str]:
+def _leaves(columns: pa.Schema) -> list[str]:
     sink = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), sink)
-    columns = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
-    return [columns.column(i).path for i in range(len(columns))]
+    pq.write_table(columns.empty_table(), sink)
+    leaves = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    return [leaves.column(i).path for i in range(len(leaves))]
 
 
 def _dictionary_encoded(rows: pa.Table) -> list[str]:

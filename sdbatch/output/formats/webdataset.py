@@ -4,11 +4,8 @@ The members of an image are neighbours; no time, owner or mode differs from run 
 https://github.com/webdataset/webdataset
 """
 
-import base64
-import datetime
 import io
 import json
-import math
 import tarfile
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
@@ -16,16 +13,19 @@ from typing import IO, Any
 import pyarrow as pa
 
 from sdbatch.job import Output
+from sdbatch.output.plain_values import plain_rows
+
+AT_A_TIME = 64  # rows that are Python objects at once
 
 
 def write(rows: pa.Table, output: Output) -> bytes:
     """Return the rows of one shard as a tar file."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        others = rows.drop_columns(["image"]).to_pylist()
+        others = plain_rows(rows.drop_columns(["image"]), AT_A_TIME)
         for image, row in zip(rows["image"], others, strict=True):  # one file in memory at a time
             _add(tar, f"{row['key']}.{output.image_format}", image["bytes"].as_py())
-            _add(tar, f"{row['key']}.json", json.dumps(_plain(row), ensure_ascii=False).encode())
+            _add(tar, f"{row['key']}.json", json.dumps(row, ensure_ascii=False).encode())
             _add(tar, f"{row['key']}.txt", row["prompt"].encode())
     return file.getvalue()
 
@@ -58,20 +58,3 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
-
-
-def _plain(value: Any) -> Any:
-    """Return `value` as JSON can hold it: times in ISO 8601, bytes in base64, NaN as null."""
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
-        return value.isoformat()
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    return str(value)

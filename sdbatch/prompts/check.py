@@ -1,0 +1,277 @@
+"""What the rows of a table will be drawn as, found before anything is drawn.
+
+`sdbatch plan` and the start of a run resolve the first rows; `sdbatch plan --check` resolves all.
+"""
+
+import hashlib
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sdbatch.errors import short_repr
+from sdbatch.job import Job
+from sdbatch.prompt_syntax import choose_loras, find_syntax, parse_weights
+from sdbatch.prompts import table
+from sdbatch.prompts.columns import describe_columns
+from sdbatch.prompts.requests import Known, resolve_rows
+from sdbatch.prompts.table import Table
+
+FIRST_ROWS = 100
+EXAMPLES = 3
+MOST_HASHES = 2**25  # of rows, and of images: 8 bytes each, so 512 MiB in all
+_MOST_FAULTS = 50  # reasons that are counted apart
+_SHOWN = (
+    "row_key",
+    "prompt",
+    "negative_prompt",
+    "height",
+    "width",
+    "num_inference_steps",
+    "guidance_scale",
+    "sampler",
+    "seed",
+)
+
+
+@dataclass
+class Found:
+    """Rows that have something in common."""
+
+    rows: int
+    example: str  # what the first of them has
+    row: str  # its key, or its number
+
+
+@dataclass
+class Check:
+    """What resolving rows has shown."""
+
+    whole: bool  # all rows, or the first ones
+    rows: int = 0  # that were resolved; where prompts are in lists, captions
+    examples: list[dict[str, Any]] = field(default_factory=list)  # of rows that can be drawn
+    faults: list[Found] = field(default_factory=list)  # of rows that cannot, by reason
+    weights: Found | None = None  # prompts with weights that are drawn as text
+    syntax: Found | None = None  # prompts with other syntax that is drawn as text
+    ids: int | None = None  # rows whose id an earlier row has; None: not counted
+    images: int | None = None  # images whose prompt and seed an earlier one has
+    hashed: int = 0  # images that were compared for this
+    rows_per_s: float = 0.0
+
+    @property
+    def _where(self) -> str:
+        return f"of {self.rows:,} rows" if self.whole else f"of the first {self.rows:,} rows"
+
+    def notes(self) -> Iterator[str]:
+        """Yield what a user should know before drawing."""
+        for fault in self.faults:
+            yield (
+                f"{fault.rows:,} {self._where} cannot be drawn: {fault.example} "
+                f"(the first is row {fault.row})"
+            )
+        for found, why in (
+            (self.weights, "as sampling.prompt_weights is off"),
+            (self.syntax, "as only weights are read, with sampling.prompt_weights"),
+        ):
+            if found is not None:
+                yield (
+                    f"{found.rows:,} {self._where} have prompts like {found.example}: drawn as "
+                    f"text, {why} (the first is row {found.row})"
+                )
+        if self.ids:
+            yield f"{self.ids:,} rows have the id of an earlier row, so that they share its key"
+        if self.images:
+            among = f" among the first {self.hashed:,}" if self.hashed == MOST_HASHES else ""
+            yield f"{self.images:,} images{among} have the prompt and the seed of an earlier image"
+
+    def text(self) -> list[str]:
+        """Return the examples, and the speed of a whole check, in lines."""
+        lines = [line for example in self.examples for line in _example_lines(example)]
+        if self.whole:
+            lines.append(f"checked    {self.rows:,} rows, {self.rows_per_s:,.0f} rows/s")
+        return lines
+
+
+def _example_lines(row: dict[str, Any]) -> list[str]:
+    negative = row["negative_prompt"]
+    return [
+        f"row {row['row_key']}".ljust(10) + f" {short_repr(row['prompt'])}",
+        f"           {row['width']}x{row['height']}, {row['num_inference_steps']} steps, guidance "
+        f"{row['guidance_scale']:g}, {row['sampler']}, seed {row['seed']}"
+        + (f", negative {short_repr(negative)}" if negative else ""),
+    ]
+
+
+def check_rows(job: Job, prompts: Table, whole: bool = False) -> Check:
+    """Resolve the first rows of a table, or all of them, a few in memory at a time."""
+    check = Check(whole)
+    faults: dict[tuple[str, str], Found] = {}
+    hashes = _Hashes(job, prompts) if whole else None
+    began = time.perf_counter()
+    for rows in _resolved_rows(job, prompts, whole):
+        for row in rows:
+            if row["error"] is None:
+                _check_syntax(check, row, job.model.row_loras)
+            if row["error"] is not None:
+                _count_fault(faults, row, check.rows)
+            elif len(check.examples) < EXAMPLES:
+                check.examples.append({name: row[name] for name in _SHOWN})
+            check.rows += 1
+        if hashes is not None:
+            hashes.add(rows)
+    check.faults = sorted(faults.values(), key=lambda fault: -fault.rows)
+    check.rows_per_s = check.rows / max(1e-9, time.perf_counter() - began)
+    if hashes is not None:
+        check.ids, check.images, check.hashed = hashes.count()
+    return check
+
+
+def describe_table(job: Job, prompts: Table) -> Iterator[str]:
+    """Yield what a user should know of the table's columns."""
+    return describe_columns(job.prompts, job.sampling, prompts.columns, prompts.names)
+
+
+def _resolved_rows(job: Job, prompts: Table, whole: bool) -> Iterator[list[dict[str, Any]]]:
+    """Yield the requests of the first copies, in order."""
+    used = set(prompts.columns.values())
+    columns = pa.schema([each for each in prompts.schema if each.name in used])
+    left = min(prompts.rows, job.prompts.limit or prompts.rows)
+    left = left if whole else min(left, FIRST_ROWS)
+    in_job, reader = job.prompts.rows, job.prompts.reader
+    first_row, known = 0, Known(job)
+    for source in prompts.sources:
+        start = 0
+        parts: Iterable[pa.Table]
+        if whole:
+            parts = table.iter_tables(source, columns, in_job, reader)
+        else:
+            stop = min(left, source.prompts)
+            parts = [table.read_rows(source, 0, stop, columns, in_job, reader)] if stop else []
+        for part in parts:
+            rows, _ = resolve_rows(part, first_row, job, prompts.columns, start, known)
+            yield rows[:left]
+            left -= len(rows[:left])
+            start += part.num_rows
+            if not left:
+                return
+        first_row += source.rows
+
+
+def _count_fault(faults: dict[tuple[str, str], Found], row: dict[str, Any], number: int) -> None:
+    """Count a row that cannot be drawn, by the column and the rule of its first error."""
+    error = row["error"]
+    rule = re.search(r": (must [^.;]*)", error)
+    kind = error.partition(" = ")[0], re.sub(r"\d+|'[^']*'", "", rule[1] if rule else "")
+    if kind not in faults and len(faults) >= _MOST_FAULTS:
+        kind = next(reversed(faults))
+    found = faults.setdefault(kind, Found(0, error, _name(row, number)))
+    found.rows += 1
+
+
+def _check_syntax(check: Check, row: dict[str, Any], loras: Mapping[str, float]) -> None:
+    """Count syntax that is drawn as text; set the row's error if the syntax cannot be read."""
+    try:
+        prompt, _ = choose_loras(row["prompt"], row["loras"], loras)
+    except ValueError as error:
+        row["error"] = str(error)
+        return
+    for name, text in (("prompt", prompt), ("negative_prompt", row["negative_prompt"])):
+        try:
+            example = None if row["prompt_weights"] else find_syntax(text)
+            if row["prompt_weights"] or example is not None:
+                parse_weights(text)
+        except ValueError as error:
+            if row["prompt_weights"]:
+                row["error"] = f"{name} = {error}"
+                return
+            check.syntax = _count(check.syntax, str(example), row, check.rows)
+            return
+        if example is not None:
+            check.weights = _count(check.weights, example, row, check.rows)
+            return
+
+
+def _count(found: Found | None, example: str, row: dict[str, Any], number: int) -> Found:
+    found = found or Found(0, short_repr(example), _name(row, number))
+    found.rows += 1
+    return found
+
+
+def _name(row: dict[str, Any], number: int) -> str:
+    """Return the key of a row, or its number in the table if it has none."""
+    return f"number {number}" if row["row_key"] is None else repr(row["row_key"])
+
+
+class _Hashes:
+    """Hashes of the rows' ids and of the images' prompts and seeds, 8 bytes each.
+
+    Of 2**25 hashes two that are equal by chance are expected in 1 of 30,000 tables.
+    """
+
+    def __init__(self, job: Job, prompts: Table) -> None:
+        self._copies = job.prompts.images_per_row
+        self._has_ids = "id" in prompts.columns
+        rows = min(prompts.rows, job.prompts.limit or prompts.rows)
+        self._ids = _Column(rows if self._has_ids else 0)
+        self._images = _Column(rows * self._copies)
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Add the rows that can be drawn."""
+        drawn = [row for row in rows if row["error"] is None]
+        if self._has_ids:
+            self._ids.add(_hash([row["row_key"] for row in drawn]))
+        room = -(-self._images.room // self._copies)
+        drawn = drawn[:room]
+        prompts = _hash([row["prompt"] for row in drawn])
+        seeds = np.array([row["seed"] for row in drawn], np.uint64)
+        copies = min(self._copies, self._images.room)
+        all_seeds: NDArray[np.uint64] = seeds[:, None] + np.arange(copies).astype(np.uint64)
+        self._images.add(_mix(prompts[:, None] ^ _mix(all_seeds)).ravel())
+
+    def count(self) -> tuple[int | None, int, int]:
+        """Return the rows and the images that an earlier one equals, and how many images count."""
+        ids = self._ids.count_repeated() if self._has_ids else None
+        return ids, self._images.count_repeated(), self._images.used
+
+
+class _Column:
+    """Hashes in one array, at most MOST_HASHES."""
+
+    def __init__(self, size: int) -> None:
+        self._hashes = np.empty(min(size, MOST_HASHES), np.uint64)
+        self.used = 0
+
+    @property
+    def room(self) -> int:
+        return len(self._hashes) - self.used
+
+    def add(self, hashes: NDArray[np.uint64]) -> None:
+        hashes = hashes[: self.room]
+        self._hashes[self.used : self.used + len(hashes)] = hashes
+        self.used += len(hashes)
+
+    def count_repeated(self) -> int:
+        used = self._hashes[: self.used]
+        used.sort()
+        return int((used[1:] == used[:-1]).sum())
+
+
+def _hash(texts: list[str]) -> NDArray[np.uint64]:
+    digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
+    return np.frombuffer(b"".join(digests), np.uint64)
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return numbers that differ in half of their bits where `values` differ in any.
+
+    Source: Steele et al. 2014, SplitMix64.
+    """
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
