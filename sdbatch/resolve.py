@@ -13,7 +13,9 @@ from sdbatch.engine.limits import ModelLimits
 from sdbatch.engine.request import EngineProtocol, Request
 from sdbatch.errors import JobError, ModelError, one_line
 from sdbatch.job import EngineSettings, Growing, Job
+from sdbatch.job.files import NamedFile, named_files, with_paths
 from sdbatch.models import find_model as models
+from sdbatch.models import hub
 from sdbatch.models.build import Build
 from sdbatch.models.find_model import ModelFiles
 from sdbatch.sampling import KEYS
@@ -69,14 +71,12 @@ class Resolved:
         return partial(load_engine, self.model, self.engine, pixels, example)
 
 
-def find_model(job: Job, revision: str | None = None) -> tuple[ModelFiles, Job]:
-    """Find the job's model, on a hub at `revision` or as the job says; record it in the job.
+def find_model(job: Job) -> tuple[ModelFiles, Job]:
+    """Find the job's model; record in the job what identifies it and how it was trained.
 
     Raises:
         ModelError: there is none, or it is not a model that a family loads.
     """
-    if revision is not None:
-        job = job.updated(model=job.model.updated(revision=revision))
     files = models.find_model(job.model, job.safety)
     if job.model.sha256 and not models.hashed_files(files):
         raise ModelError(
@@ -88,8 +88,16 @@ def find_model(job: Job, revision: str | None = None) -> tuple[ModelFiles, Job]:
             f"safety.policy = {job.safety.policy!r}: the model has no safety checker. Set "
             f"safety.checker to a checker's folder, or the policy to flag."
         )
-    model = job.model.updated(revision=files.revision, variant=files.settings.variant)
-    return files, job.updated(model=model)
+    found = files.settings
+    model = with_paths(job.model, partial(_pinned, {f.key: f.path for f in named_files(found)}))
+    known = ("revision", "variant", "prediction_type", "zero_snr")
+    return files, job.updated(model=model.updated(**{name: getattr(found, name) for name in known}))
+
+
+def _pinned(found: Mapping[str, str], file: NamedFile) -> str:
+    """Return a file's path as the job says it; of the hub, with the commit that was found."""
+    is_on_hub = file.kind.hub and hub.parse(found[file.key]) is not None
+    return found[file.key] if is_on_hub else file.path
 
 
 def resolve(job: Job, files: ModelFiles, gpus: float, sha256: str | None) -> Resolved:

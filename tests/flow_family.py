@@ -27,7 +27,7 @@ PIPELINE = "TinyFlowPipeline"
 LIMITS = ModelLimits(
     multiple_of=FACTOR, side=64, capacity={"cpu": Capacity(8, 8), "cuda": Capacity(8, 8)}
 )
-LAYOUT = Layout(weights=("denoiser",), configs=("scheduler",), first_key="flow.first")
+LAYOUT = Layout(weights=("denoiser",), configs=("scheduler",))
 
 
 def register(monkeypatch) -> None:

@@ -77,9 +77,9 @@ EXTENSIONS = {
         ),
         (
             "models/sd1/loading.py",
-            "    networks = adapters.fuse_loras(parts, files.settings)\n",
-            "    if files.settings.offset:\n"
-            "        offset = load_file(files.settings.offset)['b']\n"
+            "    networks = adapters.fuse_loras(parts, settings)\n",
+            "    if settings.offset:\n"
+            "        offset = read_weights(settings.offset)['b']\n"
             "        parts['vae'].decoder.conv_out.bias.data += offset\n",
         ),
     ],

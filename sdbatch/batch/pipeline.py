@@ -94,10 +94,9 @@ def prepare(job: Job, *, overwrite: bool = False, retry_failed: bool = False) ->
     store.check_writable()
     lifecycle.check_output(store, job.prompts)
     record = None if overwrite else read_record(store)
-    revision = job.model.revision
-    if record is not None and record.job.model.path == job.model.path:
-        revision = revision or record.job.model.revision
-    model, job = resolve.find_model(job, revision)
+    if record is not None:
+        job = identity.with_commits(job, record.job)
+    model, job = resolve.find_model(job)
     table = open_table(job.prompts, added_columns(job).names)
     plan = make_plan(job, table, record)
     notes = (*describe_table(job, table), *check_rows(plan.job, plan.table).notes())

@@ -5,6 +5,7 @@ Packing, checking, hashing, identity and moving all follow from the marker.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sdbatch.section import Section
@@ -18,10 +19,25 @@ class FileKey:
 
     suffixes: tuple[str, ...] = ()  # of a file; none: it is a folder
     folder: bool = False  # also a folder, in diffusers' layout
-    content: str = ""  # a word that its tensor names must contain
+    content: str = ""  # what models.identify must call it: LoRA, embedding, VAE
+    hub: bool = False  # also a hub id: owner/name, owner/name@revision, owner/name/file
     words: tuple[str, ...] = ()  # values that name no file
     elsewhere: bool = False  # may be a hub id or built in; a file only if it exists here
     table: bool = False  # the prompt table
+    companions: tuple[str, ...] = ()  # files that are read too if they are in a file's folder
+
+    def may_be_elsewhere(self, path: str) -> bool:
+        """Return whether a path that is not here can be a hub id or built in.
+
+        One folder and a file's name, such as loras/style.safetensors, is a file that is missing.
+        """
+        named = self.hub and (not path.endswith(self.suffixes) or path.count("/") > 1)
+        return self.elsewhere or named
+
+    def companions_of(self, file: Path) -> list[Path]:
+        """Return the companions that a file of this kind has."""
+        found = [file.with_name(name) for name in self.companions]
+        return [each for each in found if each.is_file()]
 
 
 @dataclass(frozen=True)

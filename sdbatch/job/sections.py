@@ -41,6 +41,9 @@ else:
     OutputFormatName = Literal[tuple(OUTPUT_FORMATS)]
     StageName = Literal[tuple(STAGES)]
     TableFormat = Literal[TABLE_FORMATS]
+WEIGHTS = (".safetensors", ".bin", ".pt", ".ckpt")
+ADAPTER_CONFIG = "adapter_config.json"  # of peft: the alpha and rank of its LoRA
+LORA_FILE = FileKey(WEIGHTS, True, "LoRA", hub=True, companions=(ADAPTER_CONFIG,))
 Lanes = Annotated[int, Field(ge=2)]
 _QUALITIES = {name: each.quality for name, each in IMAGE_FORMATS.items() if each.quality}
 _DEFAULT_QUALITIES = [f"{quality} {name}" for name, quality in _QUALITIES.items()]
@@ -137,8 +140,9 @@ class Prompts(Section):
 class Lora(Section):
     """A LoRA: without a name it is fused into the model, with one it is for rows that choose it."""
 
-    path: Annotated[Address, FileKey((".safetensors",), content="LoRA")] = Field(
-        description="a .safetensors file"
+    path: Annotated[Address, LORA_FILE] = Field(
+        description="a .safetensors, .bin, .pt or .ckpt file, a folder of diffusers or peft, or a "
+        "hub id: owner/name, owner/name/file"
     )
     name: str | None = Field(
         None,
@@ -157,8 +161,9 @@ class Lora(Section):
 class Embedding(Section):
     """A textual inversion: a word that prompts may use."""
 
-    path: Annotated[Address, FileKey((".safetensors", ".pt", ".bin"))] = Field(
-        description="a .safetensors, .pt or .bin file"
+    path: Annotated[Address, FileKey(WEIGHTS, content="embedding", hub=True)] = Field(
+        description="a .safetensors, .bin, .pt or .ckpt file, or a hub id: owner/name, "
+        "owner/name/file"
     )
     token: str = Field(min_length=1, description="the word, such as <style>")
 
@@ -175,18 +180,22 @@ class Model(Section):
         None, pattern=r"^[\w-]+$", description="of a folder's or hub id's weights, such as fp16"
     )
     config: Annotated[Address, FileKey(elsewhere=True)] = Field(
-        "stable-diffusion-v1-5/stable-diffusion-v1-5",
-        description="for a single file: hub id or folder with its configuration and tokenizer",
+        "builtin:sd1",
+        description="for a single file: hub id or folder with its configuration and tokenizer; "
+        "default: Stable Diffusion 1.5's, in the package",
     )
     ema: bool = Field(True, description="of a single file that holds both: its averaged weights")
     prediction_type: Literal["epsilon", "v_prediction"] | None = Field(
-        None, description="what the UNet predicts; default: as the model's configuration says"
+        None,
+        description="what the UNet predicts; default: as the model's file or configuration says",
     )
     zero_snr: bool | None = Field(
-        None, description="trained to zero terminal SNR; default: as its configuration says"
+        None, description="trained to zero terminal SNR; default: as its file or configuration says"
     )
-    vae: Annotated[Address | None, FileKey((".safetensors",), folder=True)] = Field(
-        None, description="another VAE: a folder, or a .safetensors file"
+    vae: Annotated[Address | None, FileKey(WEIGHTS, True, "VAE", hub=True)] = Field(
+        None,
+        description="another VAE: a folder, a .safetensors, .bin, .pt or .ckpt file, or a hub id: "
+        "owner/name, owner/name/file",
     )
     loras: list[Lora] = Field([])
     embeddings: list[Embedding] = Field([])

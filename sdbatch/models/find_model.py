@@ -1,32 +1,36 @@
 """Where a model's files are and whether they are a model, found out without torch.
 
-So `sdbatch run` can reject a wrong path or a hostile pickle before it starts or writes anything.
-Loading does not rely on these checks: it reads pickles with weights_only.
+So `sdbatch run` can reject a wrong path, a model of another kind or a hostile pickle before it
+starts or writes anything. Loading does not rely on it: it reads pickles with weights_only.
 """
 
 import hashlib
 import json
-import re
 import socket
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from sdbatch import registry
 from sdbatch.errors import ModelError, one_line
 from sdbatch.job import Model, Safety
-from sdbatch.job.files import NamedFile, named_files, with_paths
-from sdbatch.models import pickles
+from sdbatch.job.files import FileKey, named_files, with_paths
+from sdbatch.models import extra_files, hub, identify, model_folder, single_file
 from sdbatch.models.file_hash import file_sha256
+from sdbatch.models.headers import read_header
 from sdbatch.registry import EMBEDDED_MODEL
 
 BUILTIN = Path(__file__).parent.parent / "builtin"  # a folder for each model in the package
 CHECKER = "safety_checker"  # its folder in a model's folder
 OWN_CHECKER = "own"  # of ModelFiles.checker: the one in the model's own folder
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WAYS = "Give a hub id, a folder in diffusers' layout, or one .safetensors or .ckpt file."
-_DOWNLOAD = "Download it first; a hub id does not work here."
+Configs = Mapping[str, dict[str, Any]]  # part -> its config.json
+
+
+def _any_base(configs: Configs) -> str:
+    return ""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,10 @@ class Layout:
 
     weights: tuple[str, ...]  # folders of a model in diffusers' layout that hold weights
     configs: tuple[str, ...]  # folders that hold only configurations
-    first_key: str  # a tensor that every single file of the family has
+    base: str = ""  # what identify calls a single file of the family; "": it has none
+    # From the configurations of the weights to what identify calls files that fit them. Raises
+    # ValueError, with what the model is, if the family cannot draw with it.
+    base_of: Callable[[Configs], str] = _any_base
 
 
 @dataclass(frozen=True)
@@ -45,16 +52,20 @@ class ModelFiles:
     kind: Literal["builtin", "folder", "file", "hub"]
     path: str  # builtin: as the job names it, as each machine has its own package; hub: its id
     family: str  # module of its family
-    settings: Model  # the job's, with absolute paths and the variant that is loaded
+    settings: Model  # the job's, with absolute paths, commits and what its files say of themselves
     checker: str | None = None  # a folder, OWN_CHECKER or None
     expected_sha256: str | None = None  # of the files on the driver's machine
+    variants: Mapping[str, str | None] = field(default_factory=dict)  # part -> its weights' variant
 
     @property
     def root(self) -> str:
         """Return where diffusers and transformers load it from."""
-        if self.kind == "builtin":
-            return str(BUILTIN / self.path.removeprefix("builtin:"))
-        return self.path
+        return package_path(self.path) if self.kind == "builtin" else self.path
+
+    @property
+    def config(self) -> str:
+        """Return where the configuration of a single file is loaded from."""
+        return package_path(self.settings.config)
 
     @property
     def revision(self) -> str | None:
@@ -67,57 +78,163 @@ class ModelFiles:
         return _layout(self.family)
 
 
+def package_path(path: str) -> str:
+    """Return where a path is on this machine: builtin: stands for the package's folder."""
+    return str(BUILTIN / path.removeprefix("builtin:")) if path.startswith("builtin:") else path
+
+
 def find_model(settings: Model, safety: Safety) -> ModelFiles:
     """Find the model that a job names, and its safety checker.
 
     Raises:
-        ModelError: there is none, no family loads it, a file that goes with it is missing, or a
-            pickle holds code.
+        ModelError: there is none, no family loads it, a file that goes with it is missing or of
+            another kind, or a pickle holds code.
     """
-    path = settings.path
-    settings = with_paths(settings, _checked_path, "model")
-    safety = with_paths(safety, _checked_path, "safety")
+    safety = with_paths(safety, partial(extra_files.checked, base=""), "safety")
     checker = None if safety.checker in ("auto", "none") else safety.checker
     _refuse_options_of_other_kinds(settings)
+    files, base = _find(settings)
+    if safety.checker == "auto" and CHECKER in files.variants:
+        checker = OWN_CHECKER
+    checked = with_paths(files.settings, partial(extra_files.checked, base=base), "model")
+    _check_words(checked)
+    files = replace(files, settings=checked, checker=checker)
+    if files.kind == "builtin":
+        return replace(files, expected_sha256=sha256(files))
+    return files
+
+
+def _find(settings: Model) -> tuple[ModelFiles, str]:
+    """Return the model's own files, and what identify calls files that fit it."""
+    path = settings.path
     local = Path(path)
     if not local.exists() and not path.startswith("builtin:"):
-        return _find_on_hub(settings, checker, safety.checker == "auto")
+        return _find_on_hub(settings)
     if settings.revision is not None:
         raise ModelError(
             f"model.revision = {settings.revision!r}: only a hub id has one. Leave it out."
         )
     if path.startswith("builtin:"):
-        return _find_builtin(settings, checker)
+        if path != EMBEDDED_MODEL:
+            raise ModelError(f"model.path = {path!r}: the only embedded model is {EMBEDDED_MODEL}.")
+        files = ModelFiles("builtin", path, "", settings)
+        return _find_folder(files, Path(files.root))
     if local.is_dir():
-        family = _check_folder(local)
-        if safety.checker == "auto" and (local / CHECKER / "config.json").is_file():
-            checker = OWN_CHECKER
-        variant = _choose_variant(local, _layout(family), settings.variant)
-        settings = settings.updated(variant=variant)
-        return ModelFiles("folder", str(local.resolve()), family, settings, checker)
-    return ModelFiles("file", str(local.resolve()), _check_file(local), settings, checker)
+        return _find_folder(ModelFiles("folder", str(local.resolve()), "", settings), local)
+    return _find_file(settings, local)
 
 
-def _find_builtin(settings: Model, checker: str | None) -> ModelFiles:
-    if settings.path != EMBEDDED_MODEL:
-        raise ModelError(
-            f"model.path = {settings.path!r}: the only embedded model is {EMBEDDED_MODEL}."
-        )
-    files = ModelFiles("builtin", settings.path, "", settings, checker)
-    files = replace(files, family=_check_folder(Path(files.root)))
-    return replace(files, expected_sha256=sha256(files))
+def _find_folder(files: ModelFiles, root: Path) -> tuple[ModelFiles, str]:
+    """Return the files of a model in diffusers' layout here."""
+    if not (root / "model_index.json").is_file():
+        raise ModelError(f"model.path = {root}: has no model_index.json. {_WAYS}")
+    index = _read_json(root, "model_index.json", str(root))
+    names = model_folder.files_below(root)
+    found, base = _with_parts(files, index, names, root)
+    for name in _loaded_weights(found, names):
+        read_header(root / name, "model.path")
+    return found, base
 
 
-def _find_on_hub(settings: Model, checker: str | None, auto: bool) -> ModelFiles:
+def _with_parts(
+    files: ModelFiles, index: dict[str, Any], names: list[str], root: Path
+) -> tuple[ModelFiles, str]:
+    """Return the files with family and variants; `names` are those of the model at `root`."""
+    path = files.root
+    family = _family_of(index, path)
+    layout = _layout(family)
+    folders = {name.partition("/")[0] for name in names if "/" in name}
+    for part in (*layout.weights, *layout.configs):
+        if part not in folders:
+            raise ModelError(f"model.path = {path}: has no folder {part}/. {_WAYS}")
+        if part in layout.weights and f"{part}/config.json" not in names:
+            raise ModelError(f"model.path = {path}: has no {part}/config.json. {_WAYS}")
+    if "tokenizer" in layout.configs:
+        model_folder.check_tokenizer(names, path)
+    given = files.settings.variant
+    variants = model_folder.choose_variants(names, layout.weights, given, path)
+    variant = model_folder.main_variant(variants) or given
+    listed = files.kind == "folder" or (index.get(CHECKER) or [None])[0] is not None
+    if listed and f"{CHECKER}/config.json" in names:
+        own = model_folder.variants(names, CHECKER)
+        variants[CHECKER] = variant if variant in own else None
+    base = _base_of_configs(layout, root, path)
+    settings = files.settings.updated(variant=variant)
+    return replace(files, family=family, settings=settings, variants=variants), base
+
+
+def _base_of_configs(layout: Layout, root: Path, path: str) -> str:
+    configs = {part: _read_json(root, f"{part}/config.json", path) for part in layout.weights}
+    try:
+        return layout.base_of(configs)
+    except ValueError as error:
+        raise ModelError(f"model.path = {path}: {error}. Choose another model.") from error
+
+
+def _find_on_hub(settings: Model) -> tuple[ModelFiles, str]:
     path = settings.path
-    if not _HUB_ID.fullmatch(path) or path.startswith("."):
+    on_hub = hub.parse(path)
+    if on_hub is None or on_hub.file is not None or on_hub.revision is not None:
         raise ModelError(f"model.path = {path!r}: no such file or folder. {_WAYS}")
-    file = _download_index(path, settings.revision)
-    index = _read_index(file, path)
-    if auto and (index.get(CHECKER) or [None])[0]:
-        checker = OWN_CHECKER
-    settings = settings.updated(revision=file.parent.name)
-    return ModelFiles("hub", path, _family_of(index, path), settings, checker)
+    on_hub = replace(on_hub, revision=settings.revision)
+    folder = hub.download(on_hub, ["model_index.json", "*/config.json"], "model.path")
+    if not (folder / "model_index.json").is_file():
+        raise ModelError(f"model.path = {path!r}: has no model_index.json on the hub. {_WAYS}")
+    index = _read_json(folder, "model_index.json", path)
+    settings = settings.updated(revision=folder.name)
+    names = hub.file_names(on_hub, folder)
+    return _with_parts(ModelFiles("hub", path, "", settings), index, names, folder)
+
+
+def _find_file(settings: Model, file: Path) -> tuple[ModelFiles, str]:
+    """Return the files of a model in one file, with what it says of itself."""
+    if file.suffix not in (".safetensors", ".ckpt"):
+        raise ModelError(f"model.path = {file}: must end in .safetensors or .ckpt. {_WAYS}")
+    header = read_header(file, "model.path")
+    kind = identify.identify(header)
+    for family in dict.fromkeys(registry.FAMILIES.values()):
+        layout = _layout(family)
+        if kind.role == identify.CHECKPOINT and kind.base and kind.base == layout.base:
+            single_file.check_parts(header, settings, str(file))
+            settings = single_file.adopt_training(header, settings, str(file))
+            files = ModelFiles("file", str(file.resolve()), family, settings)
+            if _is_here(files):
+                _base_of_configs(layout, Path(files.config), settings.config)
+                unet = _read_json(Path(files.config), "unet/config.json", settings.config)
+                single_file.check_architecture(header, unet, str(file))
+            return files, layout.base
+    raise ModelError(single_file.refusal(kind, str(file)))
+
+
+def _is_here(files: ModelFiles) -> bool:
+    """Return whether the configuration of a single file is a folder here, and not a hub id.
+
+    Raises:
+        ModelError: it is neither, or lacks a part.
+    """
+    root, given = Path(files.config), files.settings.config
+    way = (
+        f"must be a hub id or a folder in diffusers' layout. Leave it out for "
+        f"{files.layout.base}'s."
+    )
+    if not root.is_dir():
+        if given.startswith("builtin:") or hub.parse(given) is None:
+            raise ModelError(f"model.config = {given!r}: no such folder: {way}")
+        return False
+    for part in files.layout.weights:
+        if not (root / part / "config.json").is_file():
+            raise ModelError(f"model.config = {given!r}: has no {part}/config.json: {way}")
+    return True
+
+
+def _check_words(settings: Model) -> None:
+    """Raise a ModelError if an embedding's word is not one of several in its file."""
+    for file in named_files(settings, "model"):
+        if file.kind.content == identify.EMBEDDING:
+            key = file.key.removesuffix(".path")
+            token = settings.embeddings[int(key.rpartition(".")[2])].token
+            words = identify.embedding_words(extra_files.header_of(file.path, file.kind, file.key))
+            extra_files.check_words(words, token, key, file.path)
 
 
 def sha256(files: ModelFiles) -> str | None:
@@ -156,113 +273,42 @@ def hashed_files(files: ModelFiles) -> list[Path]:
     if files.kind in ("builtin", "folder"):
         loaded += sorted(_folder_files(files))
     elif files.kind == "file":
-        loaded += [Path(files.path), *sorted(_configs(Path(files.settings.config), files.layout))]
+        loaded += [Path(files.path), *sorted(_configs(Path(files.config), files.layout))]
     return loaded
 
 
 def _folder_files(files: ModelFiles) -> Iterator[Path]:
-    root, variant = Path(files.root), files.settings.variant
+    root = Path(files.root)
     yield from _configs(root, files.layout)
-    for part in files.layout.weights:
-        yield from _weights(root / part, variant)
     if files.checker == OWN_CHECKER:
         yield root / CHECKER / "config.json"
-        yield from _weights(root / CHECKER, _checker_variant(root, variant))
+    for name in _loaded_weights(files, model_folder.files_below(root)):
+        if files.checker == OWN_CHECKER or not name.startswith(f"{CHECKER}/"):
+            yield root / name
+
+
+def _loaded_weights(files: ModelFiles, names: list[str]) -> list[str]:
+    return [
+        name
+        for part, variant in files.variants.items()
+        for name in model_folder.weights(names, part, variant)
+    ]
 
 
 def _extra_files(files: ModelFiles) -> Iterator[Path]:
     """Yield the files that are loaded from elsewhere: parts of the model, then what is fused."""
     extras = [file for file in named_files(files.settings, "model") if not file.kind.elsewhere]
-    parts = [file.path for file in extras if file.kind.folder]
     if files.checker not in (None, OWN_CHECKER):
-        parts.append(str(files.checker))
-    for folder in map(Path, parts):
-        if folder.is_file():
-            yield folder
-        else:
-            yield from sorted([*folder.glob("*.json"), *_weights(folder, None)])
-    yield from (Path(file.path) for file in extras if not file.kind.folder)
-
-
-def _weights(folder: Path, variant: str | None) -> list[Path]:
-    """Return the files of weights of one part that diffusers would load."""
-    return [file for file in _all_weights(folder) if _variant_of(file) == (variant or "")]
-
-
-def _all_weights(folder: Path) -> list[Path]:
-    return [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")]
-
-
-def _variant_of(file: Path) -> str:
-    return file.stem.partition(".")[2]  # of diffusion_pytorch_model.fp16.safetensors: fp16
-
-
-def _choose_variant(root: Path, layout: Layout, given: str | None) -> str | None:
-    """Return the variant to load: the given one, none, or the only one that there is."""
-    common = set.intersection(*(_variants(root / part) for part in layout.weights))
-    if given is None and "" in common:
-        return None
-    if given in common:
-        return given
-    names = sorted(common)
-    if given is None and len(names) == 1:
-        return names[0]
-    raise ModelError(
-        f"model.variant = {given!r}: all parts of {root} have "
-        f"{', '.join(name or 'plain weights' for name in names) or 'no variant in common'}. "
-        f"Set model.variant to one of these, or leave it out."
-    )
-
-
-def checker_variant(files: ModelFiles) -> str | None:
-    """Return the variant of the model's own checker: plain weights if it has no other."""
-    variant = files.settings.variant
-    return variant if files.kind == "hub" else _checker_variant(Path(files.path), variant)
-
-
-def _checker_variant(root: Path, variant: str | None) -> str | None:
-    return variant if variant in _variants(root / CHECKER) else None
-
-
-def _variants(folder: Path) -> set[str]:
-    return {_variant_of(file) for file in _all_weights(folder)}
-
-
-def _checked_path(file: NamedFile) -> str:
-    """Return the absolute path of a file that a job names; an actor has another working folder.
-
-    Raises:
-        ModelError: it is missing, or is not what its key needs.
-    """
-    path, kind = Path(file.path), file.kind
-    if kind.elsewhere:
-        return str(path.resolve()) if path.exists() else file.path
-    if kind.folder and (path.is_dir() or not kind.suffixes):
-        if not (path / "config.json").is_file() or not _weights(path, None):
-            raise ModelError(
-                f"{file.key} = {file.path!r}: must be a local folder with config.json and "
-                f"weights. {_DOWNLOAD}"
-            )
-        return str(path.resolve())
-    if not path.is_file() or path.suffix not in kind.suffixes:
-        raise ModelError(
-            f"{file.key} = {file.path!r}: must be a local file that ends in "
-            f"{', '.join(kind.suffixes)}. {_DOWNLOAD}"
-        )
-    names = pickles.tensor_names(path, file.key)
-    if kind.content and not any(kind.content.lower() in name.lower() for name in names):
-        raise ModelError(
-            f"{file.key} = {file.path!r}: holds no {kind.content}. Give the file of a "
-            f"{kind.content}."
-        )
-    return str(path.resolve())
+        yield from extra_files.hashed(str(files.checker), FileKey())
+    for file in extras:
+        yield from extra_files.hashed(file.path, file.kind)
 
 
 def _configs(root: Path, layout: Layout) -> Iterator[Path]:
     """Yield a folder's configurations and the tokenizer's files; none if it is a hub id."""
     for part in (*layout.configs, *layout.weights):
-        yield from (root / part).glob("*.json")
-        yield from (root / part).glob("*.txt")
+        for pattern in ("*.json", "*.txt", "*.gz"):
+            yield from (root / part).glob(pattern)
 
 
 def _refuse_options_of_other_kinds(settings: Model) -> None:
@@ -274,37 +320,6 @@ def _refuse_options_of_other_kinds(settings: Model) -> None:
         )
     if not settings.ema and not file:
         raise ModelError("model.ema = False: only a single file can hold both. Leave it out.")
-
-
-def _check_folder(root: Path) -> str:
-    """Return the family of a folder; raise a ModelError if a part is missing."""
-    index = root / "model_index.json"
-    if not index.is_file():
-        raise ModelError(f"model.path = {root}: has no model_index.json. {_WAYS}")
-    family = _family_of(_read_index(index, str(root)), str(root))
-    layout = _layout(family)
-    for part in (*layout.weights, *layout.configs):
-        if not (root / part).is_dir():
-            raise ModelError(f"model.path = {root}: has no folder {part}/. {_WAYS}")
-        if part in layout.weights and not (root / part / "config.json").is_file():
-            raise ModelError(f"model.path = {root}: has no {part}/config.json. {_WAYS}")
-    for part in layout.weights:
-        if not _all_weights(root / part):
-            raise ModelError(
-                f"model.path = {root}: has no weights in {part}/. Download the whole model."
-            )
-    return family
-
-
-def _check_file(file: Path) -> str:
-    """Return the family of a single file; raise a ModelError if no family can load it."""
-    if file.suffix not in (".safetensors", ".ckpt"):
-        raise ModelError(f"model.path = {file}: must end in .safetensors or .ckpt. {_WAYS}")
-    names = pickles.tensor_names(file, "model.path")
-    for family in registry.FAMILIES.values():
-        if _layout(family).first_key in names:
-            return family
-    raise ModelError(f"model.path = {file}: holds no model of a known family. {_WAYS}")
 
 
 def _family_of(index: dict[str, Any], path: str) -> str:
@@ -322,28 +337,11 @@ def _layout(family: str) -> Layout:
     return layout
 
 
-def _read_index(file: Path, path: str) -> dict[str, Any]:
+def _read_json(root: Path, name: str, path: str) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.read_text()))
+        return dict(json.loads((root / name).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(
-            f"model.path = {path}: its model_index.json cannot be read ({one_line(error)}). "
+            f"model.path = {path}: its {name} cannot be read ({one_line(error)}). "
             f"Download the model again."
         ) from error
-
-
-def _download_index(path: str, revision: str | None) -> Path:
-    """Return model_index.json of the hub id `path`, in a folder named after the commit."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = snapshot_download(path, revision=revision, allow_patterns=["model_index.json"])
-    except (OSError, ValueError) as error:  # the hub's errors are both
-        raise ModelError(
-            f"model.path = {path!r}: no such local folder, and the hub did not deliver it "
-            f"({one_line(error, 200)}). {_WAYS}"
-        ) from error
-    index = Path(folder) / "model_index.json"
-    if not index.is_file():
-        raise ModelError(f"model.path = {path!r}: has no model_index.json on the hub. {_WAYS}")
-    return index

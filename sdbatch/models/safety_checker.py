@@ -31,8 +31,8 @@ def load(files: ModelFiles, build: Build) -> "SafetyChecker | None":
     if path is None:
         return None
     if path == find_model.OWN_CHECKER:
-        path = files.path
-        where = {"subfolder": find_model.CHECKER, "variant": find_model.checker_variant(files)}
+        path = files.root
+        where = {"subfolder": find_model.CHECKER, "variant": files.variants.get(find_model.CHECKER)}
         where |= {"revision": files.revision} if files.kind == "hub" else {}
     with load_errors("safety.checker", path, "It must be complete; or set safety.checker to none."):
         checker = load_complete(StableDiffusionSafetyChecker, path, **where)

@@ -11,11 +11,12 @@ from typing import Any
 
 from sdbatch.errors import JobError, short_repr
 from sdbatch.job import Job
-from sdbatch.job.files import NamedFile, with_paths
+from sdbatch.job.files import NamedFile, named_files, with_paths
 from sdbatch.schema import Shard
 
 WAYS = "Restore it, choose another output.path, or start again with --overwrite."
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_COMMIT_IN_PATH = re.compile(r"@[0-9a-f]{40}(?=/|$)")  # of a file on the hub
 _SECTIONS = ("prompts", "model", "sampling", "engine", "output", "safety", "stages")
 
 # Libraries whose version can change a byte of `data/`; a resume with another version is refused.
@@ -51,7 +52,8 @@ def identity(job: Job, libraries: dict[str, str]) -> dict[str, Any]:
 
 
 def _file_name(file: NamedFile) -> str:
-    whole = file.path.startswith("builtin:") or file.key == "model.config"
+    on_hub = file.kind.hub and _COMMIT_IN_PATH.search(file.path) is not None
+    whole = on_hub or file.path.startswith("builtin:") or file.key == "model.config"
     return file.path if whole else Path(file.path).name
 
 
@@ -65,6 +67,27 @@ def shard_fingerprint(fingerprint: str, shard: Shard) -> str:
     """Return the hash of a job's fingerprint and of a shard's rows: 16 hexadecimal digits."""
     text = json.dumps([fingerprint, asdict(shard)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def with_commits(job: Job, existing: Job) -> Job:
+    """Fill the commits that the job leaves open of what is on the hub, as the output has them."""
+    model = job.model
+    if model.path == existing.model.path and model.revision is None:
+        model = model.updated(revision=existing.model.revision)
+    known = {
+        (file.key, _without_commit(file.path)): file.path
+        for file in named_files(existing.model)
+        if file.kind.hub
+    }
+
+    def same_commit(file: NamedFile) -> str:
+        return known.get((file.key, file.path), file.path)
+
+    return job.updated(model=with_paths(model, same_commit))
+
+
+def _without_commit(path: str) -> str:
+    return _COMMIT_IN_PATH.sub("", path)
 
 
 def adopt(job: Job, existing: Job) -> Job:

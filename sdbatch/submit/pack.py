@@ -84,7 +84,7 @@ def read_job_file(job_file: Path) -> str:
 def _local_files(job: Job) -> Iterator[NamedFile]:
     """Yield the files and folders of this machine that the job names by relative paths."""
     for named in named_files(job):
-        absent = named.kind.elsewhere and not Path(named.path).exists()  # a hub id, or built in
+        absent = named.kind.may_be_elsewhere(named.path) and not Path(named.path).exists()
         if _is_relative(named.path) and not absent:
             yield named
 
@@ -99,7 +99,9 @@ def _expand(named: NamedFile, job: Job) -> list[Path]:
             f"{named.key} = {named.path}: no such file here. Check the path; files with relative "
             f"paths are sent from this machine."
         )
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    if path.is_dir():
+        return sorted(p for p in path.rglob("*") if p.is_file())
+    return [path, *named.kind.companions_of(path)]
 
 
 def _is_relative(path: str) -> bool:

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from sdbatch.errors import ModelError
 from sdbatch.job.sections import Embedding, Lora
@@ -27,8 +28,10 @@ from tests.models.load import (
     unhashed,
 )
 
-FILE = "must be a local file that ends in .*Download it first; a hub id does not work here"
+FILE = "must be a local file that ends in .*, or a hub id. Check the path"
+NOT_ON_HUB = "no such local file or folder, and the hub did not deliver it"
 FOLDER = "must be a local folder with config.json and weights.*a hub id does not work here"
+VAE_FOLDER = "must be a local folder with config.json and weights, or a hub id"
 UNREADABLE = "cannot be read as weights"
 
 
@@ -36,21 +39,28 @@ UNREADABLE = "cannot be read as weights"
     ("key", "path", "reason"),
     [
         (LORA_KEY, "missing.safetensors", FILE),
-        (LORA_KEY, "someone/some-lora", FILE),
-        (LORA_KEY, "empty", FILE),
-        (LORA_KEY, "word.pt", FILE),
-        (LORA_KEY, "vae.safetensors", "holds no LoRA"),
+        (LORA_KEY, "someone/some-lora", NOT_ON_HUB),
+        (LORA_KEY, "empty", "the folder has none of pytorch_lora_weights.safetensors"),
+        (
+            LORA_KEY,
+            "word.pt",
+            "is an embedding: must be a LoRA of Stable Diffusion 1.x. It belongs",
+        ),
+        (LORA_KEY, "vae.safetensors", "is a VAE: must be a LoRA .* It belongs into model.vae"),
         (LORA_KEY, "torn.safetensors", UNREADABLE),
         (LORA_KEY, "null.safetensors", UNREADABLE),
         (EMBEDDING_KEY, "missing.pt", FILE),
-        (EMBEDDING_KEY, "sd-concepts-library/cat-toy", FILE),
+        (EMBEDDING_KEY, "sd-concepts-library/cat-toy", NOT_ON_HUB),
         (EMBEDDING_KEY, "torn.pt", UNREADABLE),
+        (EMBEDDING_KEY, "no_tensors.safetensors", "is a file without tensors"),
+        (VAE_KEY, "lora.safetensors", "is a LoRA: must be a VAE .* It belongs into model.loras"),
+        (VAE_KEY, "no_tensors.safetensors", "is a file without tensors"),
         (EMBEDDING_KEY, "hostile.pt", "its pickle would run posix.system, so it was not opened"),
         (VAE_KEY, "missing.safetensors", FILE),
-        (VAE_KEY, "stabilityai/sd-vae-ft-mse", FILE),
+        (VAE_KEY, "stabilityai/sd-vae-ft-mse", NOT_ON_HUB),
         (VAE_KEY, "torn.safetensors", UNREADABLE),
-        (VAE_KEY, "empty", FOLDER),
-        (VAE_KEY, "vae_without_weights", FOLDER),
+        (VAE_KEY, "empty", VAE_FOLDER),
+        (VAE_KEY, "vae_without_weights", VAE_FOLDER),
         (CHECKER_KEY, "CompVis/stable-diffusion-safety-checker", FOLDER),
         (CHECKER_KEY, "empty", FOLDER),
     ],
@@ -77,7 +87,7 @@ def test_a_path_without_a_model_is_rejected_with_the_way_out(tmp_path, tiny_mode
         "empty": "has no model_index.json",
         "junk.safetensors": UNREADABLE,
         "text.txt": "must end in .safetensors or .ckpt",
-        "other.ckpt": "holds no model of a known family",
+        "other.ckpt": "is an embedding: must be a whole Stable Diffusion 1.x checkpoint",
         "missing/folder/deep": "no such file or folder",
     }
     for name, reason in cases.items():
@@ -142,10 +152,42 @@ def test_a_missing_variant_is_rejected_with_those_that_exist(copied, other_model
         find(copied, variant="bf16")
     (copied / "vae" / "diffusion_pytorch_model.fp16.safetensors").unlink()
     (copied / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    file = copied / "vae" / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_suffix(".bf16.safetensors"))
     for variant in (None, "fp16"):
         reason = f"model.variant = {variant!r}: all parts of .* have no variant in common"
         with pytest.raises(ModelError, match=reason):
             find(copied, variant=variant)
+
+
+def test_a_part_without_the_variant_of_the_others_has_its_plain_weights(
+    copied, tiny_model, other_model
+):
+    add_variant(copied, other_model, keep_plain=False)
+    shutil.copy(tiny_model / "vae" / PLAIN, copied / "vae")
+    (copied / "vae" / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    for variant in (None, "fp16"):
+        files = find(copied, variant=variant)
+        assert files.settings.variant == "fp16"
+        assert files.variants == {"text_encoder": "fp16", "unet": "fp16", "vae": None}
+        assert unhashed(files, copied.glob("*/*.safetensors")) == []
+    loaded, plain, other = load(copied), load(tiny_model), load(other_model)
+    assert torch.equal(loaded.vae.quant_conv.weight, plain.vae.quant_conv.weight)
+    assert torch.equal(loaded.unet.conv_in.weight, other.unet.conv_in.weight)
+
+
+def test_plain_bin_weights_are_loaded_before_a_variant_that_nobody_asked_for(
+    copied, tiny_model, other_model
+):
+    add_variant(copied, other_model, keep_plain=True)
+    file = copied / "unet" / PLAIN
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
+    assert find(copied).settings.variant is None
+    assert have_same_weights(load(copied), load(tiny_model))
+
+
+PLAIN = "diffusion_pytorch_model.safetensors"
 
 
 def test_a_variant_of_a_model_that_has_none_is_rejected(tiny_model, tmp_path):
@@ -161,9 +203,10 @@ def test_a_checker_of_plain_weights_in_a_folder_of_a_variant_is_found_and_hashed
     checker = copied / find_model.CHECKER
     checker.mkdir()
     (checker / "config.json").write_text(json.dumps({}))
-    (checker / "model.safetensors").write_bytes(b"weights")
+    save_file({}, checker / "model.safetensors")
     files = find(copied)
-    assert (files.settings.variant, find_model.checker_variant(files)) == ("fp16", None)
+    assert files.settings.variant == "fp16"
+    assert files.variants[find_model.CHECKER] is None
     assert checker / "model.safetensors" in find_model.hashed_files(files)
 
 
@@ -199,7 +242,8 @@ def test_sha256_follows_every_file_that_is_named_besides_the_model(
     own = files_in(*(copied / part for part in (*LAYOUT.weights, "tokenizer", "scheduler")))
     single = [extra_files / "model.safetensors"]
     for path, files in {"copied": own, "model.safetensors": single}.items():
-        model = find(path, vae=vae, checker=CHECKER, loras=LORAS, embeddings=embeddings)
+        extras = {"vae": vae, "loras": LORAS, "embeddings": embeddings}
+        model = find(path, checker=CHECKER, config=str(tiny_model), **extras)
         assert unhashed(model, [*named, *files]) == []
         assert set(named) <= set(find_model.hashed_files(model))
 

@@ -3,10 +3,11 @@
 The driver imports this module, without torch; `load` imports the rest.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdbatch.engine.limits import Capacity, ModelLimits
-from sdbatch.models.find_model import Layout, ModelFiles
+from sdbatch.models.find_model import Configs, Layout, ModelFiles
+from sdbatch.models.identify import SD1, SD2
 
 if TYPE_CHECKING:
     from sdbatch.engine.family import Family
@@ -21,10 +22,41 @@ LIMITS = ModelLimits(
     side=512,
     capacity={"cpu": Capacity(lanes=1, most=32), "cuda": Capacity(lanes=32, most=64)},
 )
+_USES = {9: "for inpainting", 8: "for editing", 5: "for depth", 7: "for upscaling"}
+
+
+def check_unet(config: dict[str, Any]) -> str:
+    """Return which Stable Diffusion a UNet is, by its configuration.
+
+    Raises:
+        ValueError: with what the model is, if text and latents are not all that it needs.
+    """
+    width = config.get("cross_attention_dim")
+    found = {
+        name: value
+        for name in ("in_channels", "time_cond_proj_dim", "addition_embed_type")
+        if (value := config.get(name)) not in (None, 4)
+    }
+    if width in (2048, 1280) or found.get("addition_embed_type") == "text_time":
+        words = "SDXL"
+    elif found:
+        words = f"a model {_USES.get(found.get('in_channels', 4), 'with more inputs')}"
+    else:
+        return SD2 if width == 1024 else SD1
+    needs = ", ".join(f"{name} {value}" for name, value in found.items()) or f"text width {width}"
+    way = "" if "time_cond_proj_dim" not in found else "; use the LoRA of an LCM, in model.loras"
+    raise ValueError(f"is {words} ({needs}): must be a Stable Diffusion 1.x for text to image{way}")
+
+
+def _base_of(configs: Configs) -> str:
+    return check_unet(configs["unet"])
+
+
 LAYOUT = Layout(
     weights=("text_encoder", "unet", "vae"),
     configs=("tokenizer", "scheduler"),
-    first_key="model.diffusion_model.input_blocks.0.0.weight",
+    base=SD1,
+    base_of=_base_of,
 )
 
 

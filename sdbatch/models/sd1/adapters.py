@@ -1,38 +1,17 @@
-"""VAE, textual inversions and fused LoRAs: what changes a model when it is loaded."""
+"""Textual inversions and fused LoRAs: what changes a model when it is loaded."""
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler
+from diffusers import DDIMScheduler
 
 from sdbatch.job import Model
+from sdbatch.models.sd1.extras import read_embedding
 from sdbatch.models.sd1.layers import Layer, layers_of
 from sdbatch.models.sd1.networks import LayerNetwork, read_network
 from sdbatch.models.sd1.row_loras import Networks
-from sdbatch.models.weights import check_weights, load_complete, load_errors
-
-_LATENTS = {"latent_channels": 4, "scaling_factor": 0.18215, "shift_factor": None}  # SD 1.x's
-
-
-def load_vae(path: str, own: dict[str, Any], dtype: torch.dtype) -> Any:
-    """Load a VAE from a folder, or from a file in the original layout with the shape of `own`."""
-    with load_errors("model.vae", path, "It must be a VAE of the model's shape."):
-        if Path(path).is_dir():
-            vae = load_complete(AutoencoderKL, path, dtype=dtype)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                AutoencoderKL.from_config(own).save_config(folder)
-                vae = AutoencoderKL.from_single_file(path, config=folder, dtype=dtype)
-        check_weights(vae, "the VAE")
-        for name, usual in _LATENTS.items():
-            if vae.config[name] != own.get(name, usual):
-                raise ValueError(f"its {name} is {vae.config[name]}, not {own.get(name, usual)}")
-        if len(vae.config.block_out_channels) != len(own["block_out_channels"]):
-            raise ValueError("its latents have another size than the model's")
-        return vae
+from sdbatch.models.weights import load_errors
 
 
 def add_embeddings(parts: dict[str, Any], settings: Model) -> None:
@@ -52,7 +31,8 @@ def add_embeddings(parts: dict[str, Any], settings: Model) -> None:
     for number, embedding in enumerate(settings.embeddings):
         must = "It must be a textual inversion of the model's text width, and its word a new one."
         with load_errors(f"model.embeddings.{number}.path", embedding.path, must):
-            pipe.load_textual_inversion(embedding.path, token=embedding.token)
+            vectors = read_embedding(embedding.path, embedding.token)
+            pipe.load_textual_inversion({embedding.token: vectors}, token=embedding.token)
 
 
 def fuse_loras(parts: dict[str, Any], settings: Model) -> Networks:
@@ -76,7 +56,11 @@ def _fuse(network: Mapping[Layer, LayerNetwork], strength: float) -> None:
     for layer, part in network.items():
         delta, bias = part.delta(layer)
         weight = layer.weight.data
-        layer.weight.data = (weight.float() + strength * delta).to(weight.dtype)
+        layer.weight.data = (_for_sum(weight) + strength * delta).to(weight)
         if bias is not None:
-            own = torch.zeros_like(bias) if layer.bias is None else layer.bias.data.float()
-            layer.bias = torch.nn.Parameter((own + strength * bias).to(weight.dtype))
+            own = torch.zeros_like(bias) if layer.bias is None else _for_sum(layer.bias.data)
+            layer.bias = torch.nn.Parameter((own + strength * bias).to(weight))
+
+
+def _for_sum(weight: torch.Tensor) -> torch.Tensor:
+    return weight.to("cpu", torch.float32)

@@ -55,7 +55,7 @@ class StableDiffusion1:
         self.dtype = model.dtype
         self._model = model
         self._vaes = {model.dtype: model.vae}
-        self._tokenizer = Tokenizer(model.tokenizer, has_embeddings=model.has_embeddings)
+        self._tokenizer = Tokenizer(model.tokenizer)
         self._text = TextEncoder(model.text_encoder, model.row_loras)
         self._schedulers = SchedulerCache(model.scheduler_config)
 

@@ -8,19 +8,30 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from safetensors.torch import load_file
+from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdbatch.errors import ModelError
 from sdbatch.job import Model as ModelSettings
-from sdbatch.models import pickles
+from sdbatch.job.files import with_paths
+from sdbatch.models import clip_vocabulary, extra_files
 from sdbatch.models.build import Build
 from sdbatch.models.find_model import ModelFiles
-from sdbatch.models.sd1 import LAYOUT, adapters
+from sdbatch.models.identify import AVERAGED_PREFIX, TEXT_PREFIX, UNET_PREFIX, averaged_name
+from sdbatch.models.sd1 import LAYOUT, adapters, check_unet, extras
 from sdbatch.models.sd1.row_loras import Networks, RowLoras
-from sdbatch.models.weights import check_weights, load_complete, load_errors
+from sdbatch.models.weights import (
+    check_finite,
+    check_weights,
+    load_complete,
+    load_errors,
+    read_weights,
+    whole,
+)
 
-_EMA = "model_ema."  # before the averaged weights of the original full checkpoints
+_PADDING = 64  # rows that a text encoder may have beyond its words: trainers pad to multiples
+_TEXT = f"{TEXT_PREFIX}transformer."
+_TEXT_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,6 @@ class Model:
     device: torch.device
     dtype: torch.dtype
     layout: torch.memory_format
-    has_embeddings: bool  # the tokenizer may know words that stand for several tokens
     row_loras: RowLoras  # attached to the text encoder and the UNet
 
 
@@ -46,28 +56,30 @@ def load(files: ModelFiles, build: Build) -> Model:
         ModelError: the files are not a Stable Diffusion model that diffusers can load.
     """
     dtype = getattr(torch, build.dtype)
-    whole = "It must be a complete Stable Diffusion model; a single file needs its model.config."
-    with load_errors("model.path", files.path, whole):
-        parts = _from_file(files, dtype) if files.kind == "file" else _from_folder(files, dtype)
+    settings = with_paths(files.settings, lambda file: extra_files.local(file.path, file.kind))
+    must = "It must be a complete Stable Diffusion model. Download it again, or choose another."
+    with load_errors("model.path", files.path, must):
+        own = _from_file if files.kind == "file" else _from_folder
+        parts = own(files, settings, dtype)
         for name in files.layout.weights:
             check_weights(parts[name], name)
+            parts[name] = parts[name].to(build.device)
+            check_finite(parts[name], name)
+        _check_vocabulary(parts["tokenizer"], parts["text_encoder"])
     _check_unet(parts["unet"], files.path)
-    adapters.add_embeddings(parts, files.settings)
-    networks = adapters.fuse_loras(parts, files.settings)
-    return assemble(
-        parts,
-        build,
-        has_embeddings=bool(files.settings.embeddings),
-        row_loras=networks,
-        lora_weights=files.settings.row_loras,
-    )
+    adapters.add_embeddings(parts, settings)
+    networks = adapters.fuse_loras(parts, settings)
+    if settings.loras or settings.embeddings:
+        with load_errors("model.loras", files.path, "Leave out the LoRA or embedding at fault."):
+            check_finite(parts["unet"], "unet")
+            check_finite(parts["text_encoder"], "text_encoder")
+    return assemble(parts, build, row_loras=networks, lora_weights=settings.row_loras)
 
 
 def assemble(
     parts: dict[str, Any],
     build: Build,
     *,
-    has_embeddings: bool = False,
     row_loras: Networks = MappingProxyType({}),
     lora_weights: Mapping[str, float] = MappingProxyType({}),
 ) -> Model:
@@ -76,7 +88,6 @@ def assemble(
     Args:
         parts: of the model.
         build: how it is laid out.
-        has_embeddings: see Model.
         row_loras: the LoRAs that rows can choose.
         lora_weights: of each of them where a row gives none.
     """
@@ -95,68 +106,99 @@ def assemble(
         device=torch.device(build.device),
         dtype=getattr(torch, build.dtype),
         layout=layout,
-        has_embeddings=has_embeddings,
         row_loras=loras,
     )
 
 
-def _from_folder(files: ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
+def _from_folder(files: ModelFiles, settings: ModelSettings, dtype: torch.dtype) -> dict[str, Any]:
     path = files.root
     where: dict[str, Any] = {"revision": files.revision} if files.kind == "hub" else {}
-    weights = {**where, "dtype": dtype, "variant": files.settings.variant}
-    if files.settings.vae is None:
-        vae = load_complete(AutoencoderKL, path, subfolder="vae", **weights)
+
+    def load_part(kind: Any, part: str) -> Any:
+        variant = files.variants.get(part)
+        return load_complete(kind, path, subfolder=part, dtype=dtype, variant=variant, **where)
+
+    if settings.vae is None:
+        vae = load_part(AutoencoderKL, "vae")
     else:
         own = AutoencoderKL.load_config(path, subfolder="vae", **where)
-        vae = adapters.load_vae(files.settings.vae, own, dtype)
+        vae = extras.load_vae(settings.vae, own, dtype)
     return {
         "tokenizer": CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **where),
-        "text_encoder": load_complete(CLIPTextModel, path, subfolder="text_encoder", **weights),
-        "unet": load_complete(UNet2DConditionModel, path, subfolder="unet", **weights),
+        "text_encoder": load_part(CLIPTextModel, "text_encoder"),
+        "unet": load_part(UNet2DConditionModel, "unet"),
         "vae": vae,
         "scheduler_config": _trained_as(
-            DDIMScheduler.load_config(path, subfolder="scheduler", **where), files.settings
+            DDIMScheduler.load_config(path, subfolder="scheduler", **where), settings
         ),
     }
 
 
-def _from_file(files: ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
-    from diffusers import StableDiffusionPipeline  # here: half a second, needed for this kind only
-
-    components: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
-    if files.settings.vae is not None:
-        own = AutoencoderKL.load_config(files.settings.config, subfolder="vae")
-        components["vae"] = adapters.load_vae(files.settings.vae, own, dtype)
-    if files.settings.ema and _has_averages(Path(files.path)):
-        components["unet"] = UNet2DConditionModel.from_single_file(
-            _averaged(Path(files.path)), config=files.settings.config, subfolder="unet", dtype=dtype
-        )
-    pipe = StableDiffusionPipeline.from_single_file(
-        files.path, config=files.settings.config, dtype=dtype, **components
-    )
-    parts: dict[str, Any] = {
-        name: getattr(pipe, name) for name in ("tokenizer", *files.layout.weights)
-    }
-    return {**parts, "scheduler_config": _trained_as(dict(pipe.scheduler.config), files.settings)}
-
-
-def _has_averages(file: Path) -> bool:
-    first = f"{_EMA}diffusion_model"  # a file may hold nothing but the averaging's own numbers
-    return any(name.startswith(first) for name in pickles.tensor_names(file, "model.path"))
-
-
-def _averaged(file: Path) -> dict[str, torch.Tensor]:
-    """Return the UNet's averaged weights of a full checkpoint."""
-    if file.suffix == ".safetensors":
-        weights = load_file(file)
+def _from_file(files: ModelFiles, settings: ModelSettings, dtype: torch.dtype) -> dict[str, Any]:
+    weights, config = read_weights(files.path), files.config
+    own = AutoencoderKL.load_config(config, subfolder="vae")
+    if settings.vae is None:
+        vae = extras.vae_of(weights, own, dtype)
     else:
-        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        weights = weights.get("state_dict", weights)
+        vae = extras.load_vae(settings.vae, own, dtype)
+    with whole("unet"):
+        unet = UNet2DConditionModel.from_single_file(
+            _unet_weights(weights, averaged=settings.ema),
+            config=config,
+            subfolder="unet",
+            dtype=dtype,
+        )
+    with whole("text_encoder"):
+        text_encoder = create_diffusers_clip_model_from_ldm(
+            CLIPTextModel,
+            _text_weights(weights),
+            subfolder="text_encoder",
+            config=config,
+            torch_dtype=dtype,
+        )
+    scheduler = DDIMScheduler.load_config(config, subfolder="scheduler")
     return {
-        key: weights[_EMA + key.removeprefix("model.").replace(".", "")]
-        for key in weights
-        if key.startswith("model.diffusion_model.")
+        "tokenizer": _load_tokenizer(config),
+        "text_encoder": text_encoder,
+        "unet": unet,
+        "vae": vae,
+        "scheduler_config": _trained_as(scheduler, settings),
     }
+
+
+def _unet_weights(weights: dict[str, Any], *, averaged: bool) -> dict[str, Any]:
+    """Return the UNet's weights of a checkpoint; the averaged ones if it holds them."""
+    names = [name for name in weights if name.startswith(UNET_PREFIX)]
+    averaged &= any(name.startswith(f"{AVERAGED_PREFIX}diffusion_model") for name in weights)
+    return {name: weights[averaged_name(name) if averaged else name] for name in names}
+
+
+def _text_weights(weights: dict[str, Any]) -> dict[str, Any]:
+    """Return the text encoder's weights of a checkpoint; NovelAI's names lack `text_model.`."""
+    found = {name: value for name, value in weights.items() if name.startswith(_TEXT)}
+    return {
+        f"{_TEXT}text_model.{name.removeprefix(_TEXT)}"
+        if name.removeprefix(_TEXT).startswith(_TEXT_PARTS)
+        else name: value
+        for name, value in found.items()
+    }
+
+
+def _load_tokenizer(config: str) -> Any:
+    merges = Path(config) / "tokenizer" / clip_vocabulary.FILE
+    if merges.is_file():
+        return clip_vocabulary.load_tokenizer(merges)
+    return CLIPTokenizer.from_pretrained(config, subfolder="tokenizer")
+
+
+def _check_vocabulary(tokenizer: Any, text_encoder: Any) -> None:
+    """Reject a tokenizer of another vocabulary; transformers makes up one if files are missing."""
+    words, rows = len(tokenizer), text_encoder.get_input_embeddings().num_embeddings
+    if not words <= rows < words + _PADDING:
+        raise ValueError(
+            f"its tokenizer has {words} words and its text encoder {rows}: they must be of one "
+            f"model"
+        )
 
 
 def _trained_as(config: dict[str, Any], settings: ModelSettings) -> dict[str, Any]:
@@ -173,14 +215,10 @@ def _trained_as(config: dict[str, Any], settings: ModelSettings) -> dict[str, An
 
 def _check_unet(unet: Any, path: str) -> None:
     """Reject a UNet with inputs that Stable Diffusion 1.x does not have; diffusers ignores them."""
-    config = unet.config
-    if config.in_channels != 4 or config.time_cond_proj_dim or config.addition_embed_type:
-        raise ModelError(
-            f"model.path = {path!r}: its UNet needs more than text and latents (in_channels "
-            f"{config.in_channels}, time_cond_proj_dim {config.time_cond_proj_dim}, "
-            f"addition_embed_type {config.addition_embed_type}): must be a Stable Diffusion 1.x "
-            f"for text to image. Use the LoRA of an LCM, in model.loras."
-        )
+    try:
+        check_unet(unet.config)
+    except ValueError as error:
+        raise ModelError(f"model.path = {path!r}: {error}. Choose another model.") from error
 
 
 def _compile(parts: dict[str, Any], *, fuse_projections: bool) -> None:

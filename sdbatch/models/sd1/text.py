@@ -48,9 +48,9 @@ class Tokens:
 class Tokenizer:
     """Splits prompts into tokens; may be called from any thread."""
 
-    def __init__(self, tokenizer: Any, *, has_embeddings: bool = False) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._vectors = _tokens_of_words(tokenizer) if has_embeddings else {}
+        self._vectors = _tokens_of_words(tokenizer)
         self._comma = tokenizer.get_vocab().get(",</w>")
         self._lock = threading.Lock()  # a call sets and resets padding inside the tokenizer
         self.tokenize = lru_cache(CACHE_SIZE)(self._tokenize)
@@ -137,17 +137,20 @@ def _cut(words: list[Row], room: int, comma: int | None) -> list[Row]:
 
 
 def _tokens_of_words(tokenizer: Any) -> dict[int, list[int]]:
-    """Return the tokens of each added word, by its first: a token for each of its vectors.
+    """Return the tokens of each added word of several vectors, by its first: one for each.
 
-    diffusers names them word, word_1, word_2, ... Its own expansion replaces text in the order of
-    a set, which differs from process to process where one word begins with another.
+    Of the job's embeddings, and of those that were saved with the model. diffusers names them word,
+    word_1, word_2, ... Its own expansion replaces text in the order of a set, which differs from
+    process to process where one word begins with another.
     """
     ids: dict[str, int] = tokenizer.added_tokens_encoder
     tokens: dict[int, list[int]] = {}
     for word, first in ids.items():
-        tokens[first] = [first]
-        while (following := f"{word}_{len(tokens[first])}") in ids:
-            tokens[first].append(ids[following])
+        own = [first]
+        while (following := f"{word}_{len(own)}") in ids:
+            own.append(ids[following])
+        if len(own) > 1:
+            tokens[first] = own
     return tokens
 
 

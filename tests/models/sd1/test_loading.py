@@ -1,10 +1,5 @@
 """Models load from every layout with the weights they were made of, and never with random ones."""
 
-import os
-import shutil
-import subprocess
-import sys
-
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -34,31 +29,6 @@ def test_a_single_file_loads_the_weights_of_the_folder_it_was_made_from(
     assert loaded.scheduler_config == model.scheduler_config
 
 
-def test_a_hub_id_loads_the_commit_that_the_hubs_cache_holds(tiny_model, tmp_path, model):
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    repo = tmp_path / "models--someone--tiny"
-    shutil.copytree(tiny_model, repo / "snapshots" / commit)
-    (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text(commit)
-    probe = (
-        "from sdbatch.job import Model, Safety;"
-        "from sdbatch.models.build import Build;"
-        "from sdbatch.models.find_model import find_model;"
-        "from sdbatch.models.sd1 import loading;"
-        "files = find_model(Model(path='someone/tiny'), Safety());"
-        "loaded = loading.load(files, Build('cpu', 'float32'));"
-        "print(files.kind, files.revision, loaded.unet.conv_in.weight.sum().item())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", probe],
-        env={**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.split() == ["hub", commit, str(model.unet.conv_in.weight.sum().item())]
-
-
 def test_weights_load_in_the_dtype_of_the_build(tiny_model):
     assert load(tiny_model, Build("cpu", "bfloat16")).unet.dtype == torch.bfloat16
 
@@ -72,7 +42,6 @@ def test_files_named_besides_the_model_load_from_any_working_folder_in_the_dtype
     files = find(tiny_model, vae=vae, checker=CHECKER, loras=loras, embeddings=embeddings)
     monkeypatch.chdir("/")  # an actor may have another working folder
     loaded, checker = load_with_checker(files, Build("cpu", "bfloat16"))
-    assert loaded.has_embeddings
     parts = [checker._checker, *(getattr(loaded, part) for part in LAYOUT.weights)]
     assert {weight.dtype for part in parts for weight in part.parameters()} == {torch.bfloat16}
 
@@ -100,7 +69,9 @@ def test_loading_does_not_run_the_code_in_an_embedding_that_was_not_checked(
 
 def test_broken_weights_are_rejected_in_one_line(copied):
     (copied / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"torn")
-    with pytest.raises(ModelError, match=r"model.path = .*copied.*cannot be loaded") as rejected:
+    with pytest.raises(
+        ModelError, match=r"model.path = .*copied.*cannot be read as weights"
+    ) as rejected:
         load(copied)
     assert "\n" not in str(rejected.value)
 
@@ -120,13 +91,21 @@ def test_a_folder_without_some_weights_is_rejected_and_they_are_not_made_up(copi
 
 
 @pytest.mark.parametrize(
-    "missing", ["first_stage_model.", "cond_stage_model.", "model.diffusion_model.out."]
+    ("missing", "reason"),
+    [
+        ("first_stage_model.", "has no VAE .* Set model.vae"),
+        ("cond_stage_model.", "has no text encoder"),
+        ("model.diffusion_model.out.", "cannot be loaded"),
+        ("first_stage_model.decoder.conv_out.", "weights of the VAE are missing"),
+        ("cond_stage_model.transformer.text_model.final", "weights of text_encoder are missing"),
+        ("model.diffusion_model.time_embed.0.bias", "weights of unet are missing"),
+    ],
 )
-def test_a_single_file_without_a_part_is_rejected(tiny_model, tmp_path, missing):
+def test_a_single_file_without_a_part_is_rejected(tiny_model, tmp_path, missing, reason):
     file = tmp_path / "model.safetensors"
     tiny.write_file(tiny_model, file)
     save_file({key: w for key, w in load_file(file).items() if not key.startswith(missing)}, file)
-    with pytest.raises(ModelError, match=r"model.path = .*model.safetensors': cannot be loaded"):
+    with pytest.raises(ModelError, match=rf"model.path = .*model.safetensors.*{reason}"):
         load(file, config=str(tiny_model))
 
 
@@ -137,6 +116,6 @@ def test_a_single_file_without_a_part_is_rejected(tiny_model, tmp_path, missing)
 def test_a_unet_with_more_inputs_is_rejected(copied, name, value, words):
     config = UNet2DConditionModel.load_config(copied / "unet")
     UNet2DConditionModel.from_config({**config, name: value}).save_pretrained(copied / "unet")
-    reason = f"model.path = .*copied': its UNet needs more than text and latents .*{words}"
+    reason = f"model.path = .*copied: is a model .*{words}.*must be a Stable Diffusion 1.x"
     with pytest.raises(ModelError, match=reason):
         load(copied)

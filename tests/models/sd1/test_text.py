@@ -264,7 +264,7 @@ def spaced(prompt):
 @pytest.mark.parametrize("prompt", CUTS)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_chunk_prompts_cuts_where_automatic1111_does(words_of_vectors, prompt, weighted):
-    tokenizer = Tokenizer(words_of_vectors, has_embeddings=True)
+    tokenizer = Tokenizer(words_of_vectors)
     tokens = tokenizer.tokenize(spaced(prompt), 0, weighted=weighted, chunked=True)
     end = words_of_vectors.eos_token_id
     assert [chunk.ids.index(end) - 1 for chunk in tokens.chunks] == CUTS[prompt]
@@ -300,7 +300,7 @@ def test_what_moves_to_the_next_chunk_keeps_its_weights(model):
 
 
 def test_without_chunk_prompts_a_comma_and_a_word_are_cut_at_75_tokens(words_of_vectors):
-    tokenizer = Tokenizer(words_of_vectors, has_embeddings=True)
+    tokenizer = Tokenizer(words_of_vectors)
     for prompt in ("x" * 60 + "," + "x" * 30, "x" * 70 + "W", "x" * 20 + "V"):
         tokens = tokenizer.tokenize(spaced(prompt), 0, weighted=False, chunked=False)
         (chunk,) = tokens.chunks
@@ -309,7 +309,7 @@ def test_without_chunk_prompts_a_comma_and_a_word_are_cut_at_75_tokens(words_of_
 
 
 def test_a_word_that_no_chunk_can_hold_is_rejected_with_the_way_out(words_of_vectors):
-    tokenizer = Tokenizer(words_of_vectors, has_embeddings=True)
+    tokenizer = Tokenizer(words_of_vectors)
     with pytest.raises(ValueError, match=r"'<huge>': has 76 vectors: must have at most 75.*false"):
         tokenizer.tokenize("a <huge>", 0, weighted=False, chunked=True)
     assert tokenizer.tokenize("a <huge>", 0, weighted=False, chunked=False).truncated
@@ -364,9 +364,9 @@ def test_eight_threads_read_the_tokens_that_one_reads(model, has_embeddings):
     tokenizer = copy.deepcopy(model.tokenizer)
     if has_embeddings:
         tokenizer.add_tokens(["<style>", "<style>_1", "<style>_2"])
-    alone = Tokenizer(tokenizer, has_embeddings=has_embeddings)
+    alone = Tokenizer(tokenizer)
     expected = {prompt: alone.tokenize(prompt, 0, **options) for prompt in prompts}
-    shared = Tokenizer(tokenizer, has_embeddings=has_embeddings)
+    shared = Tokenizer(tokenizer)
 
     def read(seed):
         order = random.Random(seed).sample(prompts, len(prompts))
