@@ -1,7 +1,8 @@
 """Network files (LoRA, DoRA, LoHa, LoKr, IA3, full, norms): what they add to each layer.
 
-Computed in float32, whatever the dtype of the file. Sources: the names and formulas of LyCORIS
-(Yeh et al. 2023) and of AUTOMATIC1111's extension "Lora"; Liu et al. 2024 (DoRA), eq. 5.
+Computed in float32 on the CPU, whatever the dtype of the file and the device of the model.
+Sources: the names and formulas of LyCORIS (Yeh et al. 2023) and of AUTOMATIC1111's extension
+"Lora"; Liu et al. 2024 (DoRA), eq. 5.
 
 O, I = outputs and inputs of a layer, k = the sides of a convolution's kernel (none of a linear
 layer), r = rank.
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors import safe_open
 
+from sdbatch.job.sections import ADAPTER_CONFIG
 from sdbatch.models.sd1.layers import Layer, plain_name
+from sdbatch.models.weights import read_metadata, read_weights
 
 Tensors: TypeAlias = Mapping[str, torch.Tensor]
 Formula: TypeAlias = Callable[[Tensors, torch.Tensor], torch.Tensor]
@@ -45,6 +47,7 @@ _KEY = re.compile(
     + ")"
 )
 _WITH_ALL = {"alpha", "scale", "dora_scale", "magnitude", "diff_b"}  # may go with any kind
+_PEFT = "base_model.model."  # before the names in a file that peft saved
 _ADAPTER_METADATA = "lora_adapter_metadata"  # of diffusers, in a file's metadata
 
 
@@ -72,12 +75,12 @@ class LayerNetwork:
         return bool({"dora_scale", "magnitude"} & self.tensors.keys())
 
     def delta(self, layer: Layer) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return what it adds to the weight and to the bias of `layer`, at weight 1.
+        """Return what it adds to the weight and to the bias of `layer`, at weight 1, on the CPU.
 
         Raises:
             ValueError: its tensors do not fit the layer, or hold NaN.
         """
-        weight = layer.weight.detach().float()
+        weight = layer.weight.detach().to("cpu", torch.float32)
         try:
             delta = self.formula(self.tensors, weight) * self.scale
             if delta.shape[0] != weight.shape[0]:
@@ -131,7 +134,7 @@ def read_network(path: str, layers: Mapping[str, Layer]) -> dict[Layer, LayerNet
     """Return what the network in a file adds to each of a model's layers.
 
     Args:
-        path: a .safetensors file, or one of torch.save.
+        path: a file of any format that `headers` reads.
         layers: of the model, from `layers_of`.
 
     Raises:
@@ -162,19 +165,14 @@ def read_network(path: str, layers: Mapping[str, Layer]) -> dict[Layer, LayerNet
 
 def _read_file(path: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return a file's tensors, and the configuration of peft that goes with it."""
-    metadata: dict[str, str] = {}
-    if Path(path).suffix != ".safetensors":
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-        tensors = tensors.get("state_dict", tensors)
-    else:
-        with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
+    tensors = {k: v for k, v in read_weights(path).items() if isinstance(v, torch.Tensor)}
+    metadata = read_metadata(path)
     if _ADAPTER_METADATA in metadata:
         return tensors, json.loads(metadata[_ADAPTER_METADATA])
-    config = Path(path).with_name("adapter_config.json")
-    if Path(path).stem == "adapter_model" and config.is_file():
-        return tensors, json.loads(config.read_text())
+    config = Path(path).with_name(ADAPTER_CONFIG)
+    by_peft = Path(path).stem == "adapter_model" or any(key.startswith(_PEFT) for key in tensors)
+    if by_peft and config.is_file():
+        return tensors, json.loads(config.read_text(encoding="utf-8"))
     return tensors, {}
 
 
