@@ -97,7 +97,7 @@ def find_model(settings: Model, safety: Safety) -> ModelFiles:
     if safety.checker == "auto" and CHECKER in files.variants:
         checker = OWN_CHECKER
     checked = with_paths(files.settings, partial(extra_files.checked, base=base), "model")
-    _check_words(checked)
+    _check_entries(checked)
     files = replace(files, settings=checked, checker=checker)
     if files.kind == "builtin":
         return replace(files, expected_sha256=sha256(files))
@@ -227,12 +227,24 @@ def _is_here(files: ModelFiles) -> bool:
     return True
 
 
-def _check_words(settings: Model) -> None:
-    """Raise a ModelError if an embedding's word is not one of several in its file."""
+def _check_entries(settings: Model) -> None:
+    """Compare what the job says of its LoRAs and embeddings with their files.
+
+    Raises:
+        ModelError: a DoRA has a name, or an embedding's word is not one of several in its file.
+    """
     for file in named_files(settings, "model"):
+        key = file.key.removesuffix(".path")
+        number = key.rpartition(".")[2]
+        if file.kind.content == identify.LORA and settings.loras[int(number)].name is not None:
+            header = extra_files.header_of(file.path, file.kind, file.key)
+            if identify.identify(header).network == identify.DORA:
+                raise ModelError(
+                    f"{key}.name = {settings.loras[int(number)].name!r}: {file.path} is a DoRA, "
+                    f"which cannot be chosen by row. Fuse it: leave out its name."
+                )
         if file.kind.content == identify.EMBEDDING:
-            key = file.key.removesuffix(".path")
-            token = settings.embeddings[int(key.rpartition(".")[2])].token
+            token = settings.embeddings[int(number)].token
             words = identify.embedding_words(extra_files.header_of(file.path, file.kind, file.key))
             extra_files.check_words(words, token, key, file.path)
 

@@ -38,13 +38,14 @@ _OTHERS = (
     ("a small VAE for previews (TAESD)", r"^(taesd_)?(en|de)coder\.(layers\.)?\d+\.(conv\.)?"),
     ("a hypernetwork", r"^(320|640|768|1024|1280)\.[01]\.linear"),
 )
+DORA = "DoRA"
 _NETWORKS = (  # a LoRA's kinds, by the end of their names; the first that matches
     ("OFT", r"\.b?oft_\w+(\.|$)"),
     ("GLoRA", r"\.(a1|a2|b1|b2|bm1|bm2)\.weight$"),
     ("VeRA", r"\.vera_lambda_\w+(\.|$)"),
     ("HRA", r"\.hra_u(\.|$)"),
     ("FourierFT", r"\.fourierft_spectrum(\.|$)"),
-    ("DoRA", r"dora_scale$|lora_magnitude_vector"),
+    (DORA, r"dora_scale$|lora_magnitude_vector"),
     ("LoHa", r"\.hada_w"),
     ("LoKr", r"\.lokr_w"),
     ("IA3", r"\.on_input$"),
@@ -52,7 +53,7 @@ _NETWORKS = (  # a LoRA's kinds, by the end of their names; the first that match
     ("full difference", r"\.(diff|diff_b|w_norm|b_norm)$"),
 )
 # The kinds that can be fused or chosen by row: those of models.sd1.networks.
-NETWORKS = ("LoRA", "DoRA", "LoHa", "LoKr", "IA3", "full difference")
+NETWORKS = ("LoRA", DORA, "LoHa", "LoKr", "IA3", "full difference")
 _METADATA = ("modelspec.architecture", "ss_base_model_version", "ss_v2")
 
 

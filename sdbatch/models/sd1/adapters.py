@@ -11,7 +11,7 @@ from sdbatch.models.sd1.extras import read_embedding
 from sdbatch.models.sd1.layers import Layer, layers_of
 from sdbatch.models.sd1.networks import LayerNetwork, read_network
 from sdbatch.models.sd1.row_loras import Networks
-from sdbatch.models.weights import load_errors
+from sdbatch.models.weights import check_finite, load_errors
 
 
 def add_embeddings(parts: dict[str, Any], settings: Model) -> None:
@@ -33,6 +33,7 @@ def add_embeddings(parts: dict[str, Any], settings: Model) -> None:
         with load_errors(f"model.embeddings.{number}.path", embedding.path, must):
             vectors = read_embedding(embedding.path, embedding.token)
             pipe.load_textual_inversion({embedding.token: vectors}, token=embedding.token)
+            check_finite(parts["text_encoder"], "text_encoder")
 
 
 def fuse_loras(parts: dict[str, Any], settings: Model) -> Networks:
@@ -46,8 +47,6 @@ def fuse_loras(parts: dict[str, Any], settings: Model) -> Networks:
             if lora.name is None:
                 _fuse(network, lora.weight)
                 continue
-            if any(part.decomposed for part in network.values()):
-                raise ValueError("a DoRA cannot be chosen by row. Fuse it: leave out its name")
             named[lora.name] = network
     return named
 

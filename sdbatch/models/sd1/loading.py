@@ -69,8 +69,8 @@ def load(files: ModelFiles, build: Build) -> Model:
     _check_unet(parts["unet"], files.path)
     adapters.add_embeddings(parts, settings)
     networks = adapters.fuse_loras(parts, settings)
-    if settings.loras or settings.embeddings:
-        with load_errors("model.loras", files.path, "Leave out the LoRA or embedding at fault."):
+    if settings.loras:
+        with load_errors("model.loras", files.path, "Leave out the LoRA at fault."):
             check_finite(parts["unet"], "unet")
             check_finite(parts["text_encoder"], "text_encoder")
     return assemble(parts, build, row_loras=networks, lora_weights=settings.row_loras)

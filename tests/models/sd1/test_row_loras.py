@@ -248,7 +248,9 @@ def test_a_dora_is_fused_and_cannot_be_chosen_by_row(tiny_model, model, tmp_path
             norms = layer.weight.norm(dim=1)
             trained = magnitudes[f"lora_unet_{name.replace('.', '_')}.dora_scale"].flatten()
             torch.testing.assert_close(norms, trained.abs(), rtol=1e-4, atol=1e-6)
-    with pytest.raises(ModelError, match=r"^model.loras.0.path = .*DoRA cannot be chosen by row"):
+    with pytest.raises(
+        ModelError, match=r"^model.loras.0.name = 'ink': .*is a DoRA.*cannot be chosen by row"
+    ):
         load(tiny_model, loras=[Lora(path=file, name="ink")])
 
 
