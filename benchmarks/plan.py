@@ -85,7 +85,7 @@ def measure_plan(job: Path, *options: str) -> dict[str, Any]:
 
 
 def measure_wide(folder: Path, rows: int, file_format: str) -> dict[str, Any]:
-    """Return the memory that a shard with a large column takes in one process."""
+    """Return the memory of one process that draws and writes a shard with a large column."""
     from sdbatch.job import load
     from tests.finished import finish
 

@@ -56,7 +56,7 @@ def draw(page, prompt, **values):
     for name, value in values.items():
         page.fill(f"#{name}", str(value))
     page.keyboard.press("Control+Enter")
-    status = page.locator("#told")
+    status = page.locator("#status")
     expect(status).to_have_text(re.compile("^Seed .* s, "))
     return status.text_content()
 
@@ -97,8 +97,8 @@ def test_page_and_api_draw_the_same_image(page, server):
 def test_page_shows_previews_and_progress_while_it_draws(page):
     page.evaluate(
         "() => { window.seen = []; new MutationObserver(() => window.seen.push("
-        "document.getElementById('told').textContent)).observe("
-        "document.getElementById('told'), {childList: true}); window.pictures = new Set();"
+        "document.getElementById('status').textContent)).observe("
+        "document.getElementById('status'), {childList: true}); window.pictures = new Set();"
         "new MutationObserver(() => window.pictures.add(document.getElementById('image').src))"
         ".observe(document.getElementById('image'), {attributes: true}); }"
     )
@@ -153,9 +153,9 @@ def test_escape_cancels_and_releases_the_lanes(page, server):
     page.fill("#width", "512")
     page.fill("#height", "512")
     page.keyboard.press("Control+Enter")
-    expect(page.locator("#told")).to_have_text(re.compile("^Step"))
+    expect(page.locator("#status")).to_have_text(re.compile("^Step"))
     page.keyboard.press("Escape")
-    expect(page.locator("#told")).to_have_text("Cancelled.")
+    expect(page.locator("#status")).to_have_text("Cancelled.")
     server.wait_for_pending(0)
 
 
@@ -163,8 +163,8 @@ def test_page_shows_the_text_of_an_error(page):
     page.fill("#prompt", "a dog")
     page.fill("#num_inference_steps", "151")
     page.keyboard.press("Control+Enter")
-    page.wait_for_selector("#told.bad")
-    assert page.text_content("#told") == "num_inference_steps = 151: must be 150 at most."
+    page.wait_for_selector("#status.bad")
+    assert page.text_content("#status") == "num_inference_steps = 151: must be 150 at most."
 
 
 def test_page_asks_for_a_key_if_the_service_has_keys(browser, tiny_engine, monkeypatch):
