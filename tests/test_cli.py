@@ -81,7 +81,7 @@ RUN_ERRORS = {
     "model=./nothing": ["model.path = './nothing'", "no such file or folder"],
     "model=evil.ckpt": ["evil.ckpt", "would run posix.system", "not opened"],
     "model.loras=[{path: none.safetensors}]": ["model.loras.0.path", "must be a local file"],
-    "model.vae=someone/vae": ["model.vae = 'someone/vae'", "a hub id does not work here"],
+    "model.vae=someone/vae": ["model.vae = 'someone/vae'", "the hub did not deliver it"],
     "safety.policy=drop": ["safety.policy = 'drop'", "no safety checker"],
     "safety.checker=folder": ["safety.checker = 'folder'", "config.json and weights"],
     "cluster.address=127.0.0.1:1": ["cluster.address = '127.0.0.1:1'", "no Ray answers"],

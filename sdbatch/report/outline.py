@@ -1,10 +1,13 @@
-"""`sdbatch plan`: what a run would draw, from table footers, the first rows, and receipts.
+"""`sdbatch plan`: what a run would draw, from table footers, the first rows, receipts, and the
+headers of the model's files.
 
 With `check`, from all rows.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from sdbatch import resolve
 from sdbatch.job import Job
 from sdbatch.output import receipts
 from sdbatch.output.plan import Plan, images_that_fit, make_plan
@@ -28,6 +31,7 @@ class Outline:
     shards: int
     images_per_shard: int
     memory: str  # that a shard may take
+    model: str
     images_committed: int
     shards_committed: int
     output: str
@@ -48,6 +52,7 @@ class Outline:
                 f"shards     {self.shards:,}, up to {self.images_per_shard:,} images each",
                 f"memory     {self.memory}",
                 f"committed  {self.images_committed:,} images, {self.shards_committed:,} shards",
+                f"model      {self.model}",
                 f"output     {self.output} ({self.format})",
                 *(f"left out   {each}" for each in self.left),
                 *self.check.text(),
@@ -62,7 +67,11 @@ def make_outline(job: Job, check: bool = False) -> Outline:
     Args:
         job: from load_job.
         check: resolve all rows of the table, and not only the first ones.
+
+    Raises:
+        SdbatchError: `run` could not begin.
     """
+    model = _check_model(job)
     store = Store(job.output.path)
     record = read_record(store)
     table = open_table(job.prompts, added_columns(job).names)
@@ -82,12 +91,25 @@ def make_outline(job: Job, check: bool = False) -> Outline:
         memory=". ".join(filter(None, [describe_memory(plan), memory_warning(plan)])),
         images_committed=sum(s.images for s in plan.shards if s.shard in committed),
         shards_committed=len(committed),
+        model=model,
         output=store.url,
         format=f"{job.output.format}, {job.output.image_format}",
         left=list(plan.table.left),
         notes=[*describe_table(plan.job, plan.table), *checked.notes()],
         check=checked,
     )
+
+
+def _check_model(job: Job) -> str:
+    """Return what a user should know of the model; raise a ModelError if its files are wrong.
+
+    The files of a hub id, or of a path that another machine has, are not looked at.
+    """
+    path = job.model.path
+    if not path.startswith("builtin:") and not Path(path).exists():
+        return f"{path}, not on this machine: not checked"
+    resolve.find_model(job)
+    return path
 
 
 def describe_memory(plan: Plan) -> str:

@@ -1,11 +1,15 @@
 """What `sdbatch plan` shows: the memory of a shard, the first prompts, columns and rows."""
 
 import json
+import re
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import save_file
 
 from sdbatch.cli import main
+from sdbatch.errors import ModelError
 from sdbatch.output.plan import AIM_BYTES, make_plan
 from sdbatch.output.record import write_record
 from sdbatch.prompts.table import open_table
@@ -108,3 +112,41 @@ def test_a_run_says_at_its_start_what_the_plan_says(make_job, tmp_path, caplog):
     (record,) = [each for each in caplog.records if each.name == "sdbatch.batch.pipeline"]
     assert "column 'steps' is copied, not used" in record.getMessage()
     assert "'((big))': drawn as text" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer.*Run git lfs pull"),
+        (b"<!DOCTYPE html><html>", r"a web page \(HTML\).*Download the file itself"),
+        (b"", "is empty"),
+    ],
+)
+def test_a_plan_with_a_model_that_is_none_is_an_error(table, tmp_path, content, reason):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"prompts: {{path: {table}}}\nmodel: {tmp_path}/model.safetensors\n"
+        f"output: {{path: {tmp_path}/out}}\n"
+    )
+    done = CliRunner().invoke(main, ["plan", str(job)])
+    assert done.exit_code == 2
+    assert re.match(rf"Error: model.path = .*{reason}", done.output)
+
+
+def test_a_plan_with_a_lora_of_another_model_is_an_error(table, tmp_path, make_job):
+    path = tmp_path / "lora.safetensors"
+    save_file({"lora_te2_text_model.lora_down.weight": np.zeros((4, 4), np.float32)}, path)
+    job = make_job(
+        prompts={"path": str(table)},
+        model={"path": "builtin:shapes", "loras": [{"path": str(path)}]},
+    )
+    with pytest.raises(ModelError, match=r"model.loras.0.path = .*SDXL.*must be a LoRA of Stable"):
+        make_outline(job)
+
+
+def test_a_model_of_the_hub_or_of_another_machine_is_not_looked_at(table, make_job):
+    job = make_job(prompts={"path": str(table)}, model="someone/model")
+    assert (
+        "model      someone/model, not on this machine: not checked\n" in make_outline(job).text()
+    )
