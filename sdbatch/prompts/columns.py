@@ -77,8 +77,15 @@ _KEYS = {_normal(key): key for key in COLUMNS if key != "id"} | {
 }
 
 
-def map_columns(prompts: Prompts, present: pa.Schema) -> dict[str, str]:
+def map_columns(
+    prompts: Prompts, present: pa.Schema, *, needs_header: bool = False
+) -> dict[str, str]:
     """Return our name -> the table's name, of the columns that are used.
+
+    Args:
+        prompts: the job's section.
+        present: the table's columns.
+        needs_header: whether their names come from the first line of a file.
 
     Raises:
         PromptTableError: no prompt column, a column that is missing, twice there, or of a type
@@ -102,23 +109,30 @@ def map_columns(prompts: Prompts, present: pa.Schema) -> dict[str, str]:
             )
     if "prompt" not in columns:
         where = "prompts.columns.prompt = null: the table" if "prompt" in prompts.columns else None
+        likely = _likely_prompt(present)
+        header = " If its first line is a row, name the columns: --set prompts.reader.names=[...]"
         raise PromptTableError(
             f"{where or 'the table'} has no column 'prompt'. It has: {', '.join(present.names)}. "
-            f"Name the right one: --set {_set_column('prompt', _guess_prompt(present))}"
+            f"Name the right one: --set {_set_column('prompt', likely or _first_text(present))}"
+            + (header if needs_header and likely is None else "")
         )
     for name, theirs in columns.items():
         _check_type(name, present.field(theirs))
     return columns
 
 
-def _guess_prompt(present: pa.Schema) -> str:
-    """Return the column that is likely to hold the prompts: by its name, else the first of text."""
-    usable = [
-        field.name for field in present if _is_text(field.type) or captions.are_in(field.type)
-    ]
-    by_name = {_normal(name): name for name in reversed(usable)}
-    likely = next((by_name[n] for n in _OTHER_NAMES["prompt"] if n in by_name), None)
-    return likely or next(iter([*usable, *present.names]), "NAME")
+def _may_be_prompts(present: pa.Schema) -> list[str]:
+    return [f.name for f in present if _is_text(f.type) or captions.are_in(f.type)]
+
+
+def _likely_prompt(present: pa.Schema) -> str | None:
+    """Return the column that holds the prompts by its name; None without one."""
+    by_name = {_normal(name): name for name in reversed(_may_be_prompts(present))}
+    return next((by_name[name] for name in _OTHER_NAMES["prompt"] if name in by_name), None)
+
+
+def _first_text(present: pa.Schema) -> str:
+    return next(iter([*_may_be_prompts(present), *present.names]), "NAME")
 
 
 def _set_column(key: str, name: str | None) -> str:

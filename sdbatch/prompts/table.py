@@ -87,7 +87,9 @@ def open_table(prompts: Prompts, reserved: Sequence[str] = ()) -> Table:
     for field in (*_hive_fields(urls), *_source_field(prompts, present)):
         if field.name not in present.names:
             present = present.append(field)
-    columns = map_columns(prompts, present)
+    separated = any(info.format in ("csv", "tsv") for info in infos)
+    needs_header = separated and prompts.reader.names is None
+    columns = map_columns(prompts, present, needs_header=needs_header)
     own = select_extras(prompts, present, columns, {*schema.OUTPUT_NAMES, *reserved})
     needed = [present.field(name) for name in dict.fromkeys(columns.values())]
     needed = [_marked(field) if field.name == columns["prompt"] else field for field in needed]

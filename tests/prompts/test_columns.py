@@ -184,6 +184,20 @@ def test_without_a_prompt_column_the_likely_one_is_suggested_by_its_name(job_of,
         open_table(job_of([row]).prompts)
 
 
+def test_a_table_whose_first_line_seems_to_be_a_row_comes_with_the_way_out(tmp_path, make_job):
+    path = tmp_path / "table.csv"
+    path.write_text("a dog,5\na cat,6\n")
+    job = make_job(prompts={"path": str(path)})
+    words = r"If its first line is a row, name the columns: --set prompts\.reader\.names="
+    with pytest.raises(PromptTableError, match=words):
+        open_table(job.prompts)
+    named = make_job(prompts={"path": str(path), "reader": {"names": ["prompt", "seed"]}})
+    assert open_table(named.prompts).rows == 2
+    path.write_text("caption,seed\na dog,5\n")
+    with pytest.raises(PromptTableError, match=r"prompts\.columns\.prompt=caption$"):
+        open_table(job.prompts)
+
+
 # --- ids ------------------------------------------------------------------------------------------
 
 
