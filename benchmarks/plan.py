@@ -23,6 +23,7 @@ import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from findings import report
 
 PLAN = """
 import atexit, sys
@@ -86,6 +87,7 @@ def measure_plan(job: Path, *options: str) -> dict[str, Any]:
 
 def measure_wide(folder: Path, rows: int, file_format: str) -> dict[str, Any]:
     """Return the memory of one process that draws and writes a shard with a large column."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # of the repository, for tests
     from sdbatch.job import load
     from tests.finished import finish
 
@@ -112,7 +114,8 @@ def measure_wide(folder: Path, rows: int, file_format: str) -> dict[str, Any]:
 @click.option("--rows", default=1_000_000, show_default=True)
 @click.option("--wide", default=32, show_default=True, help="Rows with a column of 100 KB.")
 @click.option("--wide-format", hidden=True, help="Measure one format in this process.")
-def main(rows: int, wide: int, wide_format: str | None) -> None:
+@click.option("--output", type=click.Path(path_type=Path), help="Where the JSON goes too.")
+def main(rows: int, wide: int, wide_format: str | None, output: Path | None) -> None:
     """Measure, print, and end with JSON."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -131,7 +134,7 @@ def main(rows: int, wide: int, wide_format: str | None) -> None:
         found[f"wide {each}"] = json.loads(done.stdout.splitlines()[-1])
     for name, values in found.items():
         print(name.ljust(16), ", ".join(f"{key} {value}" for key, value in values.items()))
-    print(json.dumps(found))
+    report(output, rows=rows, found=found)
 
 
 if __name__ == "__main__":
