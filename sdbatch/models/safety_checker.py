@@ -16,7 +16,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from sdbatch.models import find_model
 from sdbatch.models.build import Build
 from sdbatch.models.find_model import ModelFiles
-from sdbatch.models.weights import load_complete, load_errors
+from sdbatch.models.weights import check_finite, load_complete, load_errors
 
 CARE = 0.01  # how much a concept that needs special care lowers all thresholds
 
@@ -36,6 +36,8 @@ def load(files: ModelFiles, build: Build) -> "SafetyChecker | None":
         where |= {"revision": files.revision} if files.kind == "hub" else {}
     with load_errors("safety.checker", path, "It must be complete; or set safety.checker to none."):
         checker = load_complete(StableDiffusionSafetyChecker, path, **where)
+        checker.to(build.device, getattr(torch, build.dtype))
+        check_finite(checker, "the checker")  # a NaN is above no threshold, so it flags nothing
     return SafetyChecker(checker).to(build.device, getattr(torch, build.dtype))
 
 

@@ -1,6 +1,7 @@
 """The safety checker against diffusers' own, fed by transformers' image processor."""
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -236,3 +237,13 @@ def test_a_checker_of_another_shape_is_rejected_in_one_line(checked_model):
     with pytest.raises(ModelError, match=reason) as rejected:
         safety_checker.load(files, BUILD)
     assert "\n" not in str(rejected.value)
+
+
+@pytest.mark.parametrize("name", ["concept_embeds_weights", "special_care_embeds_weights"])
+def test_a_checker_with_weights_that_are_not_finite_is_rejected_by_their_name(
+    checked_model, reference, name
+):
+    getattr(reference, name)[2] = math.nan
+    reference.save_pretrained(checked_model / "safety_checker")
+    with pytest.raises(ModelError, match=rf"^safety.checker = .*the checker.{name} holds values"):
+        safety_checker.load(find(checked_model), BUILD)
