@@ -123,8 +123,8 @@ def draw(
             if ready.record is not None and ready.record.shards is None:  # plan.parquet is lost
                 lifecycle.begin(ready.store, ready.plan, ready.record.job, work.again)
             return driver.finish(job)
-        if ready.notes:
-            _log.warning("The prompt table: %s", "\n".join(ready.notes))
+        for note in ready.notes:
+            _log.warning(f"Note: {note}")  # all of them: the terminal shows a message once a while
         warning = memory_warning(ready.plan)
         memory = f" (memory: {describe_memory(ready.plan)}. {warning})" if warning else ""
         driver.show(f"starting Ray{memory}")
