@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sdbatch.engine.family import Family
 
 MakeEngine = Callable[[], EngineProtocol]
+FOUND = ("revision", "variant", "prediction_type", "zero_snr")  # of a model, by its files
 ANY_GPU = ""  # of EngineConfig.lanes: every device
 
 
@@ -90,8 +91,8 @@ def find_model(job: Job) -> tuple[ModelFiles, Job]:
         )
     found = files.settings
     model = with_paths(job.model, partial(_pinned, {f.key: f.path for f in named_files(found)}))
-    known = ("revision", "variant", "prediction_type", "zero_snr")
-    return files, job.updated(model=model.updated(**{name: getattr(found, name) for name in known}))
+    values = {name: getattr(found, name) for name in FOUND}
+    return files, job.updated(model=model.updated(**values))
 
 
 def _pinned(found: Mapping[str, str], file: NamedFile) -> str:

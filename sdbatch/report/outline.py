@@ -9,9 +9,9 @@ from pathlib import Path
 
 from sdbatch import resolve
 from sdbatch.job import Job
-from sdbatch.output import receipts
+from sdbatch.output import identity, receipts
 from sdbatch.output.plan import Plan, images_that_fit, make_plan
-from sdbatch.output.record import read_record
+from sdbatch.output.record import Record, read_record
 from sdbatch.prompts.check import Check, check_rows, describe_table
 from sdbatch.prompts.table import open_table
 from sdbatch.stages.base import added_columns
@@ -71,9 +71,9 @@ def make_outline(job: Job, check: bool = False) -> Outline:
     Raises:
         SdbatchError: `run` could not begin.
     """
-    model = _check_model(job)
     store = Store(job.output.path)
     record = read_record(store)
+    model, job = _find_model(job, record)
     table = open_table(job.prompts, added_columns(job).names)
     plan = make_plan(job, table, record)
     proof = record.proof() if record and record.shards is not None else None
@@ -100,16 +100,26 @@ def make_outline(job: Job, check: bool = False) -> Outline:
     )
 
 
-def _check_model(job: Job) -> str:
-    """Return what a user should know of the model; raise a ModelError if its files are wrong.
+def _find_model(job: Job, record: Record | None) -> tuple[str, Job]:
+    """Return what a user should know of the model, and the job with what its files say.
 
-    The files of a hub id, or of a path that another machine has, are not looked at.
+    The files of a hub id, or of a path that another machine has, are not looked at: an existing
+    output says what was found in them.
+
+    Raises:
+        ModelError: its files are wrong.
     """
     path = job.model.path
-    if not path.startswith("builtin:") and not Path(path).exists():
-        return f"{path}, not on this machine: not checked"
-    resolve.find_model(job)
-    return path
+    if record is not None:
+        job = identity.with_commits(job, record.job)
+    if path.startswith("builtin:") or Path(path).exists():
+        _, job = resolve.find_model(job)
+        return path, job
+    if record is not None and record.job.model.path == path:
+        open_keys = [name for name in resolve.FOUND if getattr(job.model, name) is None]
+        values = {name: getattr(record.job.model, name) for name in open_keys}
+        job = job.updated(model=job.model.updated(**values))
+    return f"{path}, not on this machine: not checked", job
 
 
 def describe_memory(plan: Plan) -> str:

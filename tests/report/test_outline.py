@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from safetensors.numpy import save_file
 
+from sdbatch import resolve
 from sdbatch.cli import main
 from sdbatch.errors import ModelError
 from sdbatch.output.plan import AIM_BYTES, make_plan
@@ -151,3 +153,22 @@ def test_a_model_of_the_hub_or_of_another_machine_is_not_looked_at(table, make_j
     assert (
         "model      someone/model, not on this machine: not checked\n" in make_outline(job).text()
     )
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_an_output_whose_model_has_one_variant_is_planned_again(
+    table, make_job, tiny_model, tmp_path, here
+):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    for part in ("unet", "vae", "text_encoder"):
+        (weights,) = (model / part).glob("*.safetensors")
+        weights.rename(weights.with_suffix(".fp16.safetensors"))
+    store = Store(str(tmp_path / "out"))
+    store.begin()
+    job = make_job(prompts={"path": str(table)}, model=str(model))
+    _, found = resolve.find_model(job)
+    plan = make_plan(found, open_table(found.prompts), None)
+    write_record(store, plan.job, plan.shards, plan.table.extras)
+    if not here:
+        shutil.rmtree(model)
+    assert make_outline(job).images == 99
