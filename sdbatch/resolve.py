@@ -21,6 +21,7 @@ from sdbatch.models.find_model import ModelFiles
 from sdbatch.sampling import KEYS
 
 if TYPE_CHECKING:
+    from sdbatch.engine.engine import Engine
     from sdbatch.engine.family import Family
 
 MakeEngine = Callable[[], EngineProtocol]
@@ -65,11 +66,9 @@ class Resolved:
             columns: of the prompt table, by our names. Where they can replace no value that the
                 model may reject, an engine that rejects the job's own values is not made.
         """
-        sampling = self.job.sampling
         replaceable = any(KEYS[name].model_may_reject for name in columns if name in KEYS)
-        example = None if replaceable else Request(**{**sampling.model_dump(), "prompt": ""})
-        pixels = sampling.height * sampling.width
-        return partial(load_engine, self.model, self.engine, pixels, example)
+        example = Request(**{**self.job.sampling.model_dump(), "prompt": ""})
+        return partial(load_engine, self.model, self.engine, example, must_draw=not replaceable)
 
 
 def find_model(job: Job) -> tuple[ModelFiles, Job]:
@@ -163,18 +162,18 @@ def _resolve_engine(job: Job, limits: ModelLimits, gpus: float) -> EngineConfig:
 
 
 def load_engine(
-    files: ModelFiles, config: EngineConfig, pixels: int, example: Request | None
+    files: ModelFiles, config: EngineConfig, example: Request, *, must_draw: bool
 ) -> EngineProtocol:
-    """Load the model and start an engine, in the process that draws.
+    """Load the model, start an engine and draw a tick with it, in the process that draws.
 
     Args:
         files: of the model.
         config: its lanes may depend on the GPU that this process has.
-        pixels: of the job's images, which the lanes are meant for.
-        example: a request with the job's values; None: every row has values of its own.
+        example: a request with the job's values; the lanes are meant for its size.
+        must_draw: whether an engine is of no use whose model rejects the example.
 
     Raises:
-        ModelError: the model cannot be loaded, or cannot draw the example.
+        ModelError: the model cannot be loaded, or cannot draw.
     """
     from sdbatch.engine import cuda
     from sdbatch.engine.engine import Engine
@@ -191,13 +190,23 @@ def load_engine(
         family,
         lanes=lanes,
         threads=config.threads,
-        pixels=pixels,
+        pixels=example.height * example.width,
         checker=checker,
     )
-    if example is not None:
-        try:
-            engine.check(example)
-        except Exception as error:
+    try:
+        _try_out(engine, example, must_draw=must_draw)
+    except ModelError:
+        engine.close()
+        raise
+    return engine
+
+
+def _try_out(engine: "Engine", example: Request, *, must_draw: bool) -> None:
+    try:
+        engine.check(example)
+    except Exception as error:
+        if must_draw:
             text = one_line(error).rstrip(".")
             raise ModelError(f"sampling: the model cannot draw this: {text}.") from error
-    return engine
+        return  # each row has values of its own
+    engine.warm_up(example)

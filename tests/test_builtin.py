@@ -141,4 +141,4 @@ def test_a_machine_whose_package_has_another_model_is_rejected(tmp_path, monkeyp
         find_model.check_hash(files)
     resolved = EngineConfig("cpu", "float32", {ANY_GPU: 2}, 1, channels_last=True, compile=False)
     with pytest.raises(ModelError, match="Give all machines the same files and the same sdbatch"):
-        load_engine(files, resolved, 64 * 64, None)
+        load_engine(files, resolved, Request(prompt=""), must_draw=False)

@@ -29,6 +29,7 @@ class Ticket:
     ticks: int = 0  # denoiser calls that its sampler makes
     overdue_at: int = 0  # admissions after which it goes first
     alone: bool = False  # its cohort failed: drawn again by itself, to find which request failed
+    suspect: bool = False  # a call over all lanes failed: drawn again with no other in the lanes
     fewest_rows: int = 0  # rows of the smallest denoiser call so far
     previewed: int = 0  # the tick of the last preview that its follower got
     settled: bool = False

@@ -21,13 +21,14 @@ import torch
 from sdbatch.engine import cuda
 from sdbatch.engine.cohort import Cohort, Ticket
 from sdbatch.engine.family import Family
-from sdbatch.engine.faults import FaultPolicy
+from sdbatch.engine.faults import FaultPolicy, is_lack_of_memory
 from sdbatch.engine.lanes import padded
 from sdbatch.engine.request import Drawn
 
 GROUP = 4  # images in a decoder call at most: always the same number, padded
 MAX_IDLE_SIZES = 64  # image sizes that are kept while no image of them waits
 MAX_ROUNDS = 8  # that a finished image waits for others to fill its group
+MOST_COPIES = 16  # groups on their way off the device, in pinned memory; then the engine waits
 WIDEST = torch.float32  # for pictures that are not finite in the family's type
 
 
@@ -94,6 +95,7 @@ class Decoder:
         self._sizes: dict[tuple[int, int, torch.dtype], _Waiting] = {}
         self._again: deque[_Finished] = deque()  # returned by the delivering thread
         self._deliveries: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._free = threading.Semaphore(MOST_COPIES)
         self._sent = self._delivered = 0  # counted by one thread each
         self.alive = True  # the delivering thread
         self._thread = threading.Thread(target=self._deliver, name="sdbatch-deliver", daemon=True)
@@ -144,6 +146,22 @@ class Decoder:
                 group, size.images = size.images[: size.group], size.images[size.group :]
                 self._decode(group, size)
 
+    def try_out(self, ticket: Ticket, latents: torch.Tensor) -> None:
+        """Decode latents (C, h, w) in a full group and discard the picture.
+
+        Raises what a call raises, if its cause is not a lack of memory for the whole group.
+        """
+        image = _Finished(ticket, latents, False, self._family.dtype)
+        size = self._size_of(image)
+        while True:
+            try:
+                self._copy([image], size.group)
+                return
+            except Exception as error:
+                if not is_lack_of_memory(error) or size.group == 1:
+                    raise
+                self._shrink(size, error.with_traceback(None))
+
     def close(self) -> None:
         """Deliver what was decoded, then stop."""
         self._deliveries.put(None)
@@ -154,21 +172,38 @@ class Decoder:
         self._sent += 1
         self._deliveries.put(deliver)
 
+    def _send_copy(self, deliver: Callable[[], None]) -> None:
+        """Have a copy delivered; wait while many are on their way."""
+        while not self._free.acquire(timeout=1):
+            if not self.alive:
+                break
+
+        def deliver_and_release() -> None:
+            try:
+                deliver()
+            finally:
+                self._free.release()
+
+        self._send(deliver_and_release)
+
     def _queue(self, image: _Finished) -> None:
+        self._size_of(image).images.append(image)
+
+    def _size_of(self, image: _Finished) -> _Waiting:
         request = image.ticket.request
         key = (request.height, request.width, image.dtype)
         size = self._sizes.setdefault(key, _Waiting(self._group_of(image.ticket)))
         if len(self._sizes) > MAX_IDLE_SIZES:
             self._sizes = {key: each for key, each in self._sizes.items() if each.images}
             self._sizes[key] = size
-        size.images.append(image)
+        return size
 
     def _preview(self, image: _Finished) -> None:
-        pictures = self._faults.decode(partial(self._pictures, [image], 1))
-        if isinstance(pictures, Exception):
-            self._faults.record("no preview", pictures)
+        copy = self._faults.decode(partial(self._copy, [image], 1))
+        if isinstance(copy, Exception):
+            self._faults.record("no preview", copy)
         else:
-            self._send(_Copy([image], pictures, self._again.append).show)
+            self._send_copy(copy.show)
 
     def _group_of(self, ticket: Ticket) -> int:
         return max(1, min(GROUP, self._lanes_for(ticket) // 2))
@@ -180,17 +215,26 @@ class Decoder:
         count = size.group
         if not any(image.ticket.exact for image in group):
             count = min(count, 1 << (len(group) - 1).bit_length())
-        pictures = self._faults.decode(partial(self._pictures, group, count))
-        if isinstance(pictures, _Pictures):
+        copy = self._faults.decode(partial(self._copy, group, count))
+        if isinstance(copy, _Copy):
             for image in group:
                 image.exact &= count == self._group_of(image.ticket)
-            self._send(_Copy(group, pictures, self._again.append).deliver)
-        elif size.group == 1:
-            group[0].ticket.settle(pictures)
-        else:
-            size.group //= 2
+            self._send_copy(copy.deliver)
+        elif is_lack_of_memory(copy) and size.group > 1:
             size.images = group + size.images
-            self._faults.record(f"{size.group} images a decoder call", pictures)
+            self._shrink(size, copy)
+        elif len(group) > 1:  # one of them may be the cause
+            for image in group:
+                self._decode([image], size)
+        else:
+            group[0].ticket.settle(copy)
+
+    def _shrink(self, size: _Waiting, error: Exception) -> None:
+        size.group //= 2
+        self._faults.record(f"{size.group} images a decoder call", error)
+
+    def _copy(self, group: list[_Finished], count: int) -> "_Copy":
+        return _Copy(group, self._pictures(group, count), self._again.append)
 
     def _pictures(self, group: list[_Finished], count: int) -> _Pictures:
         """Decode and score images of one type in a call of exactly `count`."""
@@ -264,17 +308,17 @@ class _Copy:
 
     def _outcome(self, i: int, image: _Finished) -> Drawn | Exception | None:
         """Return how a request ends; None if its image is to be decoded again."""
-        latents, picture = self._finite[:, i].tolist()
+        latents, pixels = self._finite[:, i].tolist()
         if not latents:
             return ArithmeticError(
                 "The latents are not finite: the model cannot draw these values. Try another "
                 "guidance_scale, or engine.dtype: float32."
             )
-        if not picture and image.dtype != WIDEST:
+        if not pixels and image.dtype != WIDEST:
             image.dtype, image.again = WIDEST, True
             self._again(image)
             return None
-        if not picture:
+        if not pixels:
             return ArithmeticError(
                 "The decoded picture is not finite in float32, the widest engine.dtype: the model "
                 "cannot decode these latents. Try another guidance_scale, or a model with another "
@@ -287,8 +331,10 @@ class _Copy:
                 return ArithmeticError(
                     "The safety checker's scores are not finite. Set safety.checker to another one."
                 )
+        picture = self._pixels[i].numpy()
         return Drawn(
-            image=self._pixels[i].numpy(),
+            # out of pinned memory, which the images that wait to be encoded would fill
+            image=picture if self._event is None else picture.copy(),
             prompt_tokens=image.ticket.reading.tokens,
             prompt_truncated=image.ticket.reading.truncated,
             lanes=image.ticket.fewest_rows,

@@ -19,7 +19,7 @@ from sdbatch.engine import cuda
 from sdbatch.engine.cohort import Ticket
 from sdbatch.engine.decode import Decoder, SafetyChecker
 from sdbatch.engine.family import Family, Reading
-from sdbatch.engine.faults import FaultPolicy
+from sdbatch.engine.faults import FaultPolicy, cannot_draw, is_lack_of_memory
 from sdbatch.engine.lanes import Lanes
 from sdbatch.engine.limits import LEAST_LANES
 from sdbatch.engine.request import Drawn, Follow, Request, Usage
@@ -69,7 +69,7 @@ class Engine:
         self._lanes = lanes
         self._threads = threads
         self._family = family
-        self._faults = FaultPolicy(self._usage)
+        self._faults = FaultPolicy(self._usage, self._check)
         self._shapes: dict[Hashable, Lanes] = {}
         self._turns: deque[Hashable] = deque()  # the first has the device
         self._turn_left = TURN
@@ -81,6 +81,8 @@ class Engine:
             for name, field in Sampling.model_fields.items()
             if name not in ENGINE_KEYS | family.keys
         }
+        self._example: Request | None = None
+        self._warming_up: Future[None] | None = None
         self._arrived: deque[Ticket] = deque()
         self._open: set[Ticket] = set()  # all that have not ended
         self._began: float | None = None
@@ -142,6 +144,21 @@ class Engine:
         self._read(request)
         self._family.ticks(request)
 
+    def warm_up(self, request: Request) -> None:
+        """Draw a tick, a group of text and a decoding of `request` in full calls; discard them.
+
+        So what would fail every request fails here, and too little memory reduces the lanes before
+        the first one. Once, after `check`.
+
+        Raises:
+            ModelError: the model cannot draw on this device.
+        """
+        done: Future[None] = Future()
+        with self._changed:
+            self._example, self._warming_up = request, done
+            self._changed.notify()
+        done.result()
+
     def close(self, *, cancel: bool = False) -> None:
         """Draw what was submitted, or cancel it; then stop."""
         with self._changed:
@@ -161,6 +178,8 @@ class Engine:
                     self._round()
         except torch.AcceleratorError as error:
             reason = cuda.device_failed(error)
+        except ModelError as error:
+            reason = error
         finally:
             self._stop(reason)
 
@@ -180,7 +199,7 @@ class Engine:
     @property
     def _has_work(self) -> bool:
         busy = self._decoder.busy or any(lanes.busy for lanes in self._shapes.values())
-        return busy or bool(self._arrived) or self._cancelled
+        return busy or bool(self._arrived) or self._cancelled or self._warming_up is not None
 
     def _wake(self) -> None:
         with self._changed:
@@ -188,7 +207,7 @@ class Engine:
 
     def _wait(self) -> None:
         began, self._round_began = time.perf_counter(), None
-        while not self._arrived and not self._closed:
+        while not self._arrived and not self._closed and self._warming_up is None:
             self._changed.wait()
         if self._began is not None:
             self._usage.idle_seconds += max(0.0, time.perf_counter() - max(began, self._began))
@@ -209,13 +228,17 @@ class Engine:
         except Exception as error:  # noqa: BLE001  caused by these values
             ticket.settle(error)
             return
+        self._lanes_for(ticket).put(ticket)
+
+    def _lanes_for(self, ticket: Ticket) -> Lanes:
+        request = ticket.request
         shape = self._family.shape(request, ticket.reading)
         if shape not in self._shapes:
             self._evict_idle_shapes()
             lanes = self._lanes_of(request.height, request.width)
             self._shapes[shape] = Lanes(self._family, lanes)
             self._turns.append(shape)
-        self._shapes[shape].put(ticket)
+        return self._shapes[shape]
 
     def _evict_idle_shapes(self) -> None:
         """Evict idle shapes above MAX_IDLE_SHAPES: clients of a service may ask for any size."""
@@ -232,9 +255,52 @@ class Engine:
 
     def _round(self) -> None:
         """Admit, tick and decode once, for the shape whose turn it is."""
+        if self._warming_up is not None:
+            self._finish_warm_up(self._warming_up)
         lanes = self._admit()
         finished = self._tick(lanes) if lanes else []
         self._decode(finished)
+
+    def _finish_warm_up(self, done: Future[None]) -> None:
+        self._warming_up = None
+        try:
+            self._draw_example()
+        except ModelError as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    def _check(self, error: Exception) -> None:
+        """Raise a ModelError if, after an exception, the engine can draw nothing."""
+        if self._example is not None:
+            self._draw_example()
+        elif not self._usage.ticks:
+            raise cannot_draw(error) from error
+
+    def _draw_example(self) -> None:
+        assert self._example is not None, "there is an example"
+        ticket = Ticket(self._example, self._read(self._example))
+        ticket.ticks = self._family.ticks(self._example)
+        lanes = self._lanes_for(ticket)
+        try:
+            while not self._fits(lanes, ticket):
+                pass
+        except Exception as error:
+            raise cannot_draw(error) from error
+
+    def _fits(self, lanes: Lanes, ticket: Ticket) -> bool:
+        """Try a request in a tick of as many rows and in a decoding; if it fails, halve `lanes`."""
+        trial = Lanes(self._family, lanes.count)
+        try:
+            trial.start([ticket])
+            trial.tick(lambda _, call: call())
+            self._decoder.try_out(ticket, trial.cohorts[0].latents[0])
+        except Exception as error:
+            if not is_lack_of_memory(error) or lanes.count == LEAST_LANES:
+                raise
+            self._faults.halve(lanes, error.with_traceback(None))
+            return False
+        return True
 
     def _admit(self) -> Lanes | None:
         """Return the lanes that tick next, with waiting requests in them; None without work."""
@@ -295,6 +361,8 @@ class Engine:
             if not self._closed:
                 self._closed, self._reason = True, reason
         self._decoder.close()
+        if self._warming_up is not None:
+            self._warming_up.set_exception(reason)
         for ticket in list(self._open):
             if self._cancelled:
                 ticket.future.cancel()

@@ -34,13 +34,14 @@ class Lanes:
         # By kind, and within it by when two lanes are needed: all of a queue fit, or none does.
         self._waiting: dict[Any, deque[Ticket]] = {}
         self._waiting_count = 0
+        self._suspects: deque[Ticket] = deque()  # each is drawn with no other in the lanes
         self._admitted = 0
         self._taken: NDArray[np.int64] = np.zeros(0, np.int64)  # lanes taken, from the next tick on
 
     @property
     def busy(self) -> bool:
         """Tell whether a request waits here or is being drawn."""
-        return bool(self._waiting or self.cohorts)
+        return bool(self._waiting or self._suspects or self.cohorts)
 
     def put(self, ticket: Ticket) -> None:
         """Queue `ticket`, whose ticks are known."""
@@ -51,7 +52,10 @@ class Lanes:
         """Queue tickets again that were in lanes, before all others."""
         for ticket in tickets:
             ticket.overdue_at = ticket.fewest_rows = 0
-            self._enqueue(ticket).appendleft(ticket)
+            if ticket.suspect:
+                self._suspects.append(ticket)
+            else:
+                self._enqueue(ticket).appendleft(ticket)
 
     def drop_cancelled(self) -> None:
         """Release the lanes of cancelled requests."""
@@ -66,6 +70,8 @@ class Lanes:
         Longest first, as a long request that begins late leaves lanes empty at the end. But an
         overdue request goes first, and no other takes the lanes that it waits for.
         """
+        if self._suspects:
+            return self._admit_suspect()
         taken: dict[Any, list[Ticket]] = {}
         free = self.count - (int(self._taken[0]) if len(self._taken) else 0)
         for key in self._order() if free else ():
@@ -82,6 +88,14 @@ class Lanes:
             if queue and self._is_overdue(queue[0]):
                 break
         return list(taken.values())
+
+    def _admit_suspect(self) -> list[list[Ticket]]:
+        """Move a suspect into the lanes if they are empty; return a list as `admit` does."""
+        if self.cohorts:
+            return []
+        ticket = self._suspects.popleft()
+        self._occupy(ticket.lanes())
+        return [[ticket]]
 
     def start(self, tickets: list[Ticket]) -> None:
         """Make a cohort of admitted tickets; raises what its scheduler or text raises."""

@@ -6,8 +6,188 @@ import numpy as np
 import pytest
 import torch
 
+from sdbatch.engine.faults import is_lack_of_memory
 from sdbatch.errors import ModelError
-from tests.engine.faulty_family import OutOfMemory
+from tests.engine.faulty_family import OutOfMemory, nothing
+
+
+class NoCompiler:
+    """A hook that raises in every call, as a compiler does that is missing."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, *_) -> None:
+        self.calls += 1
+        raise RuntimeError("Failed to find C compiler.\nSet the CC environment variable.")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"), True),
+        (MemoryError(), True),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"), False),
+        (RuntimeError("out of resource: shared memory, Required: 262144"), False),
+        (RuntimeError("Failed to find C compiler. Set the CC environment variable."), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_a_lack_of_memory_is_known_by_its_class_or_its_librarys_text(error, expected):
+    assert is_lack_of_memory(error) == expected
+
+
+@pytest.mark.parametrize("hook", ["on_denoise", "on_decode"])
+def test_what_every_call_would_raise_is_a_model_error_of_the_warm_up(
+    new_engine, request_for, faulty, hook
+):
+    compiler = NoCompiler()
+    setattr(faulty, hook, compiler)
+    engine = new_engine(lanes=8)
+    with pytest.raises(
+        ModelError,
+        match=r"^The model cannot draw on this device \(RuntimeError: Failed to find C compiler. "
+        r"Set the CC environment variable.\). Correct the cause, or set engine.compile to false",
+    ):
+        engine.warm_up(request_for())
+    assert compiler.calls == 1
+    assert not engine.usage.shrunk
+
+
+def test_the_warm_up_makes_full_calls_of_the_requests_shape_and_counts_none(
+    new_engine, request_for, faulty
+):
+    calls = []
+    faulty.on_denoise = lambda latents, *_: calls.append(latents.shape)
+    faulty.on_decode = lambda latents, dtype: calls.append(latents.shape)
+    engine = new_engine(lanes=8)
+    engine.warm_up(request_for(height=72))
+    shape = calls[0][1:]
+    assert calls == [(8, *shape), (4, *shape)]
+    assert engine.usage.ticks == 0
+    again = engine.submit(request_for(height=72)).result()
+    assert len({call[1:] for call in calls}) == 1
+    assert again.lanes == 8
+
+
+def test_too_little_memory_in_the_warm_up_reduces_the_lanes_before_the_first_request(
+    new_engine, request_for, faulty
+):
+    most = faulty.on_denoise = OutOfMemory(most=4)
+    engine = new_engine(lanes=16)
+    engine.warm_up(request_for())
+    assert most.raised == 2
+    assert engine.submit(request_for()).result().lanes == 4
+    assert most.raised == 2
+    assert [text.split(" (")[0] for text in engine.usage.shrunk] == ["8 lanes", "4 lanes"]
+
+
+def test_too_little_memory_to_decode_a_group_in_the_warm_up_reduces_the_group(
+    new_engine, request_for, faulty
+):
+    most = faulty.on_decode = OutOfMemory(most=2)
+    engine = new_engine(lanes=8)
+    engine.warm_up(request_for())
+    assert not engine.submit(request_for()).result().exact
+    assert most.raised == 1
+    assert engine.usage.shrunk[0].startswith("2 images a decoder call (OutOfMemoryError")
+
+
+@pytest.mark.parametrize("hook", ["on_denoise", "on_decode"])
+def test_a_device_with_too_little_memory_for_the_fewest_lanes_is_a_model_error(
+    new_engine, request_for, faulty, hook
+):
+    setattr(faulty, hook, OutOfMemory(most=0))
+    engine = new_engine(lanes=8)
+    with pytest.raises(ModelError, match=r"too little memory for 2 lanes .*20 GiB.*Set a smaller"):
+        engine.warm_up(request_for())
+
+
+def test_a_device_that_fails_in_the_warm_up_is_a_model_error(new_engine, request_for, faulty):
+    def fail(*_):
+        raise torch.AcceleratorError("CUDA error: no kernel image is available for execution")
+
+    faulty.on_denoise = fail
+    engine = new_engine()
+    with pytest.raises(ModelError, match=r"cannot draw on this device .*no kernel image"):
+        engine.warm_up(request_for())
+
+
+def test_a_request_that_no_kernel_can_draw_fails_alone_in_full_lanes(
+    new_engine, request_for, faulty
+):
+    engine = new_engine(lanes=8)
+    expected = [engine.submit(request_for(seed=seed)).result().image for seed in range(5)]
+
+    def enlarge_seed_2(requests, latents):
+        for i, request in enumerate(requests):
+            if request.seed == 2:
+                latents[i] = 1e30
+
+    def reject_large(latents, *_):
+        if latents.abs().max() > 1e20:
+            raise RuntimeError("the kernel rejects 1e30")
+
+    faulty.on_step, faulty.on_denoise = enlarge_seed_2, reject_large
+    futures = [engine.submit(request_for(seed=seed)) for seed in range(5)]
+    with pytest.raises(RuntimeError, match="the kernel rejects 1e30"):
+        futures[2].result()
+    for seed in (0, 1, 3, 4):
+        drawn = futures[seed].result()
+        assert np.array_equal(drawn.image, expected[seed])
+        assert drawn.lanes == 8
+    assert not engine.usage.shrunk
+
+
+def test_latents_that_no_decoder_can_decode_fail_alone_in_full_groups(
+    new_engine, request_for, faulty
+):
+    engine = new_engine(lanes=8)
+
+    def enlarge_seed_2(requests, latents):
+        for i, request in enumerate(requests):
+            if request.seed == 2:
+                latents[i] = 1e30
+
+    def reject_large(latents, _):
+        if latents.abs().max() > 1e20:
+            raise RuntimeError("the kernel rejects 1e30")
+
+    faulty.on_step, faulty.on_decode = enlarge_seed_2, reject_large
+    futures = [engine.submit(request_for(seed=seed, num_inference_steps=1)) for seed in range(5)]
+    with pytest.raises(RuntimeError, match="the kernel rejects 1e30"):
+        futures[2].result()
+    assert all(futures[seed].result().exact for seed in (0, 1, 3, 4))
+    assert not engine.usage.shrunk
+
+
+@pytest.mark.parametrize(
+    ("hook", "warm"), [("on_denoise", False), ("on_denoise", True), ("on_decode", True)]
+)
+def test_a_fault_of_every_call_ends_the_engine_and_fails_no_row(
+    new_engine, request_for, faulty, hook, warm
+):
+    engine = new_engine(lanes=8)
+    if warm:
+        engine.warm_up(request_for())
+    compiler = NoCompiler()
+    setattr(faulty, hook, compiler)
+    futures = [engine.submit(request_for(seed=seed)) for seed in range(9)]
+    for future in futures:
+        with pytest.raises(ModelError, match=r"cannot draw on this device .*C compiler"):
+            future.result()
+    assert compiler.calls == 1 + warm
+    faulty.on_denoise = faulty.on_decode = nothing
+    with pytest.raises(ModelError, match="cannot draw on this device"):
+        engine.submit(request_for())
 
 
 def test_a_request_that_fails_does_not_affect_its_neighbours(engine, request_for, kind):
