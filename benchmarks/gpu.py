@@ -34,6 +34,7 @@ from oracle import pipeline
 from sides import Diffusers, Ours, Side, draw_alike, median_seconds, model_ms, synchronize
 
 from sdbatch.cores import cores
+from sdbatch.engine.device import driver
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.request import Request
 from sdbatch.models.build import Build
@@ -280,7 +281,7 @@ def main(small: bool, output: Path | None) -> None:
             "date": time.strftime("%Y-%m-%d"),
             "device": gpu.name if gpu else f"{platform.machine()}, {cores()} cores",
             "cuda": torch.version.cuda,
-            "driver": _driver() if gpu else None,
+            "driver": driver(),
             "command": f"python benchmarks/gpu.py{' --small' if small else ''}",
             **versions(),
         },
@@ -289,12 +290,6 @@ def main(small: bool, output: Path | None) -> None:
     measure(setting, found)
     found.add("time", {"seconds": round(time.perf_counter() - began, 1)})
     print(json.dumps(found.values))
-
-
-def _driver() -> str:
-    """Return the version of the GPU's driver, as the kernel reports it."""
-    path = Path("/proc/driver/nvidia/version")
-    return path.read_text().splitlines()[0] if path.exists() else "unknown"
 
 
 if __name__ == "__main__":

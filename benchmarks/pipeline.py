@@ -22,10 +22,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import click
 import findings
@@ -71,6 +74,7 @@ class ReadyEngine:
     """An engine whose image is ready before it is requested; default: `picture`."""
 
     stalled_seconds = 0.0
+    device: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, image: NDArray[np.uint8] | None = None) -> None:
         self.usage = Usage()

@@ -19,10 +19,13 @@ import tempfile
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import click
 import findings
@@ -43,6 +46,7 @@ class SleepingEngine:
     """Draws BATCH images at a time by sleeping; records the times in a file of its own."""
 
     stalled_seconds = 0.0
+    device: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, folder: str) -> None:
         self.usage = Usage()

@@ -173,12 +173,16 @@ def load_engine(
         must_draw: whether an engine is of no use whose model rejects the example.
 
     Raises:
-        ModelError: the model cannot be loaded, or cannot draw.
+        ModelError: the device cannot be used, the environment overrides what decides bits, or the
+            model cannot be loaded or cannot draw.
     """
-    from sdbatch.engine import cuda
+    from sdbatch.engine import bits, cuda
     from sdbatch.engine.engine import Engine
     from sdbatch.models.deferred import deferred_imports
 
+    if config.device == "cuda":
+        cuda.check_usable()
+    bits.pin_bits(config.device)
     lanes = config.lanes.get(ANY_GPU) or cuda.lanes(config.lanes, cuda.name(config.device))
     models.check_hash(files)
     with deferred_imports(compile=config.compile):

@@ -4,8 +4,11 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +27,7 @@ class FakeEngine:
         self._thread = ThreadPoolExecutor(1)
 
     stalled_seconds = 0.0
+    device: Mapping[str, Any] = MappingProxyType({})
 
     def submit(
         self, request: Request, *, exact: bool = True, follow: Follow | None = None

@@ -18,6 +18,7 @@ import torch
 from sdbatch.engine import cuda
 from sdbatch.engine.cohort import Ticket
 from sdbatch.engine.decode import Decoder, SafetyChecker
+from sdbatch.engine.device import device_facts
 from sdbatch.engine.family import Family, Reading
 from sdbatch.engine.faults import FaultPolicy, cannot_draw, is_lack_of_memory
 from sdbatch.engine.lanes import Lanes
@@ -65,6 +66,7 @@ class Engine:
         pixels: int | None = None,
         checker: SafetyChecker | None = None,
     ) -> None:
+        self.device = device_facts(family.device.type)
         self._usage = Usage()
         self._lanes = lanes
         self._threads = threads

@@ -70,6 +70,10 @@ class Family(Protocol):
         """Return what it can draw."""
 
     @property
+    def device(self) -> torch.device:
+        """Return the device of its weights, on which it draws."""
+
+    @property
     def dtype(self) -> torch.dtype:
         """Return the type of its weights, in which it draws and decodes."""
 

@@ -91,6 +91,10 @@ class EngineProtocol(Protocol):
     """What draws requests: engine.Engine, or an engine for models that do not gain from lanes."""
 
     @property
+    def device(self) -> Mapping[str, Any]:
+        """Return the facts of its device, from device.device_facts; none if it draws on none."""
+
+    @property
     def usage(self) -> Usage:
         """Return what the engine has done so far."""
 
