@@ -367,6 +367,9 @@ def verify(output: str, repair: bool, redraw: int | None) -> None:
         click.echo(fault.text)
         faults.append(fault)
     shown = without_secrets(output)
+    note = verification.note_devices(store)
+    if note is not None:
+        click.echo(f"Note: {note}")
     click.echo(f"{shown}: {len(faults) or 'no'} faults")
     if repair and faults:
         shards = verification.repair(store, faults)

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 
 from sdbatch import cores, resolve
 from sdbatch.errors import JobError, ModelError
@@ -132,4 +133,28 @@ def test_an_engine_is_not_made_from_weights_that_changed_after_they_were_hashed(
     weights = next((folder / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(ModelError, match=r"its sha256 is .* must be .*, as when the run began"):
+        make_engine()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_torch_cannot_use_is_an_error_before_weights_are_read(
+    make_job, tiny_model, tmp_path
+):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    files, job = resolve.find_model(make_job(model={"path": str(folder)}))
+    make_engine = resolve.resolve(job, files, 1, find_model.sha256(files)).make_engine()
+    next((folder / "unet").glob("*.safetensors")).write_bytes(b"nothing")
+    with pytest.raises(ModelError, match=r"^engine.device = 'cuda': torch .* driver"):
+        make_engine()
+
+
+def test_the_engine_of_a_job_has_its_bits_pinned_and_rejects_what_overrides_them(
+    make_job, tiny_model, monkeypatch
+):
+    make_engine = resolved(make_job(model={"path": str(tiny_model)})).make_engine()
+    torch.backends.cudnn.benchmark = True
+    make_engine().close()
+    assert not torch.backends.cudnn.benchmark
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+    with pytest.raises(ModelError, match="environment ONEDNN_DEFAULT_FPMATH_MODE = 'BF16'"):
         make_engine()

@@ -88,6 +88,7 @@ class DrawingActor:
             "lanes": drawing.lanes,
             "decoded_again": sum(bool(result.get("decoded_again")) for result in results),
             "engine": asdict(self._usage()),  # of the actor, since it began
+            "device": dict(self._stage.engine.device),
             **({"isolated": True} if isolated else {}),
         }
         drawn = with_shard(add_results(rows, results), shard_of(rows), facts)

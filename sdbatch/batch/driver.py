@@ -1,5 +1,6 @@
 """The driver's side of a run: collect receipts, show progress, stop when it must, finish."""
 
+import logging
 import queue
 import threading
 import time
@@ -14,6 +15,7 @@ from sdbatch.batch.stall import Stall
 from sdbatch.errors import ModelError, SdbatchError, StorageError, one_line
 from sdbatch.job import Job
 from sdbatch.output import identity, lifecycle, names, receipts
+from sdbatch.output.devices import count_devices
 from sdbatch.output.lease import Lease
 from sdbatch.output.plan import Plan
 from sdbatch.output.progress import Progress
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.25
 FIRST_POLL_SECONDS = 0.05  # until an engine stands
+_log = logging.getLogger(__name__)
 Arrived: TypeAlias = "queue.Queue[Receipt | BaseException | None]"
 
 
@@ -45,6 +48,7 @@ class Driver:
         self._display = display
         self._max_failed = max_failed
         self._valid: list[Receipt] = []
+        self._devices: set[str] = set()  # that drew the output, each noted if it is another one
         self._new_receipts: list[Receipt] = []
         self._drawn = self._failed = 0  # images of all these receipts
         self._before = 0  # images of the valid ones
@@ -58,6 +62,7 @@ class Driver:
     def keep(self, valid: Sequence[Receipt]) -> None:
         """Note the receipts of shards that are not drawn again."""
         self._valid = list(valid)
+        self._devices = set(count_devices(valid))
         self._count(valid)
         self._before = self._drawn + self._failed
 
@@ -108,6 +113,7 @@ class Driver:
                 new, ended = _take(arrived, POLL_SECONDS if begun else FIRST_POLL_SECONDS)
                 self._new_receipts += new
                 self._count(new)
+                self._note_devices(new)
                 self._look(setup, new)
                 if self._snapshot.loaded_at and not self._snapshot.open:
                     if not begun:
@@ -158,6 +164,7 @@ class Driver:
             began=self._began,
             startup=self._startup,
             engines=measure_utilisation(now, self._drawing_seconds()),
+            devices=count_devices(every),
         )
         if self._stopped is None:
             try:
@@ -200,6 +207,18 @@ class Driver:
     def _count(self, receipts: Sequence[Receipt]) -> None:
         self._drawn += sum(receipt.images for receipt in receipts)
         self._failed += sum(receipt.failed for receipt in receipts)
+
+    def _note_devices(self, new: Sequence[Receipt]) -> None:
+        """Say at once if another kind of device draws than drew what the output holds already."""
+        others = set(count_devices(new)) - self._devices if self._devices else set()
+        for device in sorted(others):
+            _log.warning(
+                f"Note: this run draws with {device}, and what the output holds was drawn by "
+                f"{' and '.join(sorted(self._devices))}. The bits of a row may differ between "
+                f"them. For one kind throughout, choose machines with cluster.label_selector, or "
+                f"start again with --overwrite."
+            )
+        self._devices |= others
 
     def _look(self, setup: ActorSetup, new: list[Receipt]) -> None:
         """Take a snapshot; what was seen once stays, though the actor that saw it may have died."""

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from sdbatch import schema
 from sdbatch.errors import one_line
 from sdbatch.output import formats, lease, names, receipts
+from sdbatch.output.devices import count_devices, several_devices
 from sdbatch.output.reader import READ_ERRORS
 from sdbatch.output.receipts import Proof, Receipt
 from sdbatch.output.record import require_record
@@ -51,6 +52,11 @@ def verify_output(store: Store) -> Iterator[Fault]:
         for name in (names.CARD, names.GALLERY):
             if store.read_if_exists(name) is None:
                 yield Fault(f"{name}: missing. {_WRITTEN_AGAIN}")
+
+
+def note_devices(store: Store) -> str | None:
+    """Return what a user should know of the devices that drew the output; None: it was one kind."""
+    return several_devices(count_devices(receipts.proved(store, require_record(store).proof())))
 
 
 def repair(store: Store, faults: Iterable[Fault]) -> int:

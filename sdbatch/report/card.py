@@ -4,6 +4,7 @@ from huggingface_hub import DatasetCardData
 
 from sdbatch.job import Job
 from sdbatch.output import formats, identity, names
+from sdbatch.output.devices import several_devices
 from sdbatch.report.closing import Report
 
 MAX_REASONS = 20
@@ -38,6 +39,7 @@ def dataset_card(job: Job, report: Report) -> str:
         width=job.sampling.width,
         height=job.sampling.height,
         fingerprint=identity.fingerprint(job, identity.versions()),
+        devices=f" {several_devices(report.devices) or ''}".rstrip(),
         output=report.output,
     )
 
@@ -80,7 +82,7 @@ _TEMPLATE = """---
 
 Each row holds the values that its image was drawn with. Each image file holds them too, and states
 that the image was made by a trained model. `job.yaml` is the job that drew the dataset; with the
-library versions that it lists, the job draws the same bytes again.
+library versions that it lists, the job draws the same bytes again.{devices}
 
 ```python
 from datasets import load_dataset

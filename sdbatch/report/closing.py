@@ -4,6 +4,7 @@ import shlex
 from dataclasses import dataclass, field
 
 from sdbatch.output import names
+from sdbatch.output.devices import several_devices
 from sdbatch.report.utilisation import Utilisation
 from sdbatch.storage import is_local
 
@@ -29,6 +30,7 @@ class Report:
     stopped: str | None = None  # why the run ended early; None: every shard has its receipt
     startup: dict[str, float] = field(default_factory=dict)  # seconds from the start to each step
     engines: Utilisation | None = None  # of this run; None: nothing was drawn
+    devices: dict[str, int] = field(default_factory=dict)  # kind of device -> images drawn by it
 
     @property
     def exit_code(self) -> int:
@@ -47,6 +49,8 @@ class Report:
         ]
         if self.engines is not None:
             lines += self.engines.lines()
+        several = several_devices(self.devices)
+        lines += [f"  {several}"] if several else []
         for reason, count in list(self.reasons.items())[:MAX_REASONS]:
             lines.append(f"  {count:,} failed: {reason}")
         if len(self.reasons) > MAX_REASONS:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sdbatch.errors import StorageError
 from sdbatch.output import lease, names, receipts
+from sdbatch.output.devices import count_devices, several_devices
 from sdbatch.output.lease import Run
 from sdbatch.output.progress import Heartbeat, Progress, read_heartbeat
 from sdbatch.output.receipts import Receipt
@@ -31,6 +32,7 @@ class Status:
     reasons: dict[str, int]  # why rows failed -> number of rows, most frequent first
     run: Run | None  # the last one; None: its file is missing
     progress: Progress | None  # of the last run, with shards that are not committed yet
+    devices: dict[str, int]  # kind of device -> images drawn by it
 
     @property
     def exit_code(self) -> int:
@@ -50,6 +52,8 @@ class Status:
             lines.append(f"  {self.run.describe()}")
         if self.state == "running" and self.progress is not None:
             lines.append(_progress_line(self.progress))
+        several = several_devices(self.devices)
+        lines += [f"  {several}"] if several else []
         reasons = list(self.reasons.items())[:MAX_REASONS]
         lines += [f"  {count:,} failed: {reason}" for reason, count in reasons]
         return "\n".join(lines)
@@ -86,6 +90,7 @@ def read_status(store: Store) -> Status:
         reasons=receipts.count_reasons(committed),
         run=run,
         progress=heartbeat.progress if heartbeat and run and heartbeat.run == run.id else None,
+        devices=count_devices(committed),
     )
 
 

@@ -7,6 +7,7 @@ import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -414,6 +415,14 @@ def test_facts_of_a_shard_say_how_many_lanes_drew_it_and_how_its_engine_was_used
     assert facts["lanes"] == {"2": 2}
     assert facts["engine"]["ticks"] == 3
     assert {"seconds", "idle_seconds", "rows", "filled", "shrunk"} <= facts["engine"].keys()
+
+
+def test_facts_of_a_shard_say_which_device_drew_it():
+    class Known(FakeEngine):
+        device = MappingProxyType({"kind": "cpu", "name": "a processor"})
+
+    (drawn,) = draw(block(PROMPTS), engine=Known)
+    assert facts_of(unpack(drawn))["device"] == {"kind": "cpu", "name": "a processor"}
 
 
 def test_draw_reports_what_the_engine_of_a_child_does():

@@ -79,3 +79,38 @@ def test_rate_and_eta_survive_the_death_of_the_liveness_actor(make_job, tmp_path
     assert len(display.seen) > 1
     assert all(progress.images_per_s > 0 for progress in display.seen)
     assert all(progress.eta_seconds is not None for progress in display.seen)
+
+
+class OnDevice(FakeEngine):
+    """Says that it draws on a device."""
+
+    def __init__(self, name):
+        super().__init__()
+        facts = {"kind": "cpu", "instructions": "AVX2", "onednn": True, "environment": {}}
+        self.device = {"name": name, **facts}
+
+
+def test_a_resume_on_another_kind_of_device_says_so_once_and_in_its_report(
+    make_job, tmp_path, caplog
+):
+    job = make_job(sampling={"height": 8, "width": 8}, output={"images_per_shard": 1})
+    assert draw(job, make_engine=lambda: OnDevice("an A")).devices == {"an A (AVX2)": 6}
+    for shard in (1, 3):
+        (tmp_path / f"out/receipts/{shard:06d}.json").unlink()
+    caplog.clear()
+    report = draw(job, make_engine=lambda: OnDevice("a B"))
+
+    (note,) = (record.message for record in caplog.records if "draws with" in record.message)
+    assert note.startswith(
+        "Note: this run draws with a B (AVX2), and what the output holds was drawn by an A (AVX2). "
+    )
+    assert report.devices == {"an A (AVX2)": 4, "a B (AVX2)": 2}
+
+
+def test_a_resume_on_the_same_kind_of_device_says_nothing(make_job, tmp_path, caplog):
+    job = make_job(sampling={"height": 8, "width": 8}, output={"images_per_shard": 1})
+    draw(job, make_engine=lambda: OnDevice("an A"))
+    (tmp_path / "out/receipts/000001.json").unlink()
+    caplog.clear()
+    draw(job, make_engine=lambda: OnDevice("an A"))
+    assert [record.message for record in caplog.records if "draws with" in record.message] == []

@@ -7,6 +7,7 @@ import pytest
 
 import sdbatch
 from sdbatch.cli import main
+from sdbatch.engine.device import device_facts
 from sdbatch.output import lease
 from sdbatch.storage import Store
 from tests.without_ray import without_ray
@@ -95,6 +96,21 @@ def test_verify_repairs_a_shard_that_the_next_run_draws_again(here, capfd):
 
     assert run("--set", "output.images_per_shard=1") == 0
     assert (verify(), data.read_bytes()) == (0, sound)
+
+
+def test_verify_says_if_several_kinds_of_device_drew_the_output(here, capfd):
+    assert run("--set", "output.images_per_shard=1") == 0
+    receipt = here / "out" / "receipts" / "000001.json"
+    values = json.loads(receipt.read_text())
+    assert values["facts"]["device"] == device_facts("cpu")
+    values["facts"]["device"]["name"] = "another processor"
+    receipt.write_text(json.dumps(values))
+    capfd.readouterr()
+
+    verify()
+    note = capfd.readouterr().out.splitlines()[-2]
+    assert note.startswith("Note: 2 kinds of device drew this output: 1 images by ")
+    assert "another processor" in note
 
 
 def test_verify_draws_images_again_and_says_so(here, capfd):

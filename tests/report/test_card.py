@@ -187,3 +187,10 @@ def test_card_cuts_a_long_name_and_long_reasons_with_a_mark(make_job):
     assert len(card) < 10_000
     assert f"- 1: 2 {'x' * 498} ...\n" in card
     assert len(read_front_matter(card)["pretty_name"]) == 504
+
+
+def test_card_says_if_several_kinds_of_device_drew_the_output(make_job):
+    several = replace(REPORT, devices={"H100 (x)": 1480, "A100 (y)": 10})
+    words = "again. 2 kinds of device drew this output: 1,480 images by H100 (x), 10 images by A10"
+    assert words in dataset_card(make_job(), several)
+    assert "kinds of device" not in dataset_card(make_job(), REPORT)

@@ -97,3 +97,16 @@ def test_report_quotes_the_output_in_its_commands_for_a_shell():
     assert commands["gallery"][-1] == "/data/my dog's/gallery/index.html"
     assert commands["sheet"] == ["sdbatch", "sheet", "/data/my dog's"]
     assert commands["verify"] == ["sdbatch", "verify", "/data/my dog's"]
+
+
+def test_report_says_if_several_kinds_of_device_drew_the_output():
+    one, two = {"H100 (x)": 2000}, {"H100 (x)": 1990, "A100 (y)": 10}
+    assert "device" not in replace(DRAWN, devices=one).text()
+    assert (
+        replace(DRAWN, devices=two)
+        .text()
+        .splitlines()[2]
+        .startswith(
+            "  2 kinds of device drew this output: 1,990 images by H100 (x), 10 images by A100 (y). "
+        )
+    )

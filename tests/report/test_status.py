@@ -294,3 +294,16 @@ def test_watch_returns_at_once_when_no_run_draws(complete):
 
     assert watch_run(complete.store, display).state == "finished"
     assert display.history == []
+
+
+def test_status_says_if_several_kinds_of_device_drew_the_output(complete):
+    facts = {"kind": "cpu", "instructions": "AVX2", "onednn": True, "environment": {}}
+    for shard, name in enumerate(("an A", "a B")):
+        file = names.receipt_file(shard)
+        receipt = json.loads(complete.store.read(file))
+        receipt["facts"]["device"] = {"name": name, **facts}
+        complete.store.put(file, json.dumps(receipt).encode())
+    status = read_status(complete.store)
+
+    assert status.devices == {"an A (AVX2)": 1, "a B (AVX2)": 1}
+    assert "  2 kinds of device drew this output: 1 images by an A" in status.text()
