@@ -202,6 +202,7 @@ def load_engine(
     except ModelError:
         engine.close()
         raise
+    cuda.check_headroom(family.device)
     return engine
 
 

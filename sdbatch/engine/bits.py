@@ -16,7 +16,6 @@ from sdbatch.errors import ModelError, one_line
 _OVERRIDES = {
     "cuda": {
         "NVIDIA_TF32_OVERRIDE": "0",  # of cuBLAS and cuDNN
-        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "0",
         "PYTORCH_TUNABLEOP_ENABLED": "0",
     },
     "cpu": {

@@ -43,7 +43,6 @@ def test_torchs_older_interface_reads_what_is_pinned(unpinned):
     ("kind", "name", "value"),
     [
         ("cuda", "NVIDIA_TF32_OVERRIDE", "1"),
-        ("cuda", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1"),
         ("cuda", "PYTORCH_TUNABLEOP_ENABLED", "1"),
         ("cpu", "ONEDNN_DEFAULT_FPMATH_MODE", "BF16"),
         ("cpu", "DNNL_DEFAULT_FPMATH_MODE", "ANY"),
