@@ -107,6 +107,6 @@ def test_report_says_if_several_kinds_of_device_drew_the_output():
         .text()
         .splitlines()[2]
         .startswith(
-            "  2 kinds of device drew this output: 1,990 images by H100 (x), 10 images by A100 (y). "
+            "  2 kinds of device drew this output: 1,990 images by H100 (x), 10 images by A100 (y)."
         )
     )
