@@ -110,7 +110,7 @@ def _words(text: str) -> str:
 
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a tensor of the CPU to `device`, to a GPU without waiting for the copy."""
-    if device.type != "cuda":
+    if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
 

@@ -273,8 +273,8 @@ class _Copy:
         self._finite = _to_host(pictures.finite)
         self._scores = None if pictures.scores is None else _to_host(pictures.scores)
         self._event: Any = None
-        if pictures.pixels.is_cuda:
-            self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        if pictures.pixels.device.type != "cpu":
+            self._event = torch.Event(pictures.pixels.device, blocking=True)
             self._event.record()
 
     def deliver(self) -> None:
@@ -353,7 +353,7 @@ def _call(callback: Callable[[], None]) -> None:
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    if not tensor.is_cuda:
+    if tensor.device.type == "cpu":
         return tensor
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)

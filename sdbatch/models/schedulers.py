@@ -6,6 +6,7 @@ For models that were trained on discrete noise levels (Ho et al. 2020): Stable D
 import copy
 import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,8 @@ from diffusers.schedulers import AysSchedules
 
 from sdbatch.engine.cuda import moved
 from sdbatch.engine.request import Request
+from sdbatch.models.brownian import Background, NoiseSampler, Query, noise_queries
+from sdbatch.models.host_scalars import HostScalars
 from sdbatch.samplers import AYS, split
 
 # The keys of a model's configuration that describe its training. The others, such as Karras'
@@ -86,14 +89,23 @@ class SchedulerCache:
     def __init__(self, model_config: dict[str, Any]) -> None:
         self._config = model_config
         self._ready: dict[tuple[str, int], Any] = {}
+        self._background = Background()
+        self._noise_queries = lru_cache(CACHED)(self._find_noise_queries)
 
     def make(self, sampler: str, num_inference_steps: int) -> Any:
         """Return a scheduler at its start; raises ValueError as make_scheduler does."""
         return copy.deepcopy(self._get(sampler, num_inference_steps))
 
+    def draw_ahead(self, noise: NoiseSampler, sampler: str, num_inference_steps: int) -> None:
+        """Have the noise of a scheduler of the kind drawn in a thread, a step ahead."""
+        noise.draw_ahead(self._noise_queries(sampler, num_inference_steps), self._background)
+
     def ticks(self, sampler: str, num_inference_steps: int) -> int:
         """Return how many denoiser calls a request of the kind takes."""
         return len(self._get(sampler, num_inference_steps).timesteps)
+
+    def _find_noise_queries(self, sampler: str, num_inference_steps: int) -> list[Query]:
+        return noise_queries(self._get(sampler, num_inference_steps))
 
     def _get(self, sampler: str, num_inference_steps: int) -> Any:
         kind = (sampler, num_inference_steps)
@@ -108,7 +120,7 @@ class DiffusersScheduler:
     """A diffusers scheduler that steps a cohort; see engine.family.Scheduler.
 
     Args:
-        scheduler: fresh, with its timesteps set.
+        schedulers: makes the fresh one.
         requests: of the cohort, n.
         noise: (n, C, h, w) on the CPU.
         generators: of the requests; a sampler that adds noise draws from them.
@@ -117,13 +129,14 @@ class DiffusersScheduler:
 
     def __init__(
         self,
-        scheduler: Any,
+        schedulers: SchedulerCache,
         requests: Sequence[Request],
         noise: torch.Tensor,
         generators: list[torch.Generator],
         device: torch.device,
     ) -> None:
-        self._scheduler = scheduler
+        kind = (requests[0].sampler, requests[0].num_inference_steps)
+        self._scheduler = scheduler = schedulers.make(*kind)
         self._device = device
         self._arguments: dict[str, Any] = {}
         if _accepts(type(scheduler).step, "generator"):
@@ -132,7 +145,10 @@ class DiffusersScheduler:
             self._arguments["eta"] = requests[0].eta
         if hasattr(scheduler, "noise_sampler_seed"):
             seeds = [request.seed for request in requests]
-            scheduler.noise_sampler = brownian_noise(scheduler, seeds, noise, device)
+            sampler = NoiseSampler(scheduler.sigmas, seeds, noise.shape[1:], device)
+            if device.type != "cpu":  # which has no time to spare
+                schedulers.draw_ahead(sampler, *kind)
+            scheduler.noise_sampler = sampler
         self.timesteps = moved(scheduler.timesteps.float(), device)
 
     def start(self, noise: torch.Tensor) -> torch.Tensor:
@@ -147,9 +163,10 @@ class DiffusersScheduler:
 
     def step(self, answer: torch.Tensor, step: int, latents: torch.Tensor) -> torch.Tensor:
         """See engine.family.Scheduler."""
-        stepped: torch.Tensor = self._scheduler.step(
-            answer, self._timestep(step), latents, return_dict=False, **self._arguments
-        )[0]
+        with self._without_waits():
+            stepped: torch.Tensor = self._scheduler.step(
+                answer, self._timestep(step), latents, return_dict=False, **self._arguments
+            )[0]
         return stepped
 
     def clean(self, model_input: torch.Tensor, answer: torch.Tensor, step: int) -> torch.Tensor:
@@ -165,6 +182,9 @@ class DiffusersScheduler:
         else:
             clean = (model_input - noise * answer) / root
         return clean
+
+    def _without_waits(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._device.type == "cpu" else HostScalars(self._device)
 
     def _timestep(self, step: int) -> torch.Tensor:
         return self._scheduler.timesteps[step]  # type: ignore[no-any-return]
@@ -204,19 +224,3 @@ def _align_your_steps(alphas_cumprod: Any, count: int) -> list[int]:
     if len(set(timesteps)) < count:
         raise ValueError(f"num_inference_steps = {count}: too many for an ays schedule")
     return [int(t) for t in timesteps]
-
-
-def brownian_noise(
-    scheduler: Any, seeds: list[int], latents: torch.Tensor, device: torch.device
-) -> Any:
-    """Return a noise sampler for DPMSolverSDEScheduler: one Brownian tree a seed, on the CPU.
-
-    Like the one that the scheduler makes at its first step, but with a seed for each image and the
-    CPU's numbers on every device.
-    """
-    from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
-
-    sigmas = scheduler.sigmas
-    low, high = sigmas[sigmas > 0].min().item(), sigmas.max().item()
-    noise = BrownianTreeNoiseSampler(latents, low, high, seeds)
-    return lambda sigma, following: moved(noise(sigma, following), device)

@@ -122,8 +122,7 @@ class StableDiffusion1:
         self, requests: Sequence[Request], noise: torch.Tensor, generators: list[torch.Generator]
     ) -> DiffusersScheduler:
         """See engine.family.Family."""
-        fresh = self._schedulers.make(requests[0].sampler, requests[0].num_inference_steps)
-        return DiffusersScheduler(fresh, requests, noise, generators, self.device)
+        return DiffusersScheduler(self._schedulers, requests, noise, generators, self.device)
 
     def embed(
         self, readings: Sequence[Prompts], soon: Iterable[Prompts]
