@@ -1,8 +1,8 @@
 """diffusers' schedulers on a device other than the CPU, without waiting for it.
 
-Their arithmetic on noise levels is scalar and theirs alone, yet some of it runs on the latents'
-device (unipc solves systems of two equations there), and noise is copied with a wait. Here scalars
-stay on the CPU, whence every operation takes them, and noise is copied without waiting.
+Some schedulers compute with scalars on the latents' device (unipc solves small systems of equations
+there), and the noise of a step is copied with a wait. Here scalars stay on the CPU, from which any
+operation on the device takes them, and noise is copied without waiting.
 """
 
 from collections.abc import Callable
@@ -28,27 +28,27 @@ class HostScalars(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], _: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Make a call of torch's."""
+        """Call a function of torch: on the CPU if it would make or move a tensor."""
         kwargs = kwargs or {}
-        if func is torch.einsum:  # of unipc's vector of weights with latents
-            return func(*(self._beside_latents(each) for each in args), **kwargs)
+        if func is torch.einsum:  # unipc's, of a vector of the CPU and latents
+            return func(*map(self._for_latents, args), **kwargs)
         if args and isinstance(args[0], torch.Tensor) and args[0].device.type != "cpu":
-            return func(*args, **kwargs)
-        named = any(map(self._names_device, (*args, *kwargs.values())))
-        if not named:
             return func(*args, **kwargs)
         made = func(
             *map(self._on_cpu, args), **{name: self._on_cpu(each) for name, each in kwargs.items()}
         )
-        return self._beside_latents(made) if func is torch.Tensor.to else made
+        moves = func is torch.Tensor.to and any(
+            self._is_device(each) for each in (*args, *kwargs.values())
+        )
+        return self._for_latents(made) if moves else made
 
-    def _names_device(self, value: Any) -> bool:
+    def _is_device(self, value: Any) -> bool:
         return isinstance(value, torch.device) and value.type == self._device.type
 
     def _on_cpu(self, value: Any) -> Any:
-        return torch.device("cpu") if self._names_device(value) else value
+        return torch.device("cpu") if self._is_device(value) else value
 
-    def _beside_latents(self, value: Any) -> Any:
+    def _for_latents(self, value: Any) -> Any:
         """Return a tensor that operations with latents take: a scalar may stay on the CPU."""
         if isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.dim():
             return moved(value, self._device)
