@@ -73,7 +73,7 @@ class PretendTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, inner: torch.Tensor) -> "PretendTensor":
+    def __new__(cls: Any, inner: torch.Tensor) -> "PretendTensor":
         """Wrap a tensor of the CPU."""
         with torch.inference_mode(False):  # or torch does not let views of weights be made
             made = torch.Tensor._make_wrapper_subclass(

@@ -47,9 +47,7 @@ class BrownianMotions:
         shape: of an image's latents, (C, h, w).
     """
 
-    def __init__(
-        self, low: float, high: float, seeds: Sequence[int], shape: Sequence[int]
-    ) -> None:
+    def __init__(self, low: float, high: float, seeds: Sequence[int], shape: Sequence[int]) -> None:
         self._seeds = seeds
         self._shape = (len(seeds), *shape)
         self._generator = torch.Generator()
