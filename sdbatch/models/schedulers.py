@@ -146,7 +146,7 @@ class DiffusersScheduler:
         if hasattr(scheduler, "noise_sampler_seed"):
             seeds = [request.seed for request in requests]
             sampler = NoiseSampler(scheduler.sigmas, seeds, noise.shape[1:], device)
-            if device.type != "cpu":  # which has no time to spare
+            if device.type != "cpu":  # where torch needs the cores itself
                 schedulers.draw_ahead(sampler, *kind)
             scheduler.noise_sampler = sampler
         self.timesteps = moved(scheduler.timesteps.float(), device)
