@@ -279,14 +279,15 @@ class _Copy:
 
     def deliver(self) -> None:
         """Wait for the copy and settle the requests, or have their images decoded again."""
-        outcomes: list[Drawn | Exception | None]
-        try:
-            if self._event is not None:
-                self._event.synchronize()
-            outcomes = [self._outcome(i, image) for i, image in enumerate(self._group)]
-        except torch.AcceleratorError as error:
-            outcomes = [cuda.device_failed(error)] * len(self._group)
-        for image, outcome in zip(self._group, outcomes, strict=True):
+        for i, image in enumerate(self._group):
+            outcome: Drawn | Exception | None
+            try:
+                self._wait()
+                outcome = self._outcome(i, image)
+            except torch.AcceleratorError as error:
+                outcome = cuda.device_failed(error)
+            except Exception as error:  # noqa: BLE001  of the copy; this thread must go on
+                outcome = error
             if outcome is not None:
                 image.ticket.settle(outcome)
 
@@ -295,16 +296,19 @@ class _Copy:
         image = self._group[0]
         ticket = image.ticket
         try:
-            if self._event is not None:
-                self._event.synchronize()
+            self._wait()
             drawn = self._outcome(0, image)
-        except torch.AcceleratorError:
-            return  # the image itself will fail with it
+        except Exception:  # noqa: BLE001  the image itself will fail with it
+            return
         if ticket.follow is None or not isinstance(drawn, Drawn):
             return
         if image.tick > ticket.previewed and not ticket.settled:
             ticket.previewed = image.tick
             _call(partial(ticket.follow.preview, drawn))
+
+    def _wait(self) -> None:
+        if self._event is not None:
+            self._event.synchronize()
 
     def _outcome(self, i: int, image: _Finished) -> Drawn | Exception | None:
         """Return how a request ends; None if its image is to be decoded again."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sdbatch.engine.engine import Engine
 from sdbatch.engine.request import Follow
 from sdbatch.errors import ModelError
 from sdbatch.models.build import Build
@@ -205,3 +206,21 @@ def test_an_engine_whose_delivery_hangs_is_not_idle(new_engine, request_for):
     first = engine.stalled_seconds
     assert 0 < first < engine.stalled_seconds
     hold.release()
+
+
+class ScoresOfNoPicture:
+    """A safety checker that returns too few scores, which only the delivering thread notices."""
+
+    def scores(self, pixels):
+        return torch.zeros(0, 1)
+
+
+def test_what_the_delivering_thread_cannot_read_fails_its_request_and_ends_no_thread(
+    kind, request_for
+):
+    engine = Engine(kind.load(), lanes=4, threads=1, checker=ScoresOfNoPicture())
+    for seed in range(2):
+        with pytest.raises(IndexError):
+            engine.submit(request_for(seed=seed)).result()
+    assert engine.stalled_seconds < float("inf")
+    engine.close()

@@ -130,6 +130,13 @@ def test_previews_do_not_wait(assert_without_waits, models):
     assert_without_waits(draw_previews, models)
 
 
+def test_images_that_wait_to_be_encoded_hold_no_pinned_memory(log, models):
+    engine = Engine(StableDiffusion1(models[1]), lanes=4, threads=1)
+    image = engine.submit(small()).result().image
+    engine.close()
+    assert image.flags.owndata
+
+
 def test_cancelling_does_not_wait(assert_without_waits, models):
     def draw_and_cancel(model):
         family, hold = FaultyFamily(StableDiffusion1(model)), Hold()
