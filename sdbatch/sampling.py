@@ -123,6 +123,14 @@ class Sampling(Section):
         max_length=1000,
         description="LoRAs of `model.loras` by their names: `NAME:WEIGHT, NAME`",
     )
+    cache_interval: Annotated[int, Key(model_may_reject=True)] = Field(
+        1,
+        ge=1,
+        le=10,
+        description="DeepCache: run the whole network at every Nth call of the row only, and reuse "
+        "its deep features in between: faster, other images. 1: always whole. Samplers with two "
+        "calls a step count calls; guidance begins and ends at whole calls",
+    )
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

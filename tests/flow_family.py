@@ -1,8 +1,8 @@
 """A small flow-matching family, unlike Stable Diffusion 1.x in all that a family decides.
 
 Another scheduler (no input scaling, a shift by image size), 3 latent channels, factor 4, two
-conditions, and a request's input picture. With random weights; saved as a folder, loaded through
-the registry as any other family (`register`).
+conditions, another cache, and a request's input picture. With random weights; saved as a folder,
+loaded through the registry as any other family (`register`).
 """
 
 import json
@@ -66,9 +66,14 @@ class Denoiser(nn.Module):
         self.last = nn.Conv2d(16, CHANNELS, 3, padding=1)
         self.picture = nn.Conv2d(CHANNELS, 3, 3, padding=1)
 
-    def forward(self, latents, times, text, pooled):
+    def forward(self, latents, times, text, pooled, cache=None):
         hidden = self.first(latents)
-        added = self.time(times[:, None]) + self.text(text).mean(1) + self.pooled(pooled)
+        if cache:
+            added = cache["added"]
+        else:
+            added = self.time(times[:, None]) + self.text(text).mean(1) + self.pooled(pooled)
+        if cache is not None:
+            cache["added"] = added
         return self.last(torch.tanh(hidden + added[:, :, None, None]))
 
 
@@ -104,7 +109,7 @@ class FlowScheduler:
 
 class TinyFlow:
     limits = LIMITS
-    keys = frozenset({"negative_prompt"})
+    keys = frozenset({"negative_prompt", "cache_interval"})
 
     def __init__(self, denoiser, device, dtype) -> None:
         self.device, self.dtype = device, dtype
@@ -121,7 +126,7 @@ class TinyFlow:
         return TinyReading(prompt[:TOKENS], negative[:TOKENS], colour, len(prompt), too_long)
 
     def shape(self, request, reading):
-        return (request.height, request.width)
+        return (request.height, request.width, request.cache_interval)
 
     def noise(self, request, generator):
         size = (1, CHANNELS, request.height // FACTOR, request.width // FACTOR)
@@ -158,10 +163,10 @@ class TinyFlow:
         text = torch.stack([self._denoiser.tokens(torch.tensor(row)) for row in rows])
         return {"text": text, "pooled": torch.tensor(pooled, dtype=self.dtype)}
 
-    def denoise(self, latents, timesteps, conditions):
+    def denoise(self, latents, timesteps, conditions, cache=None):
         times = (timesteps / 1000).to(self.dtype)
         return self._denoiser(
-            latents.to(self.dtype), times, conditions["text"], conditions["pooled"]
+            latents.to(self.dtype), times, conditions["text"], conditions["pooled"], cache
         )
 
     def decode(self, latents, dtype):

@@ -26,7 +26,11 @@ EXTENSIONS = {
             '    """How an image is drawn. A column of the same name wins, row by row."""\n',
             '    sharpness: Annotated[Share, Key("Sharpness", "sharpness")] = 0\n',
         ),
-        ("models/sd1/family.py", "    keys = frozenset({", '"sharpness", '),
+        (
+            "models/sd1/family.py",
+            "    keys = frozenset(\n        {\n",
+            '            "sharpness",\n',
+        ),
         (
             "models/sd1/family.py",
             "        return torch.randn(shape, generator=generator)[0]",

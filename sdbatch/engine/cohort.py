@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from sdbatch.engine.cuda import moved
-from sdbatch.engine.family import Conditions, Family, Reading
+from sdbatch.engine.family import Cache, Conditions, Family, Reading
 from sdbatch.engine.request import Drawn, Follow, Request
 
 
@@ -70,6 +70,8 @@ class Cohort:
     ) -> None:
         self.tickets = list(tickets)
         self.step = 0
+        self.cache_interval = tickets[0].request.cache_interval
+        self.cache: Cache = {}  # of its lanes; the next denoiser call reuses it
         self.previews: list[tuple[Ticket, torch.Tensor]] = []  # latents (C, h, w) of the last tick
         self._dropped: set[int] = set()
         requests = [ticket.request for ticket in tickets]
@@ -147,6 +149,8 @@ class Cohort:
         self._keep_previews(prompted)
         self.latents = self._scheduler.step(prompted, self.step, self.latents)
         self.step += 1
+        if self.step % self.cache_interval == 0:
+            self.cache = {}
         if not self.done and any(self.step in window for window in self._windows):
             self._group()
 

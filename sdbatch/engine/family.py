@@ -17,6 +17,7 @@ from sdbatch.engine.limits import ModelLimits
 from sdbatch.engine.request import Request
 
 Conditions: TypeAlias = dict[str, torch.Tensor]  # by name; the first dimension is the lanes
+Cache: TypeAlias = dict[str, torch.Tensor]  # the same, of what later calls reuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,10 @@ class Family(Protocol):
         """Read the text and the inputs of a request; a ValueError if they cannot be drawn."""
 
     def shape(self, request: Request, reading: Any) -> Hashable:
-        """Return what requests must have in common to be rows of one denoiser call."""
+        """Return what requests must have in common to be rows of one denoiser call.
+
+        If the family honours `cache_interval`, that is a part of it.
+        """
 
     def noise(self, request: Request, generator: torch.Generator) -> torch.Tensor:
         """Draw the starting noise from the image's own generator: (C, h, w), unit variance, CPU."""
@@ -105,9 +109,21 @@ class Family(Protocol):
         """
 
     def denoise(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        conditions: Conditions,
+        cache: Cache | None = None,
     ) -> torch.Tensor:
-        """Return the model's answer to a whole batch of lanes, (lanes, C, h, w)."""
+        """Return the model's answer to a whole batch of lanes, (lanes, C, h, w).
+
+        Args:
+            latents: (lanes, C, h, w) in float32.
+            timesteps: (lanes,).
+            conditions: of the lanes.
+            cache: of requests with a `cache_interval` above 1. If it is empty, the call computes
+                everything and adds what later calls reuse. Otherwise it reuses that, lane by lane.
+        """
 
     def decode(self, latents: torch.Tensor, dtype: torch.dtype) -> Pictures:
         """Return the pictures of a group of latents, (n, C, h, w), decoded in a type.

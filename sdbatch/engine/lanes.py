@@ -3,7 +3,8 @@
 A tick is one denoiser call of exactly `count` rows; if no request in it needs its exact bits, of
 the smallest power of two that holds them. Between ticks finished requests leave and waiting ones
 join. The lanes that a request takes are known from its first tick to its last, so a request joins
-only where all its ticks have room.
+only where all its ticks have room. Requests with a `cache_interval` N join only before a whole
+call. So all whole calls of their rows coincide, at every Nth step of each row.
 """
 
 from collections import deque
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from sdbatch.engine.cohort import Cohort, Ticket
-from sdbatch.engine.family import Family
+from sdbatch.engine.family import Conditions, Family
 from sdbatch.engine.limits import LEAST_LANES
 
 OVERTAKING = 32  # lanes' worth of later requests that may overtake a request
@@ -58,7 +59,9 @@ class Lanes:
                 self._enqueue(ticket).appendleft(ticket)
 
     def drop_cancelled(self) -> None:
-        """Release the lanes of cancelled requests."""
+        """Release the lanes of cancelled requests; before a whole call if calls reuse a cache."""
+        if self._reusing:
+            return
         dropped = [cohort.drop_cancelled() for cohort in self.cohorts]
         if any(dropped):
             self.cohorts = [cohort for cohort in self.cohorts if cohort.alive]
@@ -70,6 +73,8 @@ class Lanes:
         Longest first, as a long request that begins late leaves lanes empty at the end. But an
         overdue request goes first, and no other takes the lanes that it waits for.
         """
+        if self._reusing:
+            return []
         if self._suspects:
             return self._admit_suspect()
         taken: dict[Any, list[Ticket]] = {}
@@ -118,16 +123,18 @@ class Lanes:
         if not cohorts:
             return 0, 0
         rows, filled = self._batch_rows(cohorts), 0
-        conditions = [cohort.conditions for cohort, _ in cohorts]
+        cache = None
+        if cohorts[0][0].cache_interval > 1:
+            cache = joined([cohort.cache for cohort, _ in cohorts], rows)
         answer = self._family.denoise(
             padded(torch.cat([inputs[cohort] for cohort, _ in cohorts]), rows),
             padded(torch.cat([cohort.timesteps() for cohort, _ in cohorts]), rows),
-            {
-                name: padded(torch.cat([c[name] for c in conditions]), rows)
-                for name in conditions[0]
-            },
+            joined([cohort.conditions for cohort, _ in cohorts], rows),
+            cache,
         )
         for cohort, lanes in cohorts:
+            if cache is not None:
+                cohort.cache = {name: kept[filled : filled + lanes] for name, kept in cache.items()}
             attempt(cohort, partial(cohort.advance, answer[filled : filled + lanes]))
             filled += lanes
         self._taken = self._taken[1:]
@@ -157,6 +164,11 @@ class Lanes:
         self.cohorts = [cohort for cohort in self.cohorts if cohort not in cohorts]
         self._count_taken()
         return [cohort.tickets[i] for cohort in cohorts for i in cohort.alive]
+
+    @property
+    def _reusing(self) -> bool:
+        """Tell whether the next denoiser call reuses what an earlier one computed."""
+        return any(cohort.cache for cohort in self.cohorts)
 
     def _enqueue(self, ticket: Ticket) -> deque[Ticket]:
         self._waiting_count += 1
@@ -199,6 +211,11 @@ class Lanes:
         self._taken = np.zeros(0, np.int64)
         for cohort in self.cohorts:
             self._occupy(cohort.lanes_ahead())
+
+
+def joined(parts: list[Conditions], count: int) -> Conditions:
+    """Return the named rows of all parts, one part after the other, padded to `count` rows."""
+    return {name: padded(torch.cat([part[name] for part in parts]), count) for name in parts[0]}
 
 
 def padded(rows: torch.Tensor, count: int) -> torch.Tensor:

@@ -35,11 +35,16 @@ class Request(Sampling):
         return (self.sampler, self.num_inference_steps, self.eta)
 
     def guided_ticks(self, ticks: int) -> tuple[int, int]:
-        """Return the ticks [start, stop) of `ticks` in which the image is guided."""
+        """Return the ticks [start, stop) of `ticks` in which the image is guided.
+
+        Both are moved to the next tick whose denoiser call is whole: the others reuse its lanes.
+        """
         if not self.guided:
             return 0, 0
         ends = (self.guidance_start * ticks, self.guidance_stop * ticks)
-        return int(ends[0] + 1e-6), int(ends[1] + 1e-6)  # 0.29 * 100 is 28.999999999999996
+        start, stop = (int(end + 1e-6) for end in ends)  # 0.29 * 100 is 28.999999999999996
+        n = self.cache_interval
+        return min(-(-start // n) * n, ticks), min(-(-stop // n) * n, ticks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from tests.engine.faulty_family import FaultyFamily, Hold
 from tests.sd1 import build_request
 
 BUILD = Build("cpu", "float32")
+CACHE_INTERVALS = (1, 1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,14 @@ def kind(request, tiny_model, tmp_path_factory) -> Kind:
             "clip_skip": (0, 0, 1),
             "prompt_weights": (False, True),
             "chunk_prompts": (False, True),
+            "cache_interval": CACHE_INTERVALS,
         }
         return Kind("sd1", str(tiny_model), NAMES, {"sampler": "dpmpp_2m"}, own)
     folder = tmp_path_factory.mktemp("flow") / "model"
     flow_family.write_folder(folder)
-    return Kind("flow", str(folder), ("euler",), {"sampler": "euler"})
+    return Kind(
+        "flow", str(folder), ("euler",), {"sampler": "euler"}, {"cache_interval": CACHE_INTERVALS}
+    )
 
 
 @pytest.fixture(scope="session")

@@ -22,12 +22,14 @@ class FaultyFamily:
         on_decode: before a decoder call, with its latents and their type.
         on_pictures: after a decoder call, with its latents, their type, and which pictures are
             finite.
+        whole: for each denoiser call, whether it reused nothing.
     """
 
     def __init__(self, family) -> None:
         self.limits, self.keys = family.limits, family.keys
         self.on_scheduler = self.on_denoise = self.on_step = nothing
         self.on_decode = self.on_pictures = nothing
+        self.whole: list[bool] = []
         self._family = family
 
     def __getattr__(self, name: str) -> Any:
@@ -37,9 +39,10 @@ class FaultyFamily:
         self.on_scheduler(requests)
         return FaultyScheduler(self, requests, self._family.scheduler(requests, noise, generators))
 
-    def denoise(self, latents, timesteps, conditions):
+    def denoise(self, latents, timesteps, conditions, cache=None):
         self.on_denoise(latents, timesteps, conditions)
-        return self._family.denoise(latents, timesteps, conditions)
+        self.whole.append(not cache)
+        return self._family.denoise(latents, timesteps, conditions, cache)
 
     def decode(self, latents, dtype):
         self.on_decode(latents, dtype)

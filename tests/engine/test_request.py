@@ -92,3 +92,21 @@ def test_a_follower_that_fails_stops_neither_its_image_nor_others(engine, reques
     assert broken.result().image.any()
     assert whole.result().image.any()
     assert "a follower's own fault" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "interval", "ticks"),
+    [
+        (0.2, 0.7, 1, (2, 7)),
+        (0.29, 1.0, 1, (2, 10)),
+        (0.2, 0.7, 4, (4, 8)),
+        (0.2, 0.3, 5, (5, 5)),
+        (0.9, 1.0, 4, (10, 10)),
+        (0.0, 1.0, 3, (0, 10)),
+    ],
+)
+def test_guidance_begins_and_ends_at_ticks_whose_call_is_whole(
+    request_for, start, stop, interval, ticks
+):
+    request = request_for(guidance_start=start, guidance_stop=stop, cache_interval=interval)
+    assert request.guided_ticks(10) == ticks

@@ -28,6 +28,7 @@ def test_pixels_are_a_function_of_the_row_on_the_gpu(tiny_model, dtype):
             guidance_scale=(1.0, 7.5)[i % 2],
             height=64,
             width=64,
+            cache_interval=(1, 2, 3)[i % 3],
         )
         for i in range(20)
     ]

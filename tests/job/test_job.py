@@ -36,7 +36,7 @@ model: {path: m, revision: main, variant: fp16, config: c, ema: false, zero_snr:
 sampling: {sampler: ddim, num_inference_steps: 50, guidance_scale: 7, guidance_rescale: 0.7,
            guidance_start: 0.1, guidance_stop: 0.9, negative_prompt: blurry, eta: 0.5,
            height: 768, width: 512, seed: 9223372036854775807, clip_skip: 1,
-           prompt_weights: true, chunk_prompts: true, loras: "l:0.3"}
+           prompt_weights: true, chunk_prompts: true, loras: "l:0.3", cache_interval: 3}
 engine: {device: cpu, dtype: float32, lanes: 8, threads: 2, channels_last: true, compile: true}
 cluster:
   actors: 2

@@ -40,6 +40,7 @@ ROW = {
     "prompt_weights": False,
     "chunk_prompts": False,
     "loras": "",
+    "cache_interval": 1,
     "row_key": "row-3",
     "sample_index": 1,
 }

@@ -12,10 +12,11 @@ import torch
 
 from sdbatch import prompt_syntax
 from sdbatch.engine.cuda import moved
-from sdbatch.engine.family import Conditions, Pictures
+from sdbatch.engine.family import Cache, Conditions, Pictures
 from sdbatch.engine.request import Request
 from sdbatch.models.schedulers import DiffusersScheduler, SchedulerCache
 from sdbatch.models.sd1 import LIMITS, VAE_FACTOR
+from sdbatch.models.sd1.deep_cache import DeepCache
 from sdbatch.models.sd1.loading import Model
 from sdbatch.models.sd1.text import Chunk, TextEncoder, Tokenizer, Tokens
 
@@ -31,6 +32,7 @@ class Shape:
     height: int  # pixels
     width: int  # pixels
     chunks: int  # of text, 77 tokens each
+    cache_interval: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +50,22 @@ class StableDiffusion1:
     """A loaded Stable Diffusion 1.x."""
 
     limits = LIMITS
-    keys = frozenset({"negative_prompt", "clip_skip", "prompt_weights", "chunk_prompts", "loras"})
+    keys = frozenset(
+        {
+            "negative_prompt",
+            "clip_skip",
+            "prompt_weights",
+            "chunk_prompts",
+            "loras",
+            "cache_interval",
+        }
+    )
 
     def __init__(self, model: Model) -> None:
         self.device = model.device
         self.dtype = model.dtype
         self._model = model
+        self._deep_cache = DeepCache(model)
         self._vaes = {model.dtype: model.vae}
         self._tokenizer = Tokenizer(model.tokenizer)
         self._text = TextEncoder(model.text_encoder, model.row_loras)
@@ -63,8 +75,10 @@ class StableDiffusion1:
         """Return the tokens of the request's prompts.
 
         Raises:
-            ValueError: a prompt, clip_skip or a LoRA cannot be drawn with this model.
+            ValueError: a prompt, clip_skip, a LoRA or cache_interval cannot be drawn with it.
         """
+        if request.cache_interval > 1:
+            self._deep_cache.check(request.cache_interval)
         layers = self._model.text_encoder.config.num_hidden_layers
         if request.clip_skip >= layers:
             raise ValueError(
@@ -101,7 +115,8 @@ class StableDiffusion1:
 
     def shape(self, request: Request, reading: Prompts) -> Shape:
         """See engine.family.Family."""
-        return Shape(request.height, request.width, len(reading.prompt))
+        chunks = len(reading.prompt)
+        return Shape(request.height, request.width, chunks, request.cache_interval)
 
     def noise(self, request: Request, generator: torch.Generator) -> torch.Tensor:
         """Draw an image's starting noise from its own generator: (C, H/8, W/8), unit variance.
@@ -143,11 +158,17 @@ class StableDiffusion1:
         return {TEXT: torch.stack(joined[:n]), **both}, {TEXT: torch.stack(joined[n:]), **both}
 
     def denoise(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        conditions: Conditions,
+        cache: Cache | None = None,
     ) -> torch.Tensor:
         """Return the UNet's answer: noise or velocity, as the scheduler's prediction type says."""
         latents = latents.to(self._model.dtype, memory_format=self._model.layout)
         with self._model.row_loras.apply(conditions.get(LORAS)):
+            if cache is not None:
+                return self._deep_cache.denoise(latents, timesteps, conditions[TEXT], cache)
             answer: torch.Tensor = self._model.unet(
                 latents, timesteps, encoder_hidden_states=conditions[TEXT], return_dict=False
             )[0]

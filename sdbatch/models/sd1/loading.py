@@ -47,6 +47,7 @@ class Model:
     dtype: torch.dtype
     layout: torch.memory_format
     row_loras: RowLoras  # attached to the text encoder and the UNet
+    compiled: bool
 
 
 def load(files: ModelFiles, build: Build) -> Model:
@@ -107,6 +108,7 @@ def assemble(
         dtype=getattr(torch, build.dtype),
         layout=layout,
         row_loras=loras,
+        compiled=build.compile,
     )
 
 
