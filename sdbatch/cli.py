@@ -268,6 +268,50 @@ def plan(path: str, overrides: tuple[str, ...], check: bool, as_json: bool) -> N
 
 
 @main.command(cls=Command)
+@click.argument("model", metavar="MODEL|JOB")
+@click.option(
+    "--size",
+    metavar="WIDTHxHEIGHT",
+    help="Of the images, such as 512x768 or 512. Default: that of JOB, or 512x512.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="What to tune for. auto: the GPU, if there is one.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=1),
+    default=180,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time that it may take.",
+)
+def tune(model: str, size: str | None, device: str, seconds: float) -> None:
+    """Measure on this machine which values of the engine draw MODEL fastest, and keep them.
+
+    MODEL is what a job has as model.path; JOB is a job file (.yaml), of which model, size, device
+    and dtype count. Jobs with this model and size then use the values where they leave them
+    `auto`. Run it while nothing else uses the device. Ctrl-C keeps nothing.
+    """
+    from sdbatch.terminal import quiet_terminal
+    from sdbatch.tune.command import Options
+    from sdbatch.tune.command import tune as find_fastest
+
+    with quiet_terminal() as (out, err, _):
+        try:
+            find_fastest(
+                Options(model, size, device, seconds),
+                lambda text: print(text, file=out, flush=True),
+            )
+        except KeyboardInterrupt:
+            click.echo("Interrupted: nothing is kept.", err)
+            sys.exit(1)
+
+
+@main.command(cls=Command)
 @_output
 @click.option("--watch", is_flag=True, help="Follow the run that draws the output until it ends.")
 @_json

@@ -4,12 +4,13 @@ For the batch run and the service alike. No torch is loaded before an engine is 
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sdbatch import cores, registry
-from sdbatch.engine.limits import ModelLimits
+from sdbatch import hardware, registry, tuned
+from sdbatch.advice import Advice, advise, dtype_by_rule, layout_by_rule
+from sdbatch.engine.limits import DECODE_GROUP, ModelLimits
 from sdbatch.engine.request import EngineProtocol, Request
 from sdbatch.errors import JobError, ModelError, one_line
 from sdbatch.job import EngineSettings, Growing, Job
@@ -39,6 +40,9 @@ class EngineConfig:
     threads: int
     channels_last: bool
     compile: bool
+    attention: str = "torch"
+    decode_group: int = DECODE_GROUP
+    split_k: bool = True
 
     @property
     def most_lanes(self) -> int:
@@ -48,7 +52,7 @@ class EngineConfig:
     @property
     def build(self) -> Build:
         """Return how the model is laid out on the device."""
-        return Build(self.device, self.dtype, self.channels_last, self.compile)
+        return Build(self.device, self.dtype, self.channels_last, self.compile, self.attention)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Resolved:
     job: Job  # with every value below written into it, as job.yaml records it
     model: ModelFiles
     engine: EngineConfig
+    lanes_by: str = field(default="", compare=False)  # where their number is from, for people
 
     def make_engine(self, columns: Collection[str] = ()) -> MakeEngine:
         """Return what makes an engine in another process.
@@ -100,7 +105,13 @@ def _pinned(found: Mapping[str, str], file: NamedFile) -> str:
     return found[file.key] if is_on_hub else file.path
 
 
-def resolve(job: Job, files: ModelFiles, gpus: float, sha256: str | None) -> Resolved:
+def resolve(
+    job: Job,
+    files: ModelFiles,
+    gpus: float,
+    sha256: str | None,
+    gpu_types: Collection[str] = (),
+) -> Resolved:
     """Replace every `auto` of a job and record the hash of the model's weights.
 
     Args:
@@ -108,9 +119,10 @@ def resolve(job: Job, files: ModelFiles, gpus: float, sha256: str | None) -> Res
         files: of its model.
         gpus: of the machines that may draw.
         sha256: of the files.
+        gpu_types: Ray's names of the GPUs' types; none: those of this machine.
 
     Raises:
-        JobError: the job's device is missing.
+        JobError: the job's device is missing, or lacks what the job sets.
         ModelError: the weights are not those that the job or the existing output names.
     """
     if job.model.sha256 not in (None, sha256):
@@ -119,17 +131,28 @@ def resolve(job: Job, files: ModelFiles, gpus: float, sha256: str | None) -> Res
             f"{job.model.sha256}, as the job or the existing output says. Restore the weights, or "
             f"choose another output.path."
         )
-    limits: ModelLimits = registry.load(files.family).LIMITS
-    engine = _resolve_engine(job, limits, gpus)
+    device = _resolve_device(job, gpus)
+    advice = advise(job, files, device, sha256, gpu_types)
+    engine = _resolve_engine(job, files, device, advice)
     lanes = dict(engine.lanes)
     recorded = EngineSettings.model_validate({**vars(engine), "lanes": lanes.get(ANY_GPU, lanes)})
     job = job.updated(model=job.model.updated(sha256=sha256), engine=recorded)
-    return Resolved(job, replace(files, expected_sha256=sha256 or files.expected_sha256), engine)
+    files = replace(files, expected_sha256=sha256 or files.expected_sha256)
+    return Resolved(job, files, engine, f"{_count(engine)} {advice.source}")
 
 
-def _resolve_engine(job: Job, limits: ModelLimits, gpus: float) -> EngineConfig:
-    settings, sampling = job.engine, job.sampling
-    device: str = settings.device
+def describe_lanes(job: Job, files: ModelFiles) -> str:
+    """Return how many lanes the job would have on this machine, and where that is from."""
+    gpus = len(hardware.gpus()) or int(job.engine.device == "cuda")
+    if job.engine.device == "auto" and isinstance(job.cluster.actors, Growing) and not gpus:
+        return "lanes by the device of the cluster's nodes"
+    tuned_here = any(entry.key.height == job.sampling.height for entry in tuned.read()[0])
+    sha256 = models.sha256(files) if tuned_here else None  # takes seconds, unless it was tuned
+    return resolve(job.updated(model=job.model.updated(sha256=None)), files, gpus, sha256).lanes_by
+
+
+def _resolve_device(job: Job, gpus: float) -> str:
+    device: str = job.engine.device
     grows = isinstance(job.cluster.actors, Growing)
     if device == "auto":
         if grows and not gpus:
@@ -140,25 +163,43 @@ def _resolve_engine(job: Job, limits: ModelLimits, gpus: float) -> EngineConfig:
         device = "cuda" if gpus else "cpu"
     if device == "cuda" and not gpus and not grows:
         raise JobError("engine.device = 'cuda': the cluster has no GPU. Set cpu, or add a GPU.")
-    lanes = settings.lanes
-    if lanes == "auto":
-        lanes = limits.lanes(device, sampling.height, sampling.width)
-    dtype: str = settings.dtype
-    if dtype == "auto":
-        dtype = (
-            "float16" if device == "cuda" else "bfloat16" if cores.have_bfloat16() else "float32"
+    if device == "cpu" and job.engine.attention in ("cudnn", "efficient"):
+        raise JobError(
+            f"engine.attention = {job.engine.attention!r}: is a kernel of GPUs: must be auto, "
+            f"torch, flash or math on a CPU. Leave it out."
         )
-    channels_last = settings.channels_last
-    if channels_last == "auto":  # by benchmarks/lanes.py
-        channels_last = (device, dtype) != ("cpu", "bfloat16")
+    return device
+
+
+def _resolve_engine(job: Job, files: ModelFiles, device: str, advice: Advice) -> EngineConfig:
+    settings, sampling, choice = job.engine, job.sampling, advice.choice
+
+    def value(name: str, by_rule: Any) -> Any:
+        given = getattr(settings, name)
+        if given != "auto":
+            return given
+        return by_rule if choice is None else getattr(choice, name)
+
+    dtype: str = value("dtype", dtype_by_rule(device))
+    group: int = value("decode_group", DECODE_GROUP)
+    limits: ModelLimits = registry.load(files.family).LIMITS
+    memory = advice.memory / 2 if dtype == "float32" else advice.memory
+    lanes = value("lanes", limits.lanes(device, sampling.height, sampling.width, memory, group))
     return EngineConfig(
         device=device,
         dtype=dtype,
         lanes=lanes if isinstance(lanes, dict) else {ANY_GPU: lanes},
         threads=settings.threads,
-        channels_last=channels_last,
-        compile=settings.compile is True,  # auto: no
+        channels_last=value("channels_last", layout_by_rule(device, dtype)),
+        compile=value("compile", by_rule=False),
+        attention=value("attention", "torch"),
+        decode_group=group,
+        split_k=value("split_k", by_rule=True),
     )
+
+
+def _count(engine: EngineConfig) -> str:
+    return f"{engine.most_lanes} lanes" if len(engine.lanes) == 1 else "lanes by type"
 
 
 def load_engine(
@@ -185,6 +226,7 @@ def load_engine(
     bits.pin_bits(config.device)
     lanes = config.lanes.get(ANY_GPU) or cuda.lanes(config.lanes, cuda.name(config.device))
     models.check_hash(files)
+    cuda.allow_split_k(config.split_k)
     with deferred_imports(compile=config.compile):
         from sdbatch.models import safety_checker
 
@@ -196,6 +238,7 @@ def load_engine(
         threads=config.threads,
         pixels=example.height * example.width,
         checker=checker,
+        decode_group=config.decode_group,
     )
     try:
         _try_out(engine, example, must_draw=must_draw)

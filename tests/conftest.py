@@ -39,6 +39,14 @@ def _offline():
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """What `sdbatch tune` has found on this machine must change no test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SDBATCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def make_job(tmp_path):
     """Build a job from keyword sections over one that is whole, with a table of 6 prompts."""

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from sdbatch import cores, resolve
+from sdbatch.engine import cuda
+from sdbatch.engine.request import Request
 from sdbatch.errors import JobError, ModelError
 from sdbatch.models import find_model
 from sdbatch.resolve import ANY_GPU
@@ -68,6 +70,9 @@ def test_resolving_leaves_nothing_open_and_records_all_of_it(
         "threads": 1,
         "channels_last": channels_last,
         "compile": False,
+        "attention": "torch",
+        "decode_group": 4,
+        "split_k": True,
     }
     again = resolve.resolve(found.job, found.model, 0, None)
     assert again == found
@@ -134,6 +139,35 @@ def test_an_engine_is_not_made_from_weights_that_changed_after_they_were_hashed(
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(ModelError, match=r"its sha256 is .* must be .*, as when the run began"):
         make_engine()
+
+
+def test_an_engine_decodes_and_sums_as_the_job_says(make_job, tiny_model):
+    groups = set()
+
+    def note(module, inputs):
+        if type(module).__name__ == "Decoder":
+            groups.add(len(inputs[0]))
+
+    job = make_job(
+        model=str(tiny_model),
+        sampling={"height": 16, "width": 16, "num_inference_steps": 2},
+        engine={"decode_group": 3, "split_k": False, "lanes": 8, "dtype": "float32"},
+    )
+    engine = resolved(job).make_engine()()
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        matmul = torch.backends.cuda.matmul
+        assert matmul.allow_fp16_reduced_precision_reduction is False
+        assert matmul.allow_bf16_reduced_precision_reduction_split_k is False
+        request = Request(**job.sampling.model_dump(), prompt="a dog")
+        for future in [engine.submit(request.updated(seed=seed)) for seed in range(6)]:
+            future.result()
+    finally:
+        hook.remove()
+        engine.close()
+        cuda.allow_split_k(True)
+    assert groups == {3}
+    assert torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction is True
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

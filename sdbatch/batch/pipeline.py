@@ -198,7 +198,10 @@ def _begin(ready: Ready, resolved: Resolved, work: Work) -> None:
 
 def _resolve(ready: Ready, machines: Machines, sha256: str | None) -> Resolved:
     """Resolve the planned job; reject it if it is not that of the existing output."""
-    resolved = resolve.resolve(ready.plan.job, ready.model, machines.gpus, sha256)
+    resolved = resolve.resolve(
+        ready.plan.job, ready.model, machines.gpus, sha256, machines.gpu_types
+    )
+    _log.info(f"Engine: {resolved.lanes_by}.")
     if ready.record is not None:
         identity.check_unchanged(resolved.job, ready.record.job, ready.record.versions)
     return resolved

@@ -22,6 +22,7 @@ class Machine:
     cpus: float
     gpus: float
     draws: bool = True  # cluster.label_selector admits actors
+    gpu_type: str | None = None  # Ray's name of it, such as H100
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Machines:
     def gpus(self) -> float:
         """Return the GPUs of the nodes that may draw."""
         return sum(node.gpus for node in self.nodes if node.draws)
+
+    @property
+    def gpu_types(self) -> set[str]:
+        """Return the types of the GPUs that may draw; of those that Ray does not name, none."""
+        return {node.gpu_type for node in self.nodes if node.draws and node.gpus and node.gpu_type}
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ def machines(labels: dict[str, str]) -> Machines:
                 node["Resources"].get("CPU", 0),
                 node["Resources"].get("GPU", 0),
                 all(pool.selects(value, node["Labels"].get(key)) for key, value in labels.items()),
+                node["Labels"].get("ray.io/accelerator-type"),
             )
             for node in ray.nodes()
             if node["Alive"]

@@ -86,5 +86,6 @@ def recorded_environment(kind: str, environment: Mapping[str, str]) -> dict[str,
     return {
         name: one_line(value, 200)
         for name, value in sorted(environment.items())
-        if name.startswith(_RECORDED[kind]) and not name.endswith(_HARMLESS)
+        if name.startswith(_RECORDED["cpu" if kind == "cpu" else "cuda"])
+        and not name.endswith(_HARMLESS)
     }

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from sdbatch.engine.device import driver
+from sdbatch import hardware
 from sdbatch.errors import ModelError, one_line
+from sdbatch.hardware import driver
 
 HEADROOM = (2**30, 0.05)  # bytes, and of the GPU's memory: what must be free at the peak
 _log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def lanes(by_type: Mapping[str, int], name: str) -> int:
         ModelError: no type fits.
     """
     for kind, count in by_type.items():
-        if _words(kind) in _words(name):
+        if hardware.is_of_type(name, kind):
             return count
     raise ModelError(
         f"engine.lanes = {', '.join(by_type)}: must list the type of each GPU, and an actor has "
@@ -104,15 +105,21 @@ def lanes(by_type: Mapping[str, int], name: str) -> int:
     )
 
 
-def _words(text: str) -> str:
-    return f" {' '.join(re.findall('[a-z0-9]+', text.lower()))} "
-
-
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a tensor of the CPU to `device`, to a GPU without waiting for the copy."""
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def allow_split_k(allowed: bool) -> None:
+    """Let matrix products be summed in parts and in less precision, as torch does by default.
+
+    Which parts can depend on a row's place in the batch. A setting of the process.
+    """
+    matmul = torch.backends.cuda.matmul  # each takes (reduced precision, split-K)
+    matmul.allow_fp16_reduced_precision_reduction = (allowed, allowed)
+    matmul.allow_bf16_reduced_precision_reduction = (allowed, allowed)
 
 
 def release_cached_memory() -> None:

@@ -23,9 +23,9 @@ from sdbatch.engine.cohort import Cohort, Ticket
 from sdbatch.engine.family import Family
 from sdbatch.engine.faults import FaultPolicy, is_lack_of_memory
 from sdbatch.engine.lanes import padded
+from sdbatch.engine.limits import DECODE_GROUP
 from sdbatch.engine.request import Drawn
 
-GROUP = 4  # images in a decoder call at most: always the same number, padded
 MAX_IDLE_SIZES = 64  # image sizes that are kept while no image of them waits
 MAX_ROUNDS = 8  # that a finished image waits for others to fill its group
 MOST_COPIES = 16  # groups on their way off the device, in pinned memory; then the engine waits
@@ -77,6 +77,7 @@ class Decoder:
         lanes_of: the lanes for images of a height and width. Few lanes mean large images or little
             memory, so the groups are smaller too.
         wake: is called by the delivering thread after each delivery.
+        most: images in a decoder call at most: always the same number, padded.
     """
 
     def __init__(
@@ -86,8 +87,10 @@ class Decoder:
         faults: FaultPolicy,
         lanes_of: Callable[[int, int], int],
         wake: Callable[[], None],
+        most: int = DECODE_GROUP,
     ) -> None:
         self._family = family
+        self._most = most
         self._checker = checker
         self._faults = faults
         self._lanes_of = lanes_of
@@ -206,7 +209,7 @@ class Decoder:
             self._send_copy(copy.show)
 
     def _group_of(self, ticket: Ticket) -> int:
-        return max(1, min(GROUP, self._lanes_for(ticket) // 2))
+        return max(1, min(self._most, self._lanes_for(ticket) // 2))
 
     def _lanes_for(self, ticket: Ticket) -> int:
         return self._lanes_of(ticket.request.height, ticket.request.width)

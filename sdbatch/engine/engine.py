@@ -22,7 +22,7 @@ from sdbatch.engine.device import device_facts
 from sdbatch.engine.family import Family, Reading
 from sdbatch.engine.faults import FaultPolicy, cannot_draw, is_lack_of_memory
 from sdbatch.engine.lanes import Lanes
-from sdbatch.engine.limits import LEAST_LANES
+from sdbatch.engine.limits import DECODE_GROUP, LEAST_LANES
 from sdbatch.engine.request import Drawn, Follow, Request, Usage
 from sdbatch.errors import ModelError
 from sdbatch.sampling import Sampling
@@ -55,6 +55,7 @@ class Engine:
         threads: of torch on a CPU; they are part of what decides the bits.
         pixels: of the images that `lanes` are meant for; larger ones get fewer lanes.
         checker: scores the images, if they are to be checked.
+        decode_group: images in a decoder call at most.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Engine:
         threads: int,
         pixels: int | None = None,
         checker: SafetyChecker | None = None,
+        decode_group: int = DECODE_GROUP,
     ) -> None:
         self.device = device_facts(family.device.type)
         self._usage = Usage()
@@ -77,7 +79,9 @@ class Engine:
         self._turn_left = TURN
         self._pixels = pixels
         self._changed = threading.Condition()
-        self._decoder = Decoder(family, checker, self._faults, self._lanes_of, self._wake)
+        self._decoder = Decoder(
+            family, checker, self._faults, self._lanes_of, self._wake, decode_group
+        )
         self._unused_keys = {
             name: field.default
             for name, field in Sampling.model_fields.items()

@@ -5,6 +5,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 LEAST_LANES = 2  # a guided image
+DECODE_GROUP = 4  # images in a decoder call at most: always the same number, padded
+ROOM = 0.8  # of a GPU's memory that may be used: libraries choose other ways where it is scarce
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory of a model in float16, in bytes; of a lane and an image at its default size."""
+
+    weights: float
+    lane: float  # of a denoiser call
+    image: float  # of a decoder call
 
 
 @dataclass(frozen=True)
@@ -13,6 +24,7 @@ class Capacity:
 
     lanes: int  # at the family's default size
     most: int  # of small images
+    memory: Memory | None = None  # where the device's memory may not hold these lanes
 
 
 @dataclass(frozen=True)
@@ -31,8 +43,23 @@ class ModelLimits:
                     f"{name} = {side}: must be a multiple of {self.multiple_of} for this model"
                 )
 
-    def lanes(self, device: str, height: int, width: int) -> int:
-        """Return how many lanes draw fastest: a power of two, fewer for larger images."""
+    def lanes(
+        self, device: str, height: int, width: int, memory: float = math.inf, group: int = 0
+    ) -> int:
+        """Return how many lanes draw fastest: a power of two, fewer for larger images.
+
+        Args:
+            device: its kind.
+            height: of the images, in pixels.
+            width: of the images, in pixels.
+            memory: of the device in bytes, for weights and latents in float16.
+            group: images in a decoder call.
+        """
         capacity = self.capacity[device]
-        fitting = capacity.lanes * self.side * self.side / (height * width)
+        pixels = height * width / (self.side * self.side)
+        fitting = capacity.lanes / pixels
+        if capacity.memory is not None and memory != math.inf:
+            each = capacity.memory
+            free = ROOM * memory - each.weights - group * each.image * pixels
+            fitting = min(fitting, free / (each.lane * pixels))
         return max(LEAST_LANES, min(capacity.most, 1 << int(math.log2(max(2, fitting)))))

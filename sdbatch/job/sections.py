@@ -226,23 +226,41 @@ class EngineSettings(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto",
-        description="of the weights; auto: float16 on a GPU, bfloat16 on a CPU with AVX512-BF16, "
-        "else float32",
+        description="of the weights; auto: float16 on a GPU; on a CPU as `sdbatch tune` found, "
+        "else bfloat16 with AVX512-BF16, else float32",
     )
     lanes: Literal["auto"] | Lanes | Annotated[dict[str, Lanes], Field(min_length=1)] = Field(
         "auto",
         description="rows of the UNet batch; a guided image takes two. For several types of "
-        "GPU: {H100: 64, T4: 16}",
+        "GPU: {H100: 64, T4: 16}; auto: as `sdbatch tune` found, else by memory and image size",
     )
     threads: int = Field(
         1, ge=1, description="of torch, on a CPU; more actors are faster than more threads"
     )
     channels_last: Literal["auto"] | bool = Field(
         "auto",
-        description="torch's channels_last memory format; auto: yes, but for bfloat16 on a CPU",
+        description="torch's channels_last memory format; auto: as `sdbatch tune` found, else yes, "
+        "but for bfloat16 on a CPU",
     )
     compile: Literal["auto"] | bool = Field(
-        "auto", description="torch.compile the UNet and the VAE, which takes minutes; auto: no"
+        "auto",
+        description="torch.compile the UNet and the VAE, which takes minutes; auto: only if "
+        "`sdbatch tune` found it to be faster",
+    )
+    attention: Literal["auto", "torch", "cudnn", "flash", "efficient", "math"] = Field(
+        "auto",
+        description="the kernel of the UNet's attention, where it can compute a layer's shape; "
+        "torch: torch chooses for each; auto: as `sdbatch tune` found, else torch",
+    )
+    decode_group: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="images in a call of the VAE; auto: as `sdbatch tune` found, else "
+        "4; at most half the lanes",
+    )
+    split_k: Literal["auto"] | bool = Field(
+        "auto",
+        description="sum matrix products in parts and in less precision, on a GPU; auto: yes, but "
+        "if `sdbatch tune` found that an image depends on its place in a batch",
     )
 
 

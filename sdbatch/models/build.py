@@ -11,3 +11,4 @@ class Build:
     dtype: str  # of the weights: "float32", ...
     channels_last: bool = False
     compile: bool = False
+    attention: str = "torch"  # the kernel of the denoiser's attention: see engine.attention

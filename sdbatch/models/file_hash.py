@@ -5,9 +5,9 @@ A cached hash is of a file of the same path, inode, size and time of its last ch
 
 import contextlib
 import hashlib
-import os
-import uuid
 from pathlib import Path
+
+from sdbatch import cache
 
 
 def file_sha256(path: Path) -> str:
@@ -16,7 +16,7 @@ def file_sha256(path: Path) -> str:
     Raises:
         OSError: the file cannot be read.
     """
-    cached = _cache_folder() / _identity(path)
+    cached = cache.folder("sha256") / _identity(path)
     with contextlib.suppress(OSError):
         known = cached.read_text()
         if len(known) == 64:
@@ -24,10 +24,7 @@ def file_sha256(path: Path) -> str:
     with path.open("rb") as opened:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
     with contextlib.suppress(OSError):  # a cache that cannot be written saves no time
-        cached.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}")
-        temporary.write_text(found)
-        temporary.replace(cached)
+        cache.write(cached, found)
     return found
 
 
@@ -35,8 +32,3 @@ def _identity(path: Path) -> str:
     stat = path.stat()
     identity = [str(path.resolve()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns]
     return hashlib.sha256(repr(identity).encode()).hexdigest()
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "sdbatch" / "sha256"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sdbatch import resolve
 from sdbatch.job import Job
+from sdbatch.models.find_model import ModelFiles
 from sdbatch.output import identity, receipts
 from sdbatch.output.plan import Plan, images_that_fit, make_plan
 from sdbatch.output.record import Record, read_record
@@ -32,6 +33,7 @@ class Outline:
     images_per_shard: int
     memory: str  # that a shard may take
     model: str
+    engine: str  # its lanes, and where their number is from
     images_committed: int
     shards_committed: int
     output: str
@@ -53,6 +55,7 @@ class Outline:
                 f"memory     {self.memory}",
                 f"committed  {self.images_committed:,} images, {self.shards_committed:,} shards",
                 f"model      {self.model}",
+                f"engine     {self.engine}",
                 f"output     {self.output} ({self.format})",
                 *(f"left out   {each}" for each in self.left),
                 *self.check.text(),
@@ -73,7 +76,7 @@ def make_outline(job: Job, check: bool = False) -> Outline:
     """
     store = Store(job.output.path)
     record = read_record(store)
-    model, job = _find_model(job, record)
+    model, files, job = _find_model(job, record)
     table = open_table(job.prompts, added_columns(job).names)
     plan = make_plan(job, table, record)
     proof = record.proof() if record and record.shards is not None else None
@@ -92,6 +95,9 @@ def make_outline(job: Job, check: bool = False) -> Outline:
         images_committed=sum(s.images for s in plan.shards if s.shard in committed),
         shards_committed=len(committed),
         model=model,
+        engine="not known, as the model"
+        if files is None
+        else resolve.describe_lanes(plan.job, files),
         output=store.url,
         format=f"{job.output.format}, {job.output.image_format}",
         left=list(plan.table.left),
@@ -100,8 +106,8 @@ def make_outline(job: Job, check: bool = False) -> Outline:
     )
 
 
-def _find_model(job: Job, record: Record | None) -> tuple[str, Job]:
-    """Return what a user should know of the model, and the job with what its files say.
+def _find_model(job: Job, record: Record | None) -> tuple[str, ModelFiles | None, Job]:
+    """Return what a user should know of the model, its files, and the job with what they say.
 
     The files of a hub id, or of a path that another machine has, are not looked at: an existing
     output says what was found in them.
@@ -113,13 +119,12 @@ def _find_model(job: Job, record: Record | None) -> tuple[str, Job]:
     if record is not None:
         job = identity.with_commits(job, record.job)
     if path.startswith("builtin:") or Path(path).exists():
-        _, job = resolve.find_model(job)
-        return path, job
+        return path, *resolve.find_model(job)
     if record is not None and record.job.model.path == path:
         open_keys = [name for name in resolve.FOUND if getattr(job.model, name) is None]
         values = {name: getattr(record.job.model, name) for name in open_keys}
         job = job.updated(model=job.model.updated(**values))
-    return f"{path}, not on this machine: not checked", job
+    return f"{path}, not on this machine: not checked", None, job
 
 
 def describe_memory(plan: Plan) -> str:

@@ -72,7 +72,9 @@ def make_application(job: Job, digests: Digests) -> serve.Application:
     """
     machines = ray_setup.machines(job.cluster.label_selector)
     files, job = resolve.find_model(job)
-    resolved = resolve.resolve(job, files, machines.gpus, find_model.sha256(files))
+    resolved = resolve.resolve(
+        job, files, machines.gpus, find_model.sha256(files), machines.gpu_types
+    )
     _check_own_limits(resolved.job)
     drawer = _drawer(resolved, _max_replicas(resolved, machines))
     settings = resolved.job.serve

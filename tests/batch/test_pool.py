@@ -100,3 +100,14 @@ def test_an_actor_runs_only_where_the_label_selector_admits_it(make_job):
         "label_selector": labels,
     }
     assert "label_selector" not in pool.options(make_job().cluster, engine_config())
+
+
+def test_the_types_of_gpus_are_those_of_nodes_that_may_draw():
+    nodes = (
+        Machine(8, 1, gpu_type="H100"),
+        Machine(8, 4, gpu_type="H100"),
+        Machine(8, 1, draws=False, gpu_type="T4"),
+        Machine(8, 0, gpu_type="L4"),
+        Machine(8, 1),
+    )
+    assert Machines(nodes).gpu_types == {"H100"}

@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-from sdbatch.engine.device import device_facts, driver
+from sdbatch.engine.device import device_facts
+from sdbatch.hardware import driver
 
 # What the kernel's modules of NVIDIA, closed and open, say of themselves.
 CLOSED = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023"

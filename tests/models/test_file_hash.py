@@ -11,7 +11,7 @@ from sdbatch.models.file_hash import file_sha256
 
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("SDBATCH_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"weights")
     return path
@@ -49,12 +49,12 @@ def test_a_file_that_has_changed_is_read_again(weights, tmp_path, change):
 
 def test_a_cache_that_cannot_be_used_is_no_error(weights, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("SDBATCH_CACHE", str(tmp_path / "file"))
     assert file_sha256(weights) == sha256(b"weights")
 
 
 def test_a_damaged_entry_of_the_cache_is_read_again(weights, tmp_path):
     file_sha256(weights)
-    (entry,) = (tmp_path / "cache" / "sdbatch" / "sha256").iterdir()
+    (entry,) = (tmp_path / "cache" / "sha256").iterdir()
     entry.write_text("")
     assert file_sha256(weights) == sha256(b"weights")

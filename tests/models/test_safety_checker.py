@@ -14,7 +14,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import (
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from sdbatch.engine.decode import GROUP
+from sdbatch.engine.limits import DECODE_GROUP as GROUP
 from sdbatch.errors import ModelError
 from sdbatch.models import safety_checker
 from sdbatch.models.safety_checker import CARE, SafetyChecker

@@ -9,15 +9,19 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import save_file
 
-from sdbatch import resolve
+from sdbatch import advice, hardware, resolve, tuned
 from sdbatch.cli import main
 from sdbatch.errors import ModelError
+from sdbatch.models import find_model
 from sdbatch.output.plan import AIM_BYTES, make_plan
 from sdbatch.output.record import write_record
 from sdbatch.prompts.table import open_table
 from sdbatch.report.outline import make_outline
 from sdbatch.storage import Store
+from sdbatch.tuned import Entry
 from tests import without_ray
+from tests.gpus import install
+from tests.test_tuned import CHOICE
 
 
 @pytest.fixture
@@ -153,6 +157,48 @@ def test_a_model_of_the_hub_or_of_another_machine_is_not_looked_at(table, make_j
     assert (
         "model      someone/model, not on this machine: not checked\n" in make_outline(job).text()
     )
+
+
+def test_the_plan_says_where_the_lanes_are_from(table, make_job, tmp_path, monkeypatch):
+    def engine_line(**sections):
+        text = make_outline(make_job(prompts={"path": str(table)}, **sections)).text()
+        return next(line for line in text.splitlines() if line.startswith("engine "))
+
+    monkeypatch.setenv("SDBATCH_CACHE", str(tmp_path / "cache"))
+    install(tmp_path, monkeypatch)
+    by_rule = (
+        "engine     32 lanes by rule, not tuned: run `sdbatch tune builtin:shapes --size 64x64`"
+    )
+    assert engine_line() == by_rule
+    assert engine_line(engine={"lanes": 8}) == "engine     8 lanes as the job or its output says"
+    lanes = {"H100": 64, "T4": 8}
+    assert engine_line(engine={"lanes": lanes, "device": "cuda"}) == (
+        "engine     lanes by type as the job or its output says"
+    )
+    assert engine_line(engine={"device": "cuda"}).startswith(
+        "engine     512 lanes by rule, as the GPU is not known here, not tuned"
+    )
+    assert engine_line(cluster={"actors": {"max": 4}}) == (
+        "engine     lanes by the device of the cluster's nodes"
+    )
+    install(tmp_path, monkeypatch, "NVIDIA H100, 81559, 580")
+    assert engine_line().startswith("engine     512 lanes by the memory of NVIDIA H100 (80 GiB)")
+    files, job = resolve.find_model(make_job())
+    (gpu,) = hardware.gpus()
+    key = advice.tuning_key(job, files, gpu, find_model.sha256(files))
+    tuned.keep(Entry(key, CHOICE, "2026-11-29", []))
+    assert engine_line() == "engine     16 lanes by tune of 2026-11-29 on NVIDIA H100"
+
+
+def test_the_plan_of_an_output_says_its_lanes(table, make_job, tmp_path):
+    store = Store(str(tmp_path / "out"))
+    store.begin()
+    _, job = resolve.find_model(make_job(prompts={"path": str(table)}))
+    job = job.updated(engine=job.engine.updated(lanes=4))
+    plan = make_plan(job, open_table(job.prompts), None)
+    write_record(store, plan.job, plan.shards, plan.table.extras)
+    outline = make_outline(make_job(prompts={"path": str(table)}))
+    assert outline.engine == "4 lanes as the job or its output says"
 
 
 @pytest.mark.parametrize("here", [True, False])

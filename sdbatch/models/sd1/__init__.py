@@ -5,7 +5,7 @@ The driver imports this module, without torch; `load` imports the rest.
 
 from typing import TYPE_CHECKING, Any
 
-from sdbatch.engine.limits import Capacity, ModelLimits
+from sdbatch.engine.limits import Capacity, Memory, ModelLimits
 from sdbatch.models.find_model import Configs, Layout, ModelFiles
 from sdbatch.models.identify import SD1, SD2
 
@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 
 VAE_FACTOR = 8  # pixels a latent: f in Rombach et al. 2022, sec. 4
 # On a CPU by benchmarks/lanes.py: large images gain nothing from a batch. Of small ones 32 lanes
-# are 7 to 17 % faster than 16. On a GPU 32 lanes of 512x512
-# keep it busy by arithmetic and leave room in its memory: not measured yet.
+# are 7 to 17 % faster than 16. On a GPU 32 lanes of 512x512 keep it busy by arithmetic; its memory
+# is that of 1.07 G weights, and what a UNet lane and a decoded image take by their shapes. Not
+# measured yet: `sdbatch tune` measures.
 LIMITS = ModelLimits(
     multiple_of=VAE_FACTOR,
     side=512,
-    capacity={"cpu": Capacity(lanes=1, most=32), "cuda": Capacity(lanes=32, most=64)},
+    capacity={
+        "cpu": Capacity(lanes=1, most=32),
+        "cuda": Capacity(lanes=32, most=512, memory=Memory(2.14e9, lane=68e6, image=0.4e9)),
+    },
 )
 _USES = {9: "for inpainting", 8: "for editing", 5: "for depth", 7: "for upscaling"}
 

@@ -26,7 +26,7 @@ class DeepCache:
     def __init__(self, model: Model) -> None:
         self._unet = model.unet
         self._layout = model.layout
-        self._compiled = model.compiled
+        self._compiled = model.build.compile
 
     def check(self, interval: int) -> None:
         """Raise a ValueError if the UNet cannot be called with a `cache_interval` above 1."""

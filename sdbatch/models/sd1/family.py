@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sdbatch import prompt_syntax
+from sdbatch.engine.attention import attention_by
 from sdbatch.engine.cuda import moved
 from sdbatch.engine.family import Cache, Conditions, Pictures
 from sdbatch.engine.request import Request
@@ -166,7 +167,8 @@ class StableDiffusion1:
     ) -> torch.Tensor:
         """Return the UNet's answer: noise or velocity, as the scheduler's prediction type says."""
         latents = latents.to(self._model.dtype, memory_format=self._model.layout)
-        with self._model.row_loras.apply(conditions.get(LORAS)):
+        loras = self._model.row_loras.apply(conditions.get(LORAS))
+        with attention_by(self._model.build.attention), loras:
             if cache is not None:
                 return self._deep_cache.denoise(latents, timesteps, conditions[TEXT], cache)
             answer: torch.Tensor = self._model.unet(

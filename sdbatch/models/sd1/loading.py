@@ -47,7 +47,7 @@ class Model:
     dtype: torch.dtype
     layout: torch.memory_format
     row_loras: RowLoras  # attached to the text encoder and the UNet
-    compiled: bool
+    build: Build  # how it is laid out
 
 
 def load(files: ModelFiles, build: Build) -> Model:
@@ -108,7 +108,7 @@ def assemble(
         dtype=getattr(torch, build.dtype),
         layout=layout,
         row_loras=loras,
-        compiled=build.compile,
+        build=build,
     )
 
 

@@ -11,6 +11,8 @@ from diffusers import PNDMScheduler, StableDiffusionPipeline
 
 from benchmarks import models, oracle
 from sdbatch.engine.engine import Engine
+from sdbatch.engine.places import make_rows
+from sdbatch.models.build import Build
 from sdbatch.models.sd1.family import StableDiffusion1
 from tests.models.load import MOST_COUNTS, load
 
@@ -31,6 +33,19 @@ def test_noise_is_a_function_of_the_seed(noise):
     one, two, other = (noise(seed, 64, 96) for seed in (5, 5, 6))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("kernel", "flash"), [("torch", True), ("math", False)])
+def test_a_unet_attends_by_the_kernel_of_its_build(tiny_model, request_for, kernel, flash):
+    model = load(tiny_model, Build("cpu", "float32", attention=kernel))
+    seen = []
+    model.unet.mid_block.register_forward_pre_hook(
+        lambda *_: seen.append(torch.backends.cuda.flash_sdp_enabled())
+    )
+    family = StableDiffusion1(model)
+    rows = make_rows(family, request_for(height=16, width=16), 2)
+    family.denoise(rows.latents, rows.timesteps, rows.conditions)
+    assert seen == [flash]
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (72, 512)])

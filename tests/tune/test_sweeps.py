@@ -1,0 +1,73 @@
+"""What is chosen of what was measured, and what is measured at all."""
+
+import pytest
+
+from sdbatch.errors import ModelError
+from sdbatch.tune.bench import OutOfMemory, Variant
+from sdbatch.tune.sweeps import Sweep
+
+BASE = Variant("cpu", "float32", 8, channels_last=True)
+
+
+def sweep_of(by_count, asked, has_time=True):
+    """Return a sweep whose milliseconds by lanes, or by images of a decoder call, are given."""
+
+    def measure(count):
+        asked.append(count)
+        ms = by_count[count]
+        if ms == "full":
+            raise OutOfMemory
+        return ms
+
+    return Sweep(
+        lambda variant: measure(variant.lanes),
+        lambda variant, group: measure(group),
+        lambda variant, measurements: has_time,
+    )
+
+
+@pytest.mark.parametrize(
+    ("by_lanes", "asked", "chosen"),
+    [
+        ({2: 9, 4: 8, 8: 5, 16: 4, 32: 3, 64: 3}, [8, 16, 32, 64, 4, 2], 32),
+        ({2: 9, 4: 8, 8: 5, 16: 5, 32: 5.1}, [8, 16, 32, 4, 2], 8),
+        ({2: 3, 4: 3, 8: 5, 16: 6, 32: 7}, [8, 16, 32, 4, 2], 2),
+        ({2: 3, 4: 3.01, 8: 3.02, 16: 2.95, 32: 2.95, 64: 3}, [8, 16, 32, 64, 4, 2], 2),
+        ({2: 9, 4: 8, 8: 5, 16: "full"}, [8, 16, 4, 2], 8),
+        ({2: 9, 4: 8, 8: "full"}, [8, 4, 2], 4),
+        ({2: 9, 4: 8, 8: 5, 16: None}, [8, 16, 4, 2], 8),
+    ],
+)
+def test_the_fewest_lanes_that_are_as_fast_as_any_are_chosen(by_lanes, asked, chosen):
+    found = []
+    assert sweep_of(by_lanes, found).lanes(BASE, 64).lanes == chosen
+    assert found == asked
+
+
+def test_a_device_that_holds_no_lanes_is_an_error():
+    sweep = sweep_of({2: "full", 4: "full", 8: "full"}, [])
+    with pytest.raises(ModelError, match=r"^engine.lanes = 8 and fewer: none could be drawn here"):
+        sweep.lanes(BASE, 64)
+
+
+@pytest.mark.parametrize(
+    ("times", "chosen"), [((5, 3), 4), ((5, 4.9), 8), ((5, None), 8), ((None, None), 8)]
+)
+def test_what_is_usual_stays_unless_another_is_faster(times, chosen):
+    variants = [BASE, Variant("cpu", "float32", 4, channels_last=True)]
+    by_lanes = {each.lanes: ms for each, ms in zip(variants, times, strict=True)}
+    assert sweep_of(by_lanes, []).fastest(variants).lanes == chosen
+
+
+def test_without_time_the_first_alone_is_measured():
+    asked = []
+    sweep = sweep_of({1: 1, 4: 9, 8: 5, 16: 4}, asked, has_time=False)
+    assert sweep.lanes(BASE, 64) == BASE
+    assert sweep.group(BASE) == 4
+    assert asked == [8, 4]
+
+
+def test_a_decoder_call_has_at_most_half_as_many_images_as_lanes():
+    asked = []
+    assert sweep_of({1: 9, 2: 8, 4: 5}, asked).group(BASE) == 4
+    assert asked == [4, 2, 1]
