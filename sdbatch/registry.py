@@ -28,6 +28,8 @@ class ImageFormat:
     quality: int | None  # the default; None: lossless, has no quality
     noise_bytes: float  # bound on the bytes a pixel at that quality: those of pure noise
     best_noise_bytes: float  # the same at a higher quality
+    cpus: int  # of an actor with a GPU, so that encoding keeps up with it (benchmarks/encode.py)
+    compression: int | None = None  # the default level; None: has none
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,9 @@ OUTPUT_FORMATS: Mapping[str, OutputFormat] = {
     "webdataset": OutputFormat("tar", "sdbatch.output.formats.webdataset"),
 }
 IMAGE_FORMATS: Mapping[str, ImageFormat] = {
-    "jpg": ImageFormat("JPEG", "image/jpeg", "jpeg", "exif", 95, 1.2, 2.0),
-    "png": ImageFormat("PNG", "image/png", "png", "text", None, 3.05, 3.05),
-    "webp": ImageFormat("WEBP", "image/webp", "webp", "exif", 90, 1.2, 1.2),
+    "jpg": ImageFormat("JPEG", "image/jpeg", "jpeg", "exif", 95, 1.2, 2.0, 2),
+    "png": ImageFormat("PNG", "image/png", "png", "text", None, 3.05, 3.05, 4, 6),
+    "webp": ImageFormat("WEBP", "image/webp", "webp", "exif", 90, 1.2, 1.2, 4),
 }
 # A scorer's module has COLUMNS and `score`.
 SCORERS: dict[str, str] = {"shapes": "sdbatch.shapes.scorer"}

@@ -13,12 +13,13 @@ from sdbatch.batch.drawing_actor import DrawingActor
 from sdbatch.batch.liveness import LivenessClient
 from sdbatch.batch.metrics import Metrics
 from sdbatch.batch.pool import Pool
+from sdbatch.job import Job
 from sdbatch.output.image_file import encoding_of
 from sdbatch.output.plan import Plan
 from sdbatch.output.receipts import Writer
-from sdbatch.resolve import MakeEngine, Resolved
+from sdbatch.resolve import MakeEngine
 from sdbatch.schema import Shard
-from sdbatch.stages.base import Stage, added_columns, job_stages
+from sdbatch.stages.base import Needs, Stage, added_columns, job_stages
 from sdbatch.stages.draw import DrawImages
 from sdbatch.stages.read import ReadPrompts
 from sdbatch.stages.safety import ApplySafety, SafetyPolicy
@@ -46,15 +47,22 @@ class ActorSetup:
 
 
 def stages_of(
-    resolved: Resolved, planned: Plan, writer: Writer, make_engine: MakeEngine
+    job: Job, planned: Plan, writer: Writer, make_engine: MakeEngine, actor: Needs
 ) -> list[Stage]:
-    """Return the stages of a job, in the order that they run."""
-    job, encoding = resolved.job, encoding_of(resolved.job)
-    needs = pool.needs(job.cluster, resolved.engine)
+    """Return the stages of a resolved job, in the order that they run.
+
+    Args:
+        job: resolved.
+        planned: its plan.
+        writer: of this run.
+        make_engine: makes the engine of an actor.
+        actor: what an actor needs, from pool.needs.
+    """
+    encoding = encoding_of(job)
     policy = SafetyPolicy(job.safety.policy)
     return [
         ReadPrompts(job, planned.table),
-        DrawImages(make_engine, encoding, max(1, int(needs.cpus)), needs),
+        DrawImages(make_engine, encoding, max(1, int(actor.cpus)), actor),
         *([] if policy.policy == "flag" else [ApplySafety(policy, encoding)]),
         *job_stages(job),
         WriteShard(job.output, writer, added_columns(job)),

@@ -34,7 +34,7 @@ from sdbatch.report.outline import describe_memory, memory_warning
 from sdbatch.report.progress import Display, SilentDisplay, SteadyDisplay
 from sdbatch.resolve import MakeEngine, Resolved
 from sdbatch.schema import Shard
-from sdbatch.stages.base import added_columns
+from sdbatch.stages.base import Needs, added_columns
 from sdbatch.storage import Store
 
 _log = logging.getLogger(__name__)
@@ -133,10 +133,13 @@ def draw(
             driver.note("ray")
             resolved = _resolve(ready, machines, hashed.result())
             job = resolved.job
-            setup = _set_up_actors(work.todo, resolved, machines)
+            actor = pool.needs(job, resolved.engine, machines)
+            if (cpus_note := pool.cpus_note(job, actor)) is not None:
+                _log.warning(f"Note: {cpus_note}")
+            setup = _set_up_actors(work.todo, resolved, actor, machines)
             make_engine = make_engine or resolved.make_engine(ready.plan.table.columns)
             writer = Writer(held, identity.fingerprint(resolved.job, identity.versions()))
-            stages = flow.stages_of(resolved, ready.plan, writer, make_engine)
+            stages = flow.stages_of(job, ready.plan, writer, make_engine, actor)
             laid_out = flow.lay_out(work.todo, ready.plan.urls(), stages, setup)
             driver.follow(laid_out, setup, begin=partial(_begin, ready, resolved, work))
             return driver.finish(job)
@@ -207,10 +210,12 @@ def _resolve(ready: Ready, machines: Machines, sha256: str | None) -> Resolved:
     return resolved
 
 
-def _set_up_actors(todo: Sequence[Shard], resolved: Resolved, machines: Machines) -> ActorSetup:
+def _set_up_actors(
+    todo: Sequence[Shard], resolved: Resolved, actor: Needs, machines: Machines
+) -> ActorSetup:
     """Return the setup of the actors that will draw; none is started yet."""
     job, engine, shards = resolved.job, resolved.engine, len(todo)
-    actors = pool.fit(job.cluster, engine, machines, shards)
+    actors = pool.fit(job.cluster, actor, machines, shards)
     images = sum(shard.images for shard in todo)
     in_flight = pool.in_flight(actors.most, shards, images, engine.most_lanes)
     return ActorSetup(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdbatch.errors import JobError
-from sdbatch.job import Cluster, Growing
+from sdbatch.job import Cluster, Growing, Job
 from sdbatch.resolve import EngineConfig
 from sdbatch.stages.base import Needs
 
@@ -55,8 +55,14 @@ class Pool:
     most: int
 
 
-def fit(cluster: Cluster, engine: EngineConfig, machines: Machines, shards: int) -> Pool:
+def fit(cluster: Cluster, actor: Needs, machines: Machines, shards: int) -> Pool:
     """Return how many actors draw: as many as fit or as the job sets, but not more than shards.
+
+    Args:
+        cluster: of the job.
+        actor: from `needs`.
+        machines: of the cluster.
+        shards: to draw.
 
     Raises:
         JobError: they, or a single one, do not fit a cluster that does not grow.
@@ -64,15 +70,14 @@ def fit(cluster: Cluster, engine: EngineConfig, machines: Machines, shards: int)
     actors = cluster.actors
     if isinstance(actors, Growing):
         return Pool(min(max(1, actors.min), shards), min(actors.max, shards))
-    cpus, gpus = per_actor(cluster, engine)
-    most = _count_fitting(machines, cpus, gpus)
+    most = _count_fitting(machines, actor.cpus, actor.gpus)
     least = 1 if actors == "auto" else actors
     if most < least:
         raise JobError(
-            f"cluster.actors = {actors}: must be at most {most}: an actor takes {cpus:g} CPUs and "
-            f"{gpus:g} GPUs of the cluster's {machines.cpus:g} CPUs and {machines.gpus:g} GPUs, "
-            f"and {FREE_CPUS} CPU stays free for reading and writing. Set fewer or smaller actors, "
-            f"or {{min: 0, max: {least}}} on a cluster that grows."
+            f"cluster.actors = {actors}: must be at most {most}: an actor takes {actor.cpus:g} "
+            f"CPUs and {actor.gpus:g} GPUs of the cluster's {machines.cpus:g} CPUs and "
+            f"{machines.gpus:g} GPUs, and {FREE_CPUS} CPU stays free for reading and writing. Set "
+            f"fewer or smaller actors, or {{min: 0, max: {least}}} on a cluster that grows."
         )
     number = min(most if actors == "auto" else least, shards)
     return Pool(number, number)
@@ -87,21 +92,40 @@ def _count_fitting(machines: Machines, cpus: float, gpus: float) -> int:
     return max(0, min(fit, int((machines.cpus - FREE_CPUS) / cpus)))
 
 
-def per_actor(cluster: Cluster, engine: EngineConfig) -> tuple[float, float]:
-    """Return the CPUs and GPUs that a drawing actor takes."""
-    cpus = cluster.cpus_per_actor
-    return cpus or engine.threads, cluster.gpus_per_actor if engine.device == "cuda" else 0
-
-
-def needs(cluster: Cluster, engine: EngineConfig) -> Needs:
+def needs(job: Job, engine: EngineConfig, machines: Machines) -> Needs:
     """Return what a drawing actor needs."""
-    cpus, gpus = per_actor(cluster, engine)
+    cluster = job.cluster
+    gpus = cluster.gpus_per_actor if engine.device == "cuda" else 0
+    cpus = cluster.cpus_per_actor
+    if cpus is None:
+        cpus = _cpus_with_gpu(job, machines) if gpus else engine.threads
     return Needs(cpus, gpus, cluster.label_selector)
 
 
-def options(cluster: Cluster, engine: EngineConfig) -> dict[str, Any]:
-    """Return Ray's options of a drawing actor."""
-    return ray_options(needs(cluster, engine))
+def _cpus_with_gpu(job: Job, machines: Machines) -> int:
+    """Return the CPUs that the image format needs, or as many as do not keep an actor waiting."""
+    cluster, most = job.cluster, job.output.encoder.cpus
+    if isinstance(cluster.actors, Growing):
+        return most
+    wanted = _count_fitting(machines, 1, cluster.gpus_per_actor)
+    if cluster.actors != "auto":
+        wanted = min(wanted, cluster.actors)
+    for cpus in range(most, 1, -1):
+        if wanted and _count_fitting(machines, cpus, cluster.gpus_per_actor) >= wanted:
+            return cpus
+    return 1
+
+
+def cpus_note(job: Job, actor: Needs) -> str | None:
+    """Return what to say if the nodes have fewer CPUs for a GPU than the image format needs."""
+    most = job.output.encoder.cpus
+    if job.cluster.cpus_per_actor is not None or not actor.gpus or actor.cpus >= most:
+        return None
+    return (
+        f"cluster.cpus_per_actor = {actor.cpus:g}, not {most}, because the nodes have no more CPUs "
+        f"for each GPU. If GPUs wait for {job.output.image_format} files, use nodes with more CPUs "
+        f"or another output.image_format."
+    )
 
 
 def ray_options(needs: Needs) -> dict[str, Any]:

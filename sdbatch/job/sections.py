@@ -47,6 +47,8 @@ LORA_FILE = FileKey(WEIGHTS, True, "LoRA", hub=True, companions=(ADAPTER_CONFIG,
 Lanes = Annotated[int, Field(ge=2)]
 _QUALITIES = {name: each.quality for name, each in IMAGE_FORMATS.items() if each.quality}
 _DEFAULT_QUALITIES = [f"{quality} {name}" for name, quality in _QUALITIES.items()]
+_DEFAULT_CPUS = ", ".join(f"{each.cpus} for {name}" for name, each in IMAGE_FORMATS.items())
+_COMPRESSED = [name for name, each in IMAGE_FORMATS.items() if each.compression is not None]
 
 
 def _check_encoding(name: str) -> str:
@@ -303,7 +305,10 @@ class Cluster(Section):
     )
     gpus_per_actor: float = Field(1, gt=0, description="used when engine.device is cuda")
     cpus_per_actor: float | None = Field(
-        None, gt=0, description="also the threads that encode images; default: engine.threads"
+        None,
+        gt=0,
+        description="also the threads that encode images; default on a GPU: "
+        f"{_DEFAULT_CPUS}, or as many as the nodes have for each GPU; on a CPU: engine.threads",
     )
     address: Address | None = Field(
         None, description="of a Ray cluster; default: RAY_ADDRESS, else a Ray started for this job"
@@ -330,6 +335,13 @@ class Output(Section):
         le=100,
         description=f"default: {', '.join(_DEFAULT_QUALITIES)}",
     )
+    compression: int | None = Field(
+        None,
+        ge=0,
+        le=9,
+        description=f"effort, of {' and '.join(_COMPRESSED)}, without loss: 0 is the fastest, 9 "
+        f"makes the smallest files; default: {IMAGE_FORMATS['png'].compression}",
+    )
     images_per_shard: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto",
         description="auto: up to 1000; fewer if images of the largest size, of the job or of a "
@@ -337,11 +349,16 @@ class Output(Section):
     )
 
     @model_validator(mode="after")
-    def _check_quality(self) -> "Output":
+    def _check_encoder(self) -> "Output":
         if self.quality is not None and self.encoder.quality is None:
             raise ValueError(
                 f"quality = {self.quality}: {self.image_format} is lossless. "
                 f"Leave it out, or use jpg"
+            )
+        if self.compression is not None and self.encoder.compression is None:
+            raise ValueError(
+                f"compression = {self.compression}: is for {' and '.join(_COMPRESSED)}, and "
+                f"image_format is {self.image_format}. Leave it out"
             )
         return self
 

@@ -46,6 +46,7 @@ class Encoding:
     model: str
     model_hash: str
     software: str
+    compression: int | None = None  # of PNG; None: Pillow's default
 
 
 def encoding_of(job: Job) -> Encoding:
@@ -56,6 +57,7 @@ def encoding_of(job: Job) -> Encoding:
         model=job.model.name,
         model_hash=job.model.sha256 or job.model.revision or "",
         software=f"sdbatch {identity.versions()['sdbatch']}",
+        compression=job.output.compression,
     )
 
 
@@ -65,6 +67,8 @@ def encode_image(image: NDArray[np.uint8], row: dict[str, Any], encoding: Encodi
     values, xmp = _written_values(row, encoding)
     text = infotext(values)
     options: dict[str, Any] = {} if kind.quality is None else {"quality": encoding.quality}
+    if kind.compression is not None and encoding.compression is not None:
+        options["compress_level"] = encoding.compression
     if kind.metadata == "text":
         chunks = PngImagePlugin.PngInfo()
         chunks.add_itxt("parameters", text)

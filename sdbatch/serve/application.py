@@ -37,6 +37,7 @@ from sdbatch.serve.drawer import Drawer, DrawFailure, DrawRequest, EncodedImage,
 from sdbatch.serve.errors import ApiError, replica_lost
 from sdbatch.serve.requests import ServedModel
 from sdbatch.serve.service import Service
+from sdbatch.stages.base import Needs
 from sdbatch.stages.safety import SafetyPolicy
 
 NAME = "sdbatch"  # of the application
@@ -76,7 +77,8 @@ def make_application(job: Job, digests: Digests) -> serve.Application:
         job, files, machines.gpus, find_model.sha256(files), machines.gpu_types
     )
     _check_own_limits(resolved.job)
-    drawer = _drawer(resolved, _max_replicas(resolved, machines))
+    actor = pool.needs(resolved.job, resolved.engine, machines)
+    drawer = _drawer(resolved, actor, _max_replicas(resolved, actor, machines))
     settings = resolved.job.serve
     front = serve.deployment(
         serve.ingress(_forward)(Front),
@@ -204,9 +206,9 @@ def _check_own_limits(job: Job) -> None:
         raise JobError(f"sampling.{error} Raise serve.limits, or lower this value.") from error
 
 
-def _max_replicas(resolved: Resolved, machines: Machines) -> int:
+def _max_replicas(resolved: Resolved, actor: Needs, machines: Machines) -> int:
     settings = resolved.job.serve
-    fitting = pool.fit(resolved.job.cluster, resolved.engine, machines, sys.maxsize).most
+    fitting = pool.fit(resolved.job.cluster, actor, machines, sys.maxsize).most
     most = fitting if settings.max_replicas == "auto" else settings.max_replicas
     if settings.min_replicas > min(fitting, most):
         raise JobError(
@@ -216,15 +218,14 @@ def _max_replicas(resolved: Resolved, machines: Machines) -> int:
     return most
 
 
-def _drawer(resolved: Resolved, max_replicas: int) -> serve.Application:
+def _drawer(resolved: Resolved, actor: Needs, max_replicas: int) -> serve.Application:
     """Return the deployment of the Drawers."""
     job, engine = resolved.job, resolved.engine
-    cpus, _ = pool.per_actor(job.cluster, engine)
     ongoing = engine.most_lanes  # twice the guided images that fill the lanes
     return serve.deployment(
         Drawer,
         name="Drawer",
-        ray_actor_options=pool.options(job.cluster, engine),
+        ray_actor_options=pool.ray_options(actor),
         max_ongoing_requests=2 * ongoing,
         autoscaling_config={
             "min_replicas": job.serve.min_replicas,
@@ -235,7 +236,7 @@ def _drawer(resolved: Resolved, max_replicas: int) -> serve.Application:
         },
         graceful_shutdown_timeout_s=job.serve.timeout_s,
         max_constructor_retry_count=1,
-    ).bind(resolved.make_engine(), SafetyPolicy(job.safety.policy), max(1, int(cpus)))
+    ).bind(resolved.make_engine(), SafetyPolicy(job.safety.policy), max(1, int(actor.cpus)))
 
 
 def _forward() -> "_Forward":

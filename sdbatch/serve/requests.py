@@ -184,6 +184,8 @@ def job_file(image_request: ImageRequest, job: Job) -> str:
     output: dict[str, Any] = {"path": "out/again", "image_format": encoding.image_format}
     if encoding.quality is not None:
         output["quality"] = encoding.quality
+    elif encoding.compression is not None:
+        output["compression"] = encoding.compression
     prompts: dict[str, Any] = {"rows": [{"prompt": first.prompt, "seed": first.seed}]}
     if images > 1:
         prompts["images_per_row"] = images

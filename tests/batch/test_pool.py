@@ -13,8 +13,9 @@ def engine_config(device="cpu", lanes=2):
 
 
 def fitted(make_job, machines, shards=100, device="cpu", **section):
-    cluster = make_job(cluster=section).cluster
-    return pool.fit(cluster, engine_config(device), Machines(machines), shards)
+    job, machines = make_job(cluster=section), Machines(machines)
+    actor = pool.needs(job, engine_config(device), machines)
+    return pool.fit(job.cluster, actor, machines, shards)
 
 
 @pytest.mark.parametrize(
@@ -94,12 +95,63 @@ def test_labels_select_nodes_as_they_do_in_ray(selector, label, selected):
 def test_an_actor_runs_only_where_the_label_selector_admits_it(make_job):
     labels = {"ray.io/accelerator-type": "in(A100,H100)"}
     job = make_job(cluster={"cpus_per_actor": 2, "label_selector": labels})
-    assert pool.options(job.cluster, engine_config()) == {
+    assert pool.ray_options(pool.needs(job, engine_config(), Machines(()))) == {
         "num_cpus": 2,
         "num_gpus": 0,
         "label_selector": labels,
     }
-    assert "label_selector" not in pool.options(make_job().cluster, engine_config())
+    actor = pool.needs(make_job(), engine_config(), Machines(()))
+    assert "label_selector" not in pool.ray_options(actor)
+
+
+GPU_NODE = Machine(64, 4)  # with many CPUs
+
+
+def actor_of(make_job, *nodes, device="cuda", image_format="jpg", **cluster):
+    job = make_job(cluster=cluster, output={"image_format": image_format})
+    actor = pool.needs(job, engine_config(device), Machines(nodes))
+    return actor, pool.cpus_note(job, actor)
+
+
+@pytest.mark.parametrize(("image_format", "cpus"), [("jpg", 2), ("png", 4), ("webp", 4)])
+def test_an_actor_with_a_gpu_has_the_cpus_that_its_image_format_needs(make_job, image_format, cpus):
+    actor, note = actor_of(make_job, GPU_NODE, image_format=image_format)
+    assert (actor.cpus, note) == (cpus, None)
+
+
+def test_an_actor_on_a_cpu_has_the_cpus_of_its_threads(make_job):
+    actor, note = actor_of(make_job, GPU_NODE, device="cpu", image_format="png")
+    assert (actor.cpus, actor.gpus, note) == (1, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus"),
+    [
+        ([Machine(4, 1)], 3),  # a CPU stays free
+        ([Machine(3, 1)], 2),
+        ([Machine(8, 8)], 1),
+        ([Machine(64, 4), Machine(2, 1)], 2),  # the smallest node draws, too
+        ([Machine(1, 1)], 1),
+    ],
+)
+def test_few_cpus_for_a_gpu_keep_no_actor_from_starting_and_are_noted(make_job, nodes, cpus):
+    actor, note = actor_of(make_job, *nodes, image_format="png")
+    assert actor.cpus == cpus
+    assert note.startswith(f"cluster.cpus_per_actor = {cpus}, not 4, because the nodes have no")
+
+
+def test_fewer_actors_than_gpus_have_more_cpus_each(make_job):
+    assert actor_of(make_job, Machine(8, 8), image_format="png", actors=1)[0].cpus == 4
+
+
+def test_a_growing_cluster_has_the_default_as_its_future_nodes_are_unknown(make_job):
+    actor, note = actor_of(make_job, Machine(2, 1), image_format="png", actors={"max": 4})
+    assert (actor.cpus, note) == (4, None)
+
+
+def test_cpus_that_the_job_sets_are_kept_without_a_note(make_job):
+    actor, note = actor_of(make_job, Machine(4, 1), image_format="png", cpus_per_actor=0.5)
+    assert (actor.cpus, note) == (0.5, None)
 
 
 def test_the_types_of_gpus_are_those_of_nodes_that_may_draw():

@@ -145,13 +145,14 @@ def test_the_head_draws_nothing(name):
 @pytest.mark.parametrize("name", ["rayjob.yaml", "raycluster.yaml"])
 def test_a_gpu_worker_has_room_for_an_actor_and_for_reading_and_writing(name):
     limits = groups(name)["gpu-spot"]["template"]["spec"]["containers"][0]["resources"]["limits"]
-    cpus, gpus = pool.per_actor(job(name).cluster, job(name).engine)
-    assert float(limits["nvidia.com/gpu"]) == gpus
-    assert float(limits["cpu"]) >= cpus + pool.FREE_CPUS
+    actor = pool.needs(job(name), job(name).engine, pool.Machines(()))
+    assert float(limits["nvidia.com/gpu"]) == actor.gpus
+    assert float(limits["cpu"]) >= actor.cpus + pool.FREE_CPUS
 
 
 def test_a_drawer_fits_a_gpu_worker_and_the_front_fits_only_its_own():
-    cpus, _ = pool.per_actor(job("rayservice.yaml").cluster, job("rayservice.yaml").engine)
+    served = job("rayservice.yaml")
+    cpus = pool.needs(served, served.engine, pool.Machines(())).cpus
     told = {
         name: float(group["rayStartParams"]["num-cpus"])
         for name, group in groups("rayservice.yaml").items()

@@ -85,9 +85,9 @@ def test_the_head_draws_nothing_and_gpu_workers_come_on_spot_as_a_job_asks(name)
     assert isinstance(job.cluster.actors, Growing)
     assert job.cluster.actors.max == workers["max_workers"] == config(name)["max_workers"]
     assert "auto" not in (job.engine.device, job.engine.dtype, job.engine.lanes)
-    cpus, gpus = pool.per_actor(job.cluster, job.engine)
-    assert workers["resources"]["GPU"] == gpus
-    assert workers["resources"]["CPU"] >= cpus + pool.FREE_CPUS
+    actor = pool.needs(job, job.engine, pool.Machines(()))
+    assert workers["resources"]["GPU"] == actor.gpus
+    assert workers["resources"]["CPU"] >= actor.cpus + pool.FREE_CPUS
 
 
 @every_file

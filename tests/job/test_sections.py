@@ -73,6 +73,7 @@ def test_section_that_is_not_a_mapping_is_rejected(section, value):
         ("cluster", "gpus_per_actor", 0, "greater than 0"),
         ("output", "images_per_shard", 0, "'auto' or greater than or equal to 1"),
         ("output", "quality", 101, "less than or equal to 100"),
+        ("output", "compression", 10, "less than or equal to 9"),
     ],
 )
 def test_value_out_of_range_is_rejected_with_the_bound(section, key, value, must):
@@ -148,6 +149,13 @@ def test_contradictory_sampling_values_are_rejected(keys, words):
 def test_quality_is_rejected_for_png_with_the_way_out():
     with pytest.raises(JobError, match=r"^output.quality = 90: png is lossless. Leave it out"):
         parse(changed("output", image_format="png", quality=90))
+
+
+@pytest.mark.parametrize("image_format", ["jpg", "webp"])
+def test_compression_is_rejected_for_a_lossy_format_with_the_way_out(image_format):
+    words = rf"^output.compression = 3: is for png, and image_format is {image_format}. Leave it"
+    with pytest.raises(JobError, match=words):
+        parse(changed("output", image_format=image_format, compression=3))
 
 
 @pytest.mark.parametrize(("image_format", "quality"), [("jpg", 95), ("webp", 90)])

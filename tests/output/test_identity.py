@@ -66,12 +66,14 @@ def test_fingerprint_changes_with_what_changes_bytes_and_with_nothing_else(make_
     changed = [
         print_of(sampling={"seed": 1}),
         print_of(output={"quality": 90}),
+        print_of(output={"image_format": "png"}),
+        print_of(output={"image_format": "png", "compression": 1}),
         print_of(engine={"threads": 2}),
         print_of(prompts={"keep": []}),
         print_of(stages=[{"score": "shapes"}]),
         identity.fingerprint(make_job(), {"torch": "3"}),
     ]
-    assert len({same, *changed}) == 7
+    assert len({same, *changed}) == 9
 
 
 def test_fingerprint_of_a_shard_changes_with_its_job_and_with_each_of_its_values():

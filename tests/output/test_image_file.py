@@ -10,11 +10,13 @@ import pyarrow as pa
 import pytest
 from PIL import ExifTags, Image
 
+from sdbatch import registry
 from sdbatch.output import names
 from sdbatch.output.image_file import (
     LONGEST,
     MADE_BY_A_MODEL,
     encode_image,
+    encoding_of,
     infotext,
     read_parameters,
 )
@@ -104,6 +106,28 @@ def test_image_has_the_same_pixels_when_it_is_a_png():
     file = encode_image(picture(), ROW, encoding("png"))
 
     assert np.array_equal(np.asarray(opened(file)), picture())
+
+
+def test_png_has_the_same_pixels_and_fewer_bytes_when_it_is_compressed_more():
+    smooth = np.add.outer(np.arange(64, dtype=np.uint8), np.arange(64, dtype=np.uint8))
+    flat = np.repeat(smooth[..., None], 3, axis=2)
+    files = {
+        level: encode_image(flat, ROW, replace(encoding("png"), compression=level))
+        for level in (0, 1, 9, None)
+    }
+    assert all(np.array_equal(np.asarray(opened(file)), flat) for file in files.values())
+    assert len(files[0]) > len(files[1]) > len(files[9])
+
+
+def test_png_has_level_6_unless_the_job_sets_another():
+    default, same = (replace(encoding("png"), compression=level) for level in (None, 6))
+    assert encode_image(picture(), ROW, default) == encode_image(picture(), ROW, same)
+    assert registry.IMAGE_FORMATS["png"].compression == 6
+
+
+def test_compression_reaches_the_encoder_from_the_job(make_job):
+    job = make_job(output={"image_format": "png", "compression": 1})
+    assert encoding_of(job).compression == 1
 
 
 @pytest.mark.parametrize("image_format", ["jpg", "webp"])

@@ -1,5 +1,7 @@
 """Requests as images to draw: what the job, the registries and the sampling keys decide."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -83,3 +85,11 @@ def test_job_file_describes_the_images_of_a_request():
 
 def test_job_file_of_a_lossless_image_has_no_quality():
     assert parse(yaml.safe_load(requests.job_file(read(), job_of()))).output.quality is None
+
+
+def test_job_file_of_a_png_has_the_compression_of_the_served_job():
+    encoding = replace(ENCODING, compression=1)
+    kind = requests.body_with_defaults(Generation, job_of())
+    served = ServedModel(job_of(), "tiny", encoding)
+    drawn = requests.from_generation(kind(prompt="a dog"), served, Limits())
+    assert parse(yaml.safe_load(requests.job_file(drawn, job_of()))).output.compression == 1
