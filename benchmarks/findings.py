@@ -44,10 +44,18 @@ class Findings:
     path: Path | None
     values: dict[str, Any] = field(default_factory=dict)
 
+    def seconds(self, part: str, seconds: float) -> None:
+        """Note the seconds that a part took."""
+        self.values.setdefault("seconds", {})[part] = round(seconds, 1)
+        self._write()
+
     def add(self, part: str, found: Any) -> None:
         """Add a part, print it, and write all."""
         self.values[part] = found
         print(f"## {part}\n{_lines(found)}\n", flush=True)
+        self._write()
+
+    def _write(self) -> None:
         if self.path:
             self.path.with_suffix(".json").write_text(json.dumps(self.values, indent=2) + "\n")
             text = "\n\n".join(

@@ -4,6 +4,7 @@ Random weights take the same time as trained ones, and nothing has to be downloa
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -86,8 +87,9 @@ def _vae(size: Size) -> AutoencoderKL:
     )
 
 
-def flop(name: str) -> tuple[float, float]:
-    """Return the TFLOP of the UNet for a row, and of the VAE's decoder for an image."""
+@cache
+def operations(name: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the TFLOP of each operator: of the UNet for a row, of the VAE for a decoded image."""
     size = SIZES[name]
     side, width = size.pixels // 8, size.unet["cross_attention_dim"]
     with torch.device("meta"), torch.inference_mode():
@@ -96,7 +98,17 @@ def flop(name: str) -> tuple[float, float]:
             unet(torch.empty(1, 4, side, side), 1, encoder_hidden_states=torch.empty(1, 77, width))
         with FlopCounterMode(display=False) as vae_count:
             vae.decode(torch.empty(1, 4, side, side))
-    return unet_count.get_total_flops() / 1e12, vae_count.get_total_flops() / 1e12
+    return _by_operator(unet_count), _by_operator(vae_count)
+
+
+def _by_operator(count: FlopCounterMode) -> dict[str, float]:
+    return {str(name): flop / 1e12 for name, flop in count.get_flop_counts()["Global"].items()}
+
+
+def flop(name: str) -> tuple[float, float]:
+    """Return the TFLOP of the UNet for a row, and of the VAE's decoder for an image."""
+    unet, vae = operations(name)
+    return sum(unet.values()), sum(vae.values())
 
 
 def parts(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 A side draws requests of one kind. `model_ms` times single calls of a model's UNet and VAE.
 """
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,6 +39,17 @@ class Side(Protocol):
         """Stop."""
 
 
+@contextlib.contextmanager
+def own_algorithms() -> Iterator[None]:
+    """Let cuDNN choose among all its algorithms, as torch does by default and sdbatch does not."""
+    deterministic = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = deterministic
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for the device, so that queued work counts."""
     if device.type == "cuda":
@@ -47,6 +59,9 @@ def synchronize(device: torch.device) -> None:
 def draw_alike(pipe: Any, model: Model, group: list[Request]) -> NDArray[np.uint8]:
     """Draw requests that differ in prompt and seed alone in one call of diffusers' pipeline.
 
+    The device rounds the pixels, and a quarter of the bytes is copied to the CPU: its users get
+    floats or PIL images, which takes longer.
+
     Returns:
         (n, H, W, 3), as diffusers rounds them.
     """
@@ -54,28 +69,38 @@ def draw_alike(pipe: Any, model: Model, group: list[Request]) -> NDArray[np.uint
     pipe.scheduler = make_scheduler(
         first.sampler, model.scheduler_config, first.num_inference_steps
     )
-    images = pipe(
+    images: torch.Tensor = pipe(
         [request.prompt for request in group],
         num_inference_steps=first.num_inference_steps,
         guidance_scale=first.guidance_scale,
         height=first.height,
         width=first.width,
         generator=[torch.Generator().manual_seed(request.seed) for request in group],
-        output_type="np",
+        output_type="pt",
     ).images
     assert len(images) == len(group)
-    pixels: NDArray[np.uint8] = (images * 255).round().astype("uint8")
-    return pixels
+    pixels = (images.permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8)
+    return pixels.cpu().numpy()
 
 
 class Diffusers:
-    """StableDiffusionPipeline in batches of `batch`, eager or compiled, NCHW or NHWC."""
+    """StableDiffusionPipeline in batches of `batch`, eager or compiled, NCHW or NHWC.
+
+    With `sliced` its VAE decodes one image after the other.
+    """
 
     def __init__(
-        self, model: Model, batch: int, *, compiled: bool = False, tune: bool = True
+        self,
+        model: Model,
+        batch: int,
+        *,
+        sliced: bool = False,
+        compiled: bool = False,
+        tune: bool = True,
     ) -> None:
         self.batch = batch
         self._model = model
+        self._sliced = sliced
         if compiled:
             options: dict[str, Any] = {"mode": "max-autotune"} if tune else {}
             if tune:
@@ -93,7 +118,12 @@ class Diffusers:
         for start in range(0, len(requests), self.batch):
             group = requests[start : start + self.batch]
             group += group[:1] * (self.batch - len(group))
-            draw_alike(self._pipe, self._model, group)
+            self._model.vae.use_slicing = self._sliced  # others may use the same VAE
+            try:
+                with own_algorithms():
+                    draw_alike(self._pipe, self._model, group)
+            finally:
+                self._model.vae.use_slicing = False
 
     def close(self) -> None:
         """Do nothing, as nothing runs."""
@@ -158,7 +188,9 @@ def median_seconds(call: Callable[[], Any], device: torch.device, repeats: int =
 
 
 @torch.inference_mode()
-def model_ms(model: Model, rows: int, images: int, pixels: int) -> tuple[float, float]:
+def model_ms(
+    model: Model, rows: int, images: int, pixels: int, repeats: int = 5
+) -> tuple[float, float]:
     """Return milliseconds: the UNet for each of `rows`, the VAE for each of `images`."""
     device, dtype, side = model.device, model.dtype, pixels // 8
     width = model.unet.config.cross_attention_dim
@@ -169,7 +201,8 @@ def model_ms(model: Model, rows: int, images: int, pixels: int) -> tuple[float, 
     unet = median_seconds(
         lambda: model.unet(latents, times, encoder_hidden_states=context, return_dict=False),
         device,
+        repeats,
     )
     few = latents[:1].expand(images, -1, -1, -1).contiguous(memory_format=model.layout)
-    vae = median_seconds(lambda: model.vae.decode(few, return_dict=False), device)
+    vae = median_seconds(lambda: model.vae.decode(few, return_dict=False), device, repeats)
     return 1000 * unet / rows, 1000 * vae / images

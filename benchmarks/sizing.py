@@ -4,9 +4,9 @@
     python benchmarks/sizing.py --page       # writes the tables of cluster/SIZING.md anew
 
 All is arithmetic, by the formulas of cluster/SIZING.md. Measured here is only what
-benchmarks/results/driver.json says of the driver, and spill.json of the size of an image's file; a
-GPU's images/s is its published peak times --efficiency, until `--rate` gives what benchmarks/gpu.py
-measured.
+benchmarks/results/driver.json says of the driver, and spill.json of the size of an image's file. A
+GPU's images/s is its published peak times --efficiency, a prediction of benchmarks/roofline.py.
+When benchmarks/gpu.py has measured it, give it as --rate.
 """
 
 import json
@@ -25,6 +25,7 @@ BEGIN, END = "<!-- sizing: {} -->\n", "<!-- end -->\n"
 PEAK = {"T4": 65, "L4": 121, "A10G": 70, "L40S": 362, "A100": 312, "H100": 989, "H200": 989}
 UNET_TFLOP = 0.8033  # a lane and step of Stable Diffusion 1.5 at 512x512
 VAE_TFLOP = 2.514  # a decoded image at 512x512
+EAGER_SHARE = 0.27  # of the peak, predicted: benchmarks/roofline.py
 REQUESTS = 4  # of an object store, a shard: data, receipt, and both listed and read once more
 
 
@@ -38,7 +39,7 @@ class Wanted:
     steps: int = 25
     guided: bool = True
     pixels: int = 512 * 512
-    efficiency: float = 0.45  # of the published peak
+    efficiency: float = EAGER_SHARE  # of the published peak
     rate: float | None = None  # images/s of one GPU, where measured
     price: float = 0.0  # of one GPU and hour, in any currency
     spot_loss: float = 0.0  # machines lost, a GPU and hour
@@ -206,7 +207,7 @@ def limits() -> str:
 @click.option("--steps", default=25, show_default=True)
 @click.option("--guided/--unguided", default=True, show_default=True)
 @click.option("--pixels", default=512 * 512, show_default=True, help="An image: height x width.")
-@click.option("--efficiency", default=0.45, show_default=True, help="Of the published peak.")
+@click.option("--efficiency", default=EAGER_SHARE, show_default=True, help="Of the published peak.")
 @click.option("--rate", type=float, help="Images/s of one GPU, measured; in place of the peak.")
 @click.option("--price", default=0.0, help="Of one GPU and hour.")
 @click.option("--spot-loss", default=0.0, help="Machines lost, a GPU and hour.")
