@@ -62,6 +62,8 @@ FAMILIES: dict[str, str] = {
     "StableDiffusionPAGPipeline": "sdbatch.models.sd1",
     "LatentConsistencyModelPipeline": "sdbatch.models.sd1",
 }
+# Of a denoiser or a decoder: the same formula in another order, which rounds differently.
+REWRITES = ("graphs", "phase_upsample", "text_kv")
 EMBEDDED_MODEL = "builtin:shapes"
 
 

@@ -4,6 +4,7 @@ For the batch run and the service alike. No torch is loaded before an engine is 
 """
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ class EngineConfig:
     attention: str = "torch"
     decode_group: int = DECODE_GROUP
     split_k: bool = True
+    rewrites: tuple[str, ...] = ()
 
     @property
     def most_lanes(self) -> int:
@@ -52,7 +54,14 @@ class EngineConfig:
     @property
     def build(self) -> Build:
         """Return how the model is laid out on the device."""
-        return Build(self.device, self.dtype, self.channels_last, self.compile, self.attention)
+        return Build(
+            self.device,
+            self.dtype,
+            self.channels_last,
+            self.compile,
+            self.attention,
+            self.rewrites,
+        )
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,13 @@ def resolve(
     advice = advise(job, files, device, sha256, gpu_types)
     engine = _resolve_engine(job, files, device, advice)
     lanes = dict(engine.lanes)
-    recorded = EngineSettings.model_validate({**vars(engine), "lanes": lanes.get(ANY_GPU, lanes)})
+    recorded = EngineSettings.model_validate(
+        {
+            **vars(engine),
+            "lanes": lanes.get(ANY_GPU, lanes),
+            "rewrites": list(engine.rewrites),
+        }
+    )
     job = job.updated(model=job.model.updated(sha256=sha256), engine=recorded)
     files = replace(files, expected_sha256=sha256 or files.expected_sha256)
     return Resolved(job, files, engine, f"{_count(engine)} {advice.source}")
@@ -185,6 +200,9 @@ def _resolve_engine(job: Job, files: ModelFiles, device: str, advice: Advice) ->
     limits: ModelLimits = registry.load(files.family).LIMITS
     memory = advice.memory / 2 if dtype == "float32" else advice.memory
     lanes = value("lanes", limits.lanes(device, sampling.height, sampling.width, memory, group))
+    rewrites = () if settings.rewrites == "auto" else tuple(sorted({*settings.rewrites}))
+    if "graphs" in rewrites:
+        _check_graphs(job, device)
     return EngineConfig(
         device=device,
         dtype=dtype,
@@ -195,11 +213,28 @@ def _resolve_engine(job: Job, files: ModelFiles, device: str, advice: Advice) ->
         attention=value("attention", "torch"),
         decode_group=group,
         split_k=value("split_k", by_rule=True),
+        rewrites=rewrites,
     )
 
 
 def _count(engine: EngineConfig) -> str:
     return f"{engine.most_lanes} lanes" if len(engine.lanes) == 1 else "lanes by type"
+
+
+def _check_graphs(job: Job, device: str) -> None:
+    """Raise a JobError if the UNet cannot be called as CUDA graphs."""
+    loras = "model.loras has names, and their weights change from tick to tick"
+    found = {
+        f"engine.device is {device}": device != "cuda",
+        "engine.compile is true": job.engine.compile is True,
+        loras: bool(job.model.row_loras),
+    }
+    for reason, holds in found.items():
+        if holds:
+            raise JobError(
+                f"engine.rewrites = 'graphs': {reason}: must be a job for cuda without these. "
+                f"Leave graphs out."
+            )
 
 
 def load_engine(
@@ -219,11 +254,14 @@ def load_engine(
     """
     from sdbatch.engine import bits, cuda
     from sdbatch.engine.engine import Engine
+    from sdbatch.models import compile_lock
     from sdbatch.models.deferred import deferred_imports
 
     if config.device == "cuda":
         cuda.check_usable()
     bits.pin_bits(config.device)
+    if config.compile:
+        compile_lock.bound_threads()
     lanes = config.lanes.get(ANY_GPU) or cuda.lanes(config.lanes, cuda.name(config.device))
     models.check_hash(files)
     cuda.allow_split_k(config.split_k)
@@ -241,7 +279,8 @@ def load_engine(
         decode_group=config.decode_group,
     )
     try:
-        _try_out(engine, example, must_draw=must_draw)
+        with compile_lock.compiling_alone() if config.compile else nullcontext():
+            _try_out(engine, example, must_draw=must_draw)
     except ModelError:
         engine.close()
         raise

@@ -110,6 +110,7 @@ class FlowScheduler:
 class TinyFlow:
     limits = LIMITS
     keys = frozenset({"negative_prompt", "cache_interval"})
+    compiled = False
 
     def __init__(self, denoiser, device, dtype) -> None:
         self.device, self.dtype = device, dtype

@@ -9,7 +9,9 @@ from sdbatch import cores, resolve
 from sdbatch.engine import cuda
 from sdbatch.engine.request import Request
 from sdbatch.errors import JobError, ModelError
+from sdbatch.job import Model, Safety
 from sdbatch.models import find_model
+from sdbatch.output import identity
 from sdbatch.resolve import ANY_GPU
 
 
@@ -73,6 +75,7 @@ def test_resolving_leaves_nothing_open_and_records_all_of_it(
         "attention": "torch",
         "decode_group": 4,
         "split_k": True,
+        "rewrites": [],
     }
     again = resolve.resolve(found.job, found.model, 0, None)
     assert again == found
@@ -192,3 +195,37 @@ def test_the_engine_of_a_job_has_its_bits_pinned_and_rejects_what_overrides_them
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
     with pytest.raises(ModelError, match="environment ONEDNN_DEFAULT_FPMATH_MODE = 'BF16'"):
         make_engine()
+
+
+def test_the_rewrites_of_a_job_are_recorded_in_one_order(make_job, tiny_model):
+    def rewritten(rewrites):
+        engine = {"rewrites": rewrites}
+        return resolved(make_job(model={"path": str(tiny_model)}, engine=engine))
+
+    one, other = rewritten(["text_kv", "phase_upsample"]), rewritten(["phase_upsample", "text_kv"])
+    assert one.engine.build.rewrites == ("phase_upsample", "text_kv")
+    assert one.job.engine.rewrites == ["phase_upsample", "text_kv"]
+    assert one == other
+    assert identity.fingerprint(one.job, {}) != identity.fingerprint(rewritten([]).job, {})
+
+
+@pytest.mark.parametrize(
+    ("sections", "gpus", "words"),
+    [
+        ({"engine": {"device": "cpu"}}, 0, "engine.device is cpu"),
+        ({"engine": {"compile": True}}, 1, "engine.compile is true"),
+        ({"model": {"loras": [{"path": "ink.pt", "name": "ink"}]}}, 1, "model.loras has names"),
+    ],
+)
+def test_graphs_are_refused_where_they_cannot_be_captured(make_job, sections, gpus, words):
+    engine = {"rewrites": ["graphs"], **sections.get("engine", {})}
+    job = make_job(engine=engine, model={"path": "builtin:shapes", **sections.get("model", {})})
+    files = find_model.find_model(Model(path="builtin:shapes"), Safety())
+    with pytest.raises(JobError, match=rf"^engine.rewrites = 'graphs': {words}.*Leave graphs out"):
+        resolve.resolve(job, files, gpus, None)
+
+
+def test_a_rewrite_that_does_not_exist_is_refused_with_those_that_do(make_job):
+    names = "'graphs', 'phase_upsample' or 'text_kv'"
+    with pytest.raises(JobError, match=rf"^engine.rewrites.0 = 'faster': must be {names}"):
+        make_job(engine={"rewrites": ["faster"]})

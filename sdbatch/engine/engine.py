@@ -127,6 +127,7 @@ class Engine:
             follow: is called with the progress.
         """
         try:
+            exact |= self._family.compiled  # each number of rows would be compiled
             ticket = Ticket(request, self._read(request), exact, follow)
         except Exception as error:  # noqa: BLE001  caused by this request
             failed: Future[Drawn] = Future()

@@ -79,6 +79,10 @@ class Family(Protocol):
         """Return the type of its weights, in which it draws and decodes."""
 
     @property
+    def compiled(self) -> bool:
+        """Tell whether each new shape of a batch is compiled, which takes minutes."""
+
+    @property
     def keys(self) -> frozenset[str]:
         """Return the sampling keys that it honours besides the engine's (engine.ENGINE_KEYS)."""
 

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from sdbatch.job.files import FileKey
 from sdbatch.job.serving import Serve
 from sdbatch.prompt_syntax import MAX_LORA_WEIGHT, choose_loras
-from sdbatch.registry import IMAGE_FORMATS, OUTPUT_FORMATS, STAGES, ImageFormat
+from sdbatch.registry import IMAGE_FORMATS, OUTPUT_FORMATS, REWRITES, STAGES, ImageFormat
 from sdbatch.sampling import Sampling
 from sdbatch.section import Address, Section
 from sdbatch.urls import FOLDER, names_folder, without_secrets
@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     Column: TypeAlias = str
     ImageFormatName: TypeAlias = str
     OutputFormatName: TypeAlias = str
+    RewriteName: TypeAlias = str
     StageName: TypeAlias = str
     TableFormat: TypeAlias = str
 else:
     Column = Literal[COLUMNS]
     ImageFormatName = Literal[tuple(IMAGE_FORMATS)]
     OutputFormatName = Literal[tuple(OUTPUT_FORMATS)]
+    RewriteName = Literal[REWRITES]
     StageName = Literal[tuple(STAGES)]
     TableFormat = Literal[TABLE_FORMATS]
 WEIGHTS = (".safetensors", ".bin", ".pt", ".ckpt")
@@ -263,6 +265,10 @@ class EngineSettings(Section):
         "auto",
         description="sum matrix products in parts and in less precision, on a GPU; auto: yes, but "
         "if `sdbatch tune` found that an image depends on its place in a batch",
+    )
+    rewrites: Literal["auto"] | list[RewriteName] = Field(
+        "auto",
+        description="the same formulas in faster forms, which round differently; auto: none",
     )
 
 

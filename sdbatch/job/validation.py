@@ -31,13 +31,13 @@ def describe_error(error: ValidationError) -> str:
 
 
 def _relevant_errors(error: ValidationError) -> list[Any]:
-    """Return the errors; for a mapping, without those that expect a word or a number."""
+    """Return the errors; for a mapping or a list, without those that expect a word or a number."""
     errors = error.errors()
     scalars = ("literal_error", "int_type")
     return [
         each
         for each in errors
-        if each["type"] not in scalars or not isinstance(each["input"], dict)
+        if each["type"] not in scalars or not isinstance(each["input"], dict | list)
     ] or errors
 
 

@@ -12,3 +12,4 @@ class Build:
     channels_last: bool = False
     compile: bool = False
     attention: str = "torch"  # the kernel of the denoiser's attention: see engine.attention
+    rewrites: tuple[str, ...] = ()  # names in registry.REWRITES

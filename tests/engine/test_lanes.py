@@ -1,8 +1,11 @@
 """Lanes are shared and freed; no request waits without end."""
 
 from concurrent.futures import FIRST_COMPLETED, wait
+from contextlib import closing
 
 import numpy as np
+
+from sdbatch.engine.engine import Engine
 
 
 def test_guided_takes_two_lanes_and_unguided_one(new_engine, request_for, held):
@@ -93,3 +96,11 @@ def test_a_cancelled_request_frees_its_lanes_and_changes_no_other(new_engine, re
     alone = [engine.submit(request_for(seed=seed, **steps)).result() for seed in (1, 2)]
     for one, two in zip(others, alone, strict=True):
         assert np.array_equal(one.image, two.image)
+
+
+def test_every_request_is_drawn_in_all_lanes_if_each_batch_shape_is_compiled(faulty, request_for):
+    faulty.compiled = True
+    with closing(Engine(faulty, lanes=8, threads=1)) as engine:
+        drawn = engine.submit(request_for(), exact=False).result()
+        assert engine.usage.rows == 8 * engine.usage.ticks
+    assert (drawn.exact, drawn.lanes) == (True, 8)

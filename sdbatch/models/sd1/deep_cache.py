@@ -26,13 +26,15 @@ class DeepCache:
     def __init__(self, model: Model) -> None:
         self._unet = model.unet
         self._layout = model.layout
-        self._compiled = model.build.compile
+        self._build = model.build
 
     def check(self, interval: int) -> None:
         """Raise a ValueError if the UNet cannot be called with a `cache_interval` above 1."""
         must = f"cache_interval = {interval}: must be 1"
-        if self._compiled:
+        if self._build.compile:
             raise ValueError(f"{must} if the UNet is compiled. Set engine.compile to false")
+        if "graphs" in self._build.rewrites:
+            raise ValueError(f"{must} with graphs in engine.rewrites. Leave graphs out")
         config = self._unet.config
         if (
             config["up_block_types"][-1] not in _LAST_BLOCKS

@@ -65,6 +65,7 @@ class StableDiffusion1:
     def __init__(self, model: Model) -> None:
         self.device = model.device
         self.dtype = model.dtype
+        self.compiled = model.build.compile
         self._model = model
         self._deep_cache = DeepCache(model)
         self._vaes = {model.dtype: model.vae}
@@ -145,12 +146,16 @@ class StableDiffusion1:
     ) -> tuple[Conditions, Conditions]:
         """Return the text embeddings, (n, chunks * L, D), and the weights of LoRAs by row.
 
-        See engine.family.Family. Both lanes of a guided image have the LoRAs of its row.
+        See engine.family.Family. Both lanes of a guided image have the LoRAs of its row. With the
+        rewrite text_kv the first are (n, chunks * L, K): the keys and values of all layers.
         """
         rows = [*(each.prompt for each in readings), *(each.negative for each in readings)]
         later = (chunk for each in soon for chunk in (*each.prompt, *each.negative))
         flat = self._text.encode([chunk for row in rows for chunk in row], later)
         chunks = len(rows[0])
+        if self._model.text_projection is not None:
+            loras = [each.loras for each in (*readings, *readings) for _ in range(chunks)]
+            flat = self._model.text_projection.project(flat, loras)
         joined = [torch.cat(flat[i : i + chunks]) for i in range(0, len(flat), chunks)]
         n = len(readings)
         both: Conditions = {}

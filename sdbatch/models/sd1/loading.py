@@ -18,7 +18,8 @@ from sdbatch.models import clip_vocabulary, extra_files
 from sdbatch.models.build import Build
 from sdbatch.models.find_model import ModelFiles
 from sdbatch.models.identify import AVERAGED_PREFIX, TEXT_PREFIX, UNET_PREFIX, averaged_name
-from sdbatch.models.sd1 import LAYOUT, adapters, check_unet, extras
+from sdbatch.models.sd1 import LAYOUT, adapters, blocks, check_unet, extras, rewrites
+from sdbatch.models.sd1.rewrites import TextProjection
 from sdbatch.models.sd1.row_loras import Networks, RowLoras
 from sdbatch.models.weights import (
     check_finite,
@@ -48,6 +49,7 @@ class Model:
     layout: torch.memory_format
     row_loras: RowLoras  # attached to the text encoder and the UNet
     build: Build  # how it is laid out
+    text_projection: TextProjection | None = None  # None: the UNet projects the text itself
 
 
 def load(files: ModelFiles, build: Build) -> Model:
@@ -99,15 +101,20 @@ def assemble(
         parts[name] = (
             part.eval() if name == "text_encoder" else part.eval().to(memory_format=layout)
         )
-    loras = RowLoras(row_loras, lora_weights, parts["text_encoder"], compiled=build.compile)
+    blocks.replace(parts["unet"])
+    blocks.replace(parts["vae"].decoder)
+    parts["row_loras"] = RowLoras(
+        row_loras, lora_weights, parts["text_encoder"], compiled=build.compile
+    )
+    adapted = {layer for network in row_loras.values() for layer in network}
+    rewrites.apply(parts, build.rewrites, adapted)
     if build.compile:
-        _compile(parts, fuse_projections=not row_loras)
+        _compile(parts, fuse_projections=not row_loras and "text_projection" not in parts)
     return Model(
         **parts,
         device=torch.device(build.device),
         dtype=getattr(torch, build.dtype),
         layout=layout,
-        row_loras=loras,
         build=build,
     )
 
@@ -229,7 +236,7 @@ def _compile(parts: dict[str, Any], *, fuse_projections: bool) -> None:
     Deterministic, without autotuning: choices by timing, and so bits, differ from actor to actor.
     """
     options: dict[str, Any] = {"deterministic": True}
-    if fuse_projections:  # LoRAs by row are attached to each projection
+    if fuse_projections:  # LoRAs by row are attached to each projection, text_kv replaces some
         parts["unet"].fuse_qkv_projections()
     parts["unet"] = torch.compile(parts["unet"], fullgraph=True, dynamic=False, options=options)
     vae = parts["vae"]

@@ -128,9 +128,16 @@ def test_loras_by_row_apply_to_shallow_calls_too(tiny_model, model, tmp_path):
     assert not torch.equal(shallow[1], whole[1])
 
 
-def test_a_compiled_model_rejects_it(model, request_for):
-    family = StableDiffusion1(replace(model, compiled=True))
-    with pytest.raises(ValueError, match="cache_interval = 3: must be 1 if the UNet is compiled"):
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        ({"compile": True}, "if the UNet is compiled. Set engine.compile to false"),
+        ({"rewrites": ("graphs",)}, "with graphs in engine.rewrites. Leave graphs out"),
+    ],
+)
+def test_a_unet_that_is_one_call_rejects_it(model, request_for, build, words):
+    family = StableDiffusion1(replace(model, build=replace(model.build, **build)))
+    with pytest.raises(ValueError, match=f"cache_interval = 3: must be 1 {words}"):
         family.read(request_for(cache_interval=3))
     family.read(request_for())
 
