@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbatch.cores import cores
-from sdbatch.libraries import gpu_libraries
+from sdbatch.libraries import optional_libraries
 from sdbatch.output.identity import LIBRARIES
 
 
@@ -21,7 +21,7 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
-    return found | gpu_libraries()
+    return found | optional_libraries()
 
 
 def report(output: Path | None, **results: Any) -> None:

@@ -39,6 +39,8 @@ def draw(pipe: Any, request: Request, scheduler_config: dict[str, Any], **given:
     arguments = dict(sampler.arguments)
     if schedule in samplers.CONVERTED:
         arguments[f"use_{schedule}_sigmas"] = True
+    if schedule == samplers.TRAILING:
+        arguments["timestep_spacing"] = "trailing"
     if sampler.scheduler == "DPMSolverSDEScheduler":
         arguments["noise_sampler_seed"] = [request.seed]
     pipe.scheduler = getattr(diffusers, sampler.scheduler).from_config(

@@ -68,7 +68,8 @@ def start(family: StableDiffusion1, requests: list[Request]) -> Lanes:
     lanes = Lanes(family, 2 * len(requests))
     tickets = [Ticket(each, family.read(each)) for each in requests]
     for ticket in tickets:
-        ticket.ticks = family.ticks(ticket.request)
+        if hasattr(family, "sigmas"):  # revisions without it need nothing here
+            ticket.sigmas = family.sigmas(ticket.request)
         lanes.start([ticket])
     return lanes
 

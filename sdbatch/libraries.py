@@ -1,4 +1,4 @@
-"""The libraries of a GPU that decide bits, read from their metadata and not imported."""
+"""Libraries of a GPU and of extras that decide bits, read from their metadata, not imported."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -9,10 +9,11 @@ _NAMES = (
     "nvidia-cudnn-cu13",
     "nvidia-cublas-cu12",
     "nvidia-cublas",  # of CUDA 13
+    "torchao",
 )
 
 
-def gpu_libraries() -> dict[str, str]:
+def optional_libraries() -> dict[str, str]:
     """Return the versions of those that are installed: none where torch is built for CPUs."""
     found = {}
     for name in _NAMES:

@@ -45,6 +45,7 @@ class EngineConfig:
     decode_group: int = DECODE_GROUP
     split_k: bool = True
     rewrites: tuple[str, ...] = ()
+    fp8_linears: bool = False
 
     @property
     def most_lanes(self) -> int:
@@ -61,6 +62,7 @@ class EngineConfig:
             self.compile,
             self.attention,
             self.rewrites,
+            self.fp8_linears,
         )
 
 
@@ -196,6 +198,8 @@ def _resolve_engine(job: Job, files: ModelFiles, device: str, advice: Advice) ->
         return by_rule if choice is None else getattr(choice, name)
 
     dtype: str = value("dtype", dtype_by_rule(device))
+    if settings.fp8_linears:
+        dtype = _dtype_of_fp8(settings, device)
     group: int = value("decode_group", DECODE_GROUP)
     limits: ModelLimits = registry.load(files.family).LIMITS
     memory = advice.memory / 2 if dtype == "float32" else advice.memory
@@ -214,7 +218,19 @@ def _resolve_engine(job: Job, files: ModelFiles, device: str, advice: Advice) ->
         decode_group=group,
         split_k=value("split_k", by_rule=True),
         rewrites=rewrites,
+        fp8_linears=settings.fp8_linears,
     )
+
+
+def _dtype_of_fp8(settings: EngineSettings, device: str) -> str:
+    """Return the type of the other weights; raise a JobError if 8 bits cannot be multiplied."""
+    dtype = "bfloat16" if settings.dtype == "auto" else settings.dtype
+    if (device, dtype) != ("cuda", "bfloat16"):
+        raise JobError(
+            f"engine.fp8_linears = True: the engine draws on {device} in {dtype}: must be on cuda "
+            f"in bfloat16. Set engine.device and engine.dtype so, or leave fp8_linears out."
+        )
+    return dtype
 
 
 def _count(engine: EngineConfig) -> str:

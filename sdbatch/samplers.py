@@ -10,6 +10,7 @@ from typing import Any
 
 CONVERTED = ("karras", "exponential", "beta")  # schedules that diffusers computes by itself
 AYS = "ays"  # Align Your Steps, Sabour et al. 2024: timesteps made for Stable Diffusion 1.5
+TRAILING = "trailing"  # the last timestep first: Lin et al. 2023, sec. 3.3; Hyper-SD, PCM
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ _SDE = {"algorithm_type": "sde-dpmsolver++"}
 
 SAMPLERS = {
     # latents are no pixels in [-1, 1], so they are not clipped to it
-    "ddim": Sampler("DDIMScheduler", "DDIM", {"clip_sample": False}, takes_eta=True),
+    "ddim": Sampler(
+        "DDIMScheduler", "DDIM", {"clip_sample": False}, schedules=(TRAILING,), takes_eta=True
+    ),
     "pndm": Sampler("PNDMScheduler", "PLMS", {"skip_prk_steps": True}),  # as SD 1.x ships it
     "euler": Sampler("EulerDiscreteScheduler", "Euler", schedules=_ANY),
     "euler_a": Sampler("EulerAncestralDiscreteScheduler", "Euler a"),
@@ -53,6 +56,7 @@ SUFFIXES = {
     "exponential": "Exponential",
     "beta": "Beta",
     AYS: "Align Your Steps",
+    TRAILING: "Trailing",
 }
 
 NAMES = tuple(

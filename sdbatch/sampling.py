@@ -17,6 +17,7 @@ from sdbatch.section import Section
 
 MAX_SEED = 2**63 - 1
 SIDE_MULTIPLE = 8  # pixels; a model may need a larger one
+MAX_SIGMA = 1000  # above the noise of every timestep: 15 in Stable Diffusion 1.5
 
 
 def _write_number(value: Any) -> str:
@@ -55,7 +56,7 @@ def _check_sampler(value: str) -> str:
         hint = f"Did you mean {close[0]!r}? " if close else ""
         raise ValueError(
             f"a sampler. {hint}Known: {', '.join(samplers.SAMPLERS)}; some also with _karras, "
-            f"_exponential, _beta or _ays at the end, a schedule of their steps"
+            f"_exponential, _beta, _ays or _trailing at the end, a schedule of their steps"
         )
     return value
 
@@ -72,6 +73,7 @@ SamplerName = Annotated[
     Field(json_schema_extra={"enum": list(samplers.NAMES)}),
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
+Sigma = Annotated[float, Field(ge=0, le=MAX_SIGMA)]
 # The validator last: it runs first, and the JSON Schema has the range only if it is the type's own.
 Pixels = Annotated[
     int, Field(ge=8, le=4096, multiple_of=SIDE_MULTIPLE), BeforeValidator(_check_multiple)
@@ -105,6 +107,12 @@ class Sampling(Section):
     guidance_rescale: Share = Field(0, description="0.7 keeps v-prediction models from glaring")
     guidance_start: Share = Field(0, description="guide from this part of the steps on")
     guidance_stop: Share = Field(1, description="guide up to this part of the steps")
+    guidance_sigma_low: Sigma = Field(0, description="guide where there is more noise than this")
+    guidance_sigma_high: Sigma = Field(
+        MAX_SIGMA,
+        description="guide where there is no more noise than this; sigma is the noise's standard "
+        "deviation by the signal's",
+    )
     eta: Annotated[Share, Key("Eta", "eta")] = Field(
         0, description="noise that ddim and tcd add at every step"
     )
@@ -140,6 +148,11 @@ class Sampling(Section):
             raise ValueError(
                 f"guidance_start = {self.guidance_start:g}: must not be after guidance_stop, "
                 f"{self.guidance_stop:g}"
+            )
+        if self.guidance_sigma_low > self.guidance_sigma_high:
+            raise ValueError(
+                f"guidance_sigma_low = {self.guidance_sigma_low:g}: must not be above "
+                f"guidance_sigma_high, {self.guidance_sigma_high:g}"
             )
         return self
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sdbatch import cache, hardware
 from sdbatch.errors import StorageError, one_line
-from sdbatch.libraries import gpu_libraries
+from sdbatch.libraries import optional_libraries
 
 _PACKAGES = ("sdbatch", "torch", "diffusers")
 
@@ -64,7 +64,7 @@ class Entry:
 
 def versions() -> dict[str, str]:
     """Return the versions that a choice depends on, read without importing the packages."""
-    return {**{name: version(name) for name in _PACKAGES}, **gpu_libraries()}
+    return {**{name: version(name) for name in _PACKAGES}, **optional_libraries()}
 
 
 def model_id(path: str, revision: str | None, sha256: str | None) -> str:

@@ -133,20 +133,25 @@ class TinyFlow:
         size = (1, CHANNELS, request.height // FACTOR, request.width // FACTOR)
         return torch.randn(size, generator=generator)[0]
 
-    def ticks(self, request):
+    def sigmas(self, request):
         if request.sampler != "euler":
             raise ValueError(f"sampler = {request.sampler!r}: must be euler for this model")
         if request.num_inference_steps > MOST_STEPS:
             steps = request.num_inference_steps
             raise ValueError(f"num_inference_steps = {steps}: must be at most {MOST_STEPS}")
-        return request.num_inference_steps
+        noise = self._scheduler(request).sigmas[:-1].double().numpy()  # 1 at first: noise alone
+        return noise / np.maximum(1 - noise, 0.01)
 
     def scheduler(self, requests, noise, generators):
+        return FlowScheduler(self._scheduler(requests[0]), self.device)
+
+    def _scheduler(self, request):
         scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-        shift = 0.5 + noise.shape[2] * noise.shape[3] / 512  # larger images keep more noise
-        scheduler.set_timesteps(requests[0].num_inference_steps, mu=shift)
+        # larger images keep more noise
+        shift = 0.5 + request.height // FACTOR * (request.width // FACTOR) / 512
+        scheduler.set_timesteps(request.num_inference_steps, mu=shift)
         scheduler.set_begin_index(0)
-        return FlowScheduler(scheduler, self.device)
+        return scheduler
 
     def embed(self, readings, soon):
         return (

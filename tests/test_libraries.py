@@ -3,7 +3,7 @@
 import pytest
 
 from sdbatch.errors import JobError
-from sdbatch.libraries import gpu_libraries
+from sdbatch.libraries import optional_libraries
 from sdbatch.output import identity
 
 
@@ -19,11 +19,11 @@ def install(folder, name, version):
     ["triton", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-cublas-cu12", "nvidia-cublas"],
 )
 def test_the_libraries_of_a_gpu_are_recorded_where_they_are_installed(name, tmp_path, monkeypatch):
-    before = gpu_libraries()
+    before = optional_libraries()
     install(tmp_path, name, "99.20.0.48")
     monkeypatch.syspath_prepend(tmp_path)
 
-    assert gpu_libraries() == {**before, name: "99.20.0.48"}
+    assert optional_libraries() == {**before, name: "99.20.0.48"}
     assert identity.versions()[name] == "99.20.0.48"
 
 

@@ -76,6 +76,7 @@ def test_resolving_leaves_nothing_open_and_records_all_of_it(
         "decode_group": 4,
         "split_k": True,
         "rewrites": [],
+        "fp8_linears": False,
     }
     again = resolve.resolve(found.job, found.model, 0, None)
     assert again == found
@@ -99,6 +100,22 @@ def test_the_device_is_a_gpu_where_there_is_one(make_job, tiny_model, gpus, devi
 def test_a_gpu_draws_in_float16(make_job, tiny_model):
     engine = resolved(make_job(model={"path": str(tiny_model)}), gpus=1).engine
     assert (engine.dtype, engine.channels_last) == ("float16", True)
+
+
+def test_linear_layers_in_8_bits_need_a_gpu_and_bfloat16(make_job, tiny_model):
+    def engine(gpus=1, **settings):
+        given = {"fp8_linears": True, **settings}
+        return resolved(make_job(model={"path": str(tiny_model)}, engine=given), gpus)
+
+    found = engine()
+    assert (found.engine.dtype, found.engine.build.fp8_linears) == ("bfloat16", True)
+    assert found.job.engine.fp8_linears is True  # recorded, and a part of the fingerprint
+    for gpus, settings, words in (
+        (0, {}, "draws on cpu in bfloat16: must be on cuda in bfloat16"),
+        (1, {"dtype": "float16"}, "draws on cuda in float16: must be on cuda in bfloat16"),
+    ):
+        with pytest.raises(JobError, match=f"^engine.fp8_linears = True: the engine {words}"):
+            engine(gpus, **settings)
 
 
 def test_a_cpu_draws_in_the_memory_layout_of_the_dtype_that_the_job_gives(make_job, tiny_model):

@@ -21,6 +21,7 @@ from sdbatch.batch.pool import Machines
 from sdbatch.errors import StorageError
 from sdbatch.job import Job
 from sdbatch.models import find_model as models
+from sdbatch.models.distilled import find_distilled
 from sdbatch.models.find_model import ModelFiles
 from sdbatch.output import identity, lease, lifecycle, names, receipts
 from sdbatch.output.plan import Plan, make_plan
@@ -99,7 +100,8 @@ def prepare(job: Job, *, overwrite: bool = False, retry_failed: bool = False) ->
     model, job = resolve.find_model(job)
     table = open_table(job.prompts, added_columns(job).names)
     plan = make_plan(job, table, record)
-    notes = (*describe_table(job, table), *check_rows(plan.job, plan.table).notes())
+    check = check_rows(plan.job, plan.table, find_distilled(job.model, model))
+    notes = (*describe_table(job, table), *check.notes())
     return Ready(plan, record, model, store, overwrite, retry_failed, notes)
 
 

@@ -26,7 +26,7 @@ class Ticket:
     exact: bool = True  # always drawn in the engine's full number of lanes
     follow: Follow | None = None
     future: Future[Drawn] = field(default_factory=Future)
-    ticks: int = 0  # denoiser calls that its sampler makes
+    sigmas: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # of denoiser calls
     overdue_at: int = 0  # admissions after which it goes first
     alone: bool = False  # its cohort failed: drawn again by itself, to find which request failed
     suspect: bool = False  # a call over all lanes failed: drawn again with no other in the lanes
@@ -50,12 +50,18 @@ class Ticket:
         except BaseException:  # noqa: BLE001  from a caller's callback: it must not end the engine
             traceback.print_exc()
 
+    @property
+    def ticks(self) -> int:
+        """Return how many denoiser calls its sampler makes."""
+        return len(self.sigmas)
+
+    def guided(self) -> NDArray[np.bool_]:
+        """Return in which ticks it is guided, (ticks,)."""
+        return self.request.guided_ticks(self.sigmas)
+
     def lanes(self) -> NDArray[np.int64]:
         """Return the lanes that it takes, tick by tick."""
-        start, stop = self.request.guided_ticks(self.ticks)
-        lanes = np.ones(self.ticks, np.int64)
-        lanes[start:stop] = 2
-        return lanes
+        return 1 + self.guided().astype(np.int64)
 
 
 class Cohort:
@@ -84,7 +90,7 @@ class Cohort:
         )
         self._scheduler = family.scheduler(requests, noise, generators)
         self._timesteps = self._scheduler.timesteps
-        self._windows = [request.guided_ticks(len(self._timesteps)) for request in requests]
+        self._guided_ticks = np.stack([ticket.guided() for ticket in tickets])  # (n, ticks)
         self.latents = self._scheduler.start(noise)  # (n, C, h, w)
         self._prompts, self._negatives = family.embed(
             [ticket.reading for ticket in tickets], (ticket.reading for ticket in waiting)
@@ -151,8 +157,10 @@ class Cohort:
         self.step += 1
         if self.step % self.cache_interval == 0:
             self.cache = {}
-        if not self.done and any(self.step in window for window in self._windows):
-            self._group()
+        if not self.done:
+            before, now = self._guided_ticks[:, self.step - 1], self._guided_ticks[:, self.step]
+            if (before != now).any():
+                self._group()
 
     def _keep_previews(self, answers: torch.Tensor) -> None:
         """Keep the noise-free latents of the images that have a preview due."""
@@ -167,7 +175,7 @@ class Cohort:
     def _group(self) -> None:
         """Determine which requests take lanes now, and which of them take two."""
         alive = self.alive
-        guided = [i for i in alive if self._windows[i][0] <= self.step < self._windows[i][1]]
+        guided = [i for i in alive if self._guided_ticks[i, self.step]]
         requests = [self.tickets[i].request for i in guided]
         device = self.latents.device
         self._whole = len(alive) == len(self.tickets) and len(guided) in (0, len(alive))

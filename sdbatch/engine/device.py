@@ -7,7 +7,7 @@ import torch
 
 from sdbatch.engine.bits import recorded_environment
 from sdbatch.hardware import driver, processor
-from sdbatch.libraries import gpu_libraries
+from sdbatch.libraries import optional_libraries
 
 
 def device_facts(kind: str) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def _gpu_facts() -> dict[str, Any]:
         "memory": gpu.total_memory,  # bytes
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
-        "libraries": gpu_libraries(),
+        "libraries": optional_libraries(),
         "driver": driver(),
     }
 

@@ -39,6 +39,8 @@ ENGINE_KEYS = frozenset(
         "guidance_rescale",
         "guidance_start",
         "guidance_stop",
+        "guidance_sigma_low",
+        "guidance_sigma_high",
         "eta",
         "height",
         "width",
@@ -149,7 +151,7 @@ class Engine:
         Before the first request only: it uses what later belongs to the engine's thread.
         """
         self._read(request)
-        self._family.ticks(request)
+        self._family.sigmas(request)
 
     def warm_up(self, request: Request) -> None:
         """Draw a tick, a group of text and a decoding of `request` in full calls; discard them.
@@ -231,7 +233,7 @@ class Engine:
     def _enqueue(self, ticket: Ticket) -> None:
         request = ticket.request
         try:
-            ticket.ticks = self._family.ticks(request)
+            ticket.sigmas = self._family.sigmas(request)
         except Exception as error:  # noqa: BLE001  caused by these values
             ticket.settle(error)
             return
@@ -287,7 +289,7 @@ class Engine:
     def _draw_example(self) -> None:
         assert self._example is not None, "there is an example"
         ticket = Ticket(self._example, self._read(self._example))
-        ticket.ticks = self._family.ticks(self._example)
+        ticket.sigmas = self._family.sigmas(self._example)
         lanes = self._lanes_for(ticket)
         try:
             while not self._fits(lanes, ticket):

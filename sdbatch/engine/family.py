@@ -11,7 +11,9 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sdbatch.engine.limits import ModelLimits
 from sdbatch.engine.request import Request
@@ -98,8 +100,12 @@ class Family(Protocol):
     def noise(self, request: Request, generator: torch.Generator) -> torch.Tensor:
         """Draw the starting noise from the image's own generator: (C, h, w), unit variance, CPU."""
 
-    def ticks(self, request: Request) -> int:
-        """Return the number of denoiser calls; a ValueError if the sampler cannot draw this."""
+    def sigmas(self, request: Request) -> NDArray[np.float64]:
+        """Return the noise level that each denoiser call sees, (ticks,).
+
+        It is the standard deviation of the noise by that of the signal. Raises a ValueError if the
+        sampler cannot draw this.
+        """
 
     def scheduler(
         self, requests: Sequence[Request], noise: torch.Tensor, generators: list[torch.Generator]

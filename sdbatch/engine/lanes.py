@@ -172,7 +172,7 @@ class Lanes:
 
     def _enqueue(self, ticket: Ticket) -> deque[Ticket]:
         self._waiting_count += 1
-        key = (ticket.request.kind, ticket.request.guided_ticks(ticket.ticks))
+        key = (ticket.request.kind, ticket.guided().tobytes())
         return self._waiting.setdefault(key, deque())
 
     def _take(self, key: Any) -> Ticket:

@@ -27,24 +27,30 @@ class Request(Sampling):
     @property
     def guided(self) -> bool:
         """Tell whether the image takes two lanes: with the prompt, and with the negative prompt."""
-        return self.guidance_scale > 1.0 and self.guidance_start < self.guidance_stop
+        in_ticks = self.guidance_start < self.guidance_stop
+        in_noise = self.guidance_sigma_low < self.guidance_sigma_high
+        return self.guidance_scale > 1.0 and in_ticks and in_noise
 
     @property
     def kind(self) -> tuple[str, int, float]:
         """Return what requests of one shape must have in common to step together."""
         return (self.sampler, self.num_inference_steps, self.eta)
 
-    def guided_ticks(self, ticks: int) -> tuple[int, int]:
-        """Return the ticks [start, stop) of `ticks` in which the image is guided.
+    def guided_ticks(self, sigmas: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return in which ticks the image is guided, (ticks,), by the noise level of each.
 
-        Both are moved to the next tick whose denoiser call is whole: the others reuse its lanes.
+        A denoiser call that reuses what an earlier one computed has the lanes of that one.
+
+        Source of the interval in sigma: Kynkäänniemi et al. 2024, "Applying Guidance in a Limited
+        Interval", sec. 3: where sigma is in (low, high]; elsewhere the prompt alone counts.
         """
-        if not self.guided:
-            return 0, 0
-        ends = (self.guidance_start * ticks, self.guidance_stop * ticks)
-        start, stop = (int(end + 1e-6) for end in ends)  # 0.29 * 100 is 28.999999999999996
-        n = self.cache_interval
-        return min(-(-start // n) * n, ticks), min(-(-stop // n) * n, ticks)
+        guided = np.zeros(len(sigmas), np.bool_)
+        if self.guided:
+            start, stop = self.guidance_start * len(sigmas), self.guidance_stop * len(sigmas)
+            guided[int(start + 1e-6) : int(stop + 1e-6)] = True  # 0.29 * 100 is 28.99..
+            guided &= (self.guidance_sigma_low < sigmas) & (sigmas <= self.guidance_sigma_high)
+        whole = np.arange(len(sigmas)) // self.cache_interval * self.cache_interval
+        return guided[whole]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -270,6 +270,11 @@ class EngineSettings(Section):
         "auto",
         description="the same formulas in faster forms, which round differently; auto: none",
     )
+    fp8_linears: bool = Field(
+        False,
+        description="multiply the UNet's linear layers in 8 bits, which changes images; with "
+        "torchao and bfloat16, on a GPU of compute capability 8.9 or more (L4, RTX 40, H100)",
+    )
 
 
 class Safety(Section):

@@ -13,3 +13,4 @@ class Build:
     compile: bool = False
     attention: str = "torch"  # the kernel of the denoiser's attention: see engine.attention
     rewrites: tuple[str, ...] = ()  # names in registry.REWRITES
+    fp8_linears: bool = False

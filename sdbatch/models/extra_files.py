@@ -75,6 +75,11 @@ def hashed(path: str, kind: FileKey) -> Iterator[Path]:
         yield from sorted([*found.glob("*.json"), *folder_weights(found)])
 
 
+def is_usual(name: str) -> bool:
+    """Return whether a file has the name that a library gives every file of its kind."""
+    return any(name in names for names in _USUAL.values())
+
+
 def folder_weights(folder: Path) -> list[Path]:
     """Return the weights in the folder of one part, in the variant that is loaded."""
     names = model_folder.files_below(folder)

@@ -56,6 +56,7 @@ class ModelFiles:
     checker: str | None = None  # a folder, OWN_CHECKER or None
     expected_sha256: str | None = None  # of the files on the driver's machine
     variants: Mapping[str, str | None] = field(default_factory=dict)  # part -> its weights' variant
+    scheduler: str = ""  # the class that its model_index.json names
 
     @property
     def root(self) -> str:
@@ -160,7 +161,9 @@ def _with_parts(
         variants[CHECKER] = variant if variant in own else None
     base = _base_of_configs(layout, root, path)
     settings = files.settings.updated(variant=variant)
-    return replace(files, family=family, settings=settings, variants=variants), base
+    scheduler = str((index.get("scheduler") or [""])[-1])
+    found = replace(files, family=family, settings=settings, variants=variants, scheduler=scheduler)
+    return found, base
 
 
 def _base_of_configs(layout: Layout, root: Path, path: str) -> str:

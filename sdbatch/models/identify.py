@@ -35,9 +35,10 @@ _OTHERS = (
     ("a T5 text encoder", r"encoder\.block\.0\.layer\.0\.SelfAttention"),
     ("an upscaler", r"RRDB_trunk|(^|\.)body\.\d+\.rdb\d|^(params_ema\.)?conv_first\."),
     ("an upscaler", r"model\.1\.sub\.|residual_group\.blocks|^params(_ema)?\."),
-    ("a small VAE for previews (TAESD)", r"^(taesd_)?(en|de)coder\.(layers\.)?\d+\.(conv\.)?"),
     ("a hypernetwork", r"^(320|640|768|1024|1280)\.[01]\.linear"),
 )
+# A convolution of a TAESD's block: diffusers has the layers of a part in `layers`.
+TINY_VAE = r"^((en|de)coder\.layers\.|(taesd_(en|de)coder\.)?)\d+\.conv\.0\.weight$"
 DORA = "DoRA"
 _NETWORKS = (  # a LoRA's kinds, by the end of their names; the first that matches
     ("OFT", r"\.b?oft_\w+(\.|$)"),
@@ -83,7 +84,7 @@ def identify(header: Header) -> Kind:
     for words, pattern in _OTHERS:
         if _first(tensors, pattern):
             return Kind(OTHER, "", words)
-    return _of_part(tensors)
+    return _small_vae(tensors) or _of_part(tensors)
 
 
 def averaged_name(name: str) -> str:
@@ -147,6 +148,21 @@ def _other_architecture(tensors: dict[str, Tensor]) -> Kind | None:
     if _first(tensors, r"^(model\.diffusion_model\.)?blocks\.0\.(self_)?attn"):
         return Kind(OTHER, "", "a video or image transformer")
     return None
+
+
+def _small_vae(tensors: dict[str, Tensor]) -> Kind | None:
+    """Return the kind of a TAESD, of diffusers' names or of the original release's; None of others.
+
+    A file of the original release holds one of its two parts, whose layers have numbers alone.
+    """
+    if not _first(tensors, TINY_VAE):
+        return None
+    first = _shape(tensors, r"^(decoder\.layers\.0|(taesd_decoder\.)?1)\.weight$")
+    if len(first) != 4:
+        return Kind(OTHER, "", "an encoder of a small VAE (TAESD), without its decoder")
+    if first[1] == 4:
+        return Kind(VAE, "", "a small VAE (TAESD)")
+    return Kind(VAE, SD3, f"a small VAE (TAESD) of {first[1]} latent channels")
 
 
 def _of_part(tensors: dict[str, Tensor]) -> Kind:

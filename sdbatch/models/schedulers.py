@@ -14,12 +14,13 @@ import diffusers
 import numpy as np
 import torch
 from diffusers.schedulers import AysSchedules
+from numpy.typing import NDArray
 
 from sdbatch.engine.cuda import moved
 from sdbatch.engine.request import Request
 from sdbatch.models.brownian import Background, NoiseSampler, Query, noise_queries
 from sdbatch.models.host_scalars import HostScalars
-from sdbatch.samplers import AYS, split
+from sdbatch.samplers import AYS, CONVERTED, TRAILING, split
 
 # The keys of a model's configuration that describe its training. The others, such as Karras'
 # sigmas, describe how to sample, which here only the sampler's name decides.
@@ -34,6 +35,7 @@ _TRAINING = (
     "timestep_spacing",
     "steps_offset",
     "set_alpha_to_one",
+    "original_inference_steps",  # of the distillation of an LCM
 )
 
 
@@ -61,8 +63,10 @@ def make_scheduler(sampler: str, model_config: dict[str, Any], num_inference_ste
             f"Use euler, dpmpp_2m, unipc or ddim"
         )
     arguments = dict(entry.arguments)
-    if schedule not in (None, AYS):
+    if schedule in CONVERTED:
         arguments[f"use_{schedule}_sigmas"] = True
+    if schedule == TRAILING:
+        arguments["timestep_spacing"] = "trailing"
     for name in _TRAINING:
         if name in model_config and _accepts(kind.__init__, name):
             arguments.setdefault(name, model_config[name])
@@ -88,31 +92,34 @@ class SchedulerCache:
 
     def __init__(self, model_config: dict[str, Any]) -> None:
         self._config = model_config
-        self._ready: dict[tuple[str, int], Any] = {}
+        self._ready: dict[tuple[str, int], tuple[Any, NDArray[np.float64]]] = {}
         self._background = Background()
         self._noise_queries = lru_cache(CACHED)(self._find_noise_queries)
 
     def make(self, sampler: str, num_inference_steps: int) -> Any:
         """Return a scheduler at its start; raises ValueError as make_scheduler does."""
-        return copy.deepcopy(self._get(sampler, num_inference_steps))
+        return copy.deepcopy(self._get(sampler, num_inference_steps)[0])
 
     def draw_ahead(self, noise: NoiseSampler, sampler: str, num_inference_steps: int) -> None:
         """Have the noise of a scheduler of the kind drawn in a thread, a step ahead."""
         noise.draw_ahead(self._noise_queries(sampler, num_inference_steps), self._background)
 
-    def ticks(self, sampler: str, num_inference_steps: int) -> int:
-        """Return how many denoiser calls a request of the kind takes."""
-        return len(self._get(sampler, num_inference_steps).timesteps)
+    def sigmas(self, sampler: str, num_inference_steps: int) -> NDArray[np.float64]:
+        """Return the noise level of each denoiser call of a request of the kind, (ticks,)."""
+        return self._get(sampler, num_inference_steps)[1]
 
     def _find_noise_queries(self, sampler: str, num_inference_steps: int) -> list[Query]:
-        return noise_queries(self._get(sampler, num_inference_steps))
+        return noise_queries(self._get(sampler, num_inference_steps)[0])
 
-    def _get(self, sampler: str, num_inference_steps: int) -> Any:
+    def _get(self, sampler: str, num_inference_steps: int) -> tuple[Any, NDArray[np.float64]]:
         kind = (sampler, num_inference_steps)
         if kind not in self._ready:
             if len(self._ready) >= CACHED:
                 self._ready.pop(next(iter(self._ready)))
-            self._ready[kind] = make_scheduler(sampler, self._config, num_inference_steps)
+            scheduler = make_scheduler(sampler, self._config, num_inference_steps)
+            timesteps = scheduler.timesteps.tolist()
+            sigmas = [_sigma(scheduler.alphas_cumprod, timestep) for timestep in timesteps]
+            self._ready[kind] = scheduler, np.array(sigmas)
         return self._ready[kind]
 
 
@@ -175,7 +182,8 @@ class DiffusersScheduler:
         The denoiser sees x = sqrt(a) x0 + sqrt(1 - a) noise, however the sampler scales its own
         latents (Ho et al. 2020, eq. 4; for velocities Salimans and Ho 2022, sec. 2.4).
         """
-        alpha = _signal_part(self._scheduler.alphas_cumprod, float(self._timestep(step)))
+        sigma = _sigma(self._scheduler.alphas_cumprod, float(self._timestep(step)))
+        alpha = 1 / (1 + sigma**2)
         root, noise = alpha**0.5, (1 - alpha) ** 0.5
         if self._scheduler.config.prediction_type == "v_prediction":
             clean: torch.Tensor = root * model_input - noise * answer
@@ -190,13 +198,12 @@ class DiffusersScheduler:
         return self._scheduler.timesteps[step]  # type: ignore[no-any-return]
 
 
-def _signal_part(alphas: torch.Tensor, timestep: float) -> float:
-    """Return the part of signal at a timestep; between two, diffusers interpolates the sigmas."""
+def _sigma(alphas: torch.Tensor, timestep: float) -> float:
+    """Return the noise by the signal at a timestep; between two, diffusers interpolates sigmas."""
     low = int(timestep)
     part, high = timestep - low, min(low + 1, len(alphas) - 1)
     below, above = (max(float(alphas[at]), 1e-4) for at in (low, high))
-    sigma = (1 - part) * (1 / below - 1) ** 0.5 + part * (1 / above - 1) ** 0.5
-    return 1 / (1 + float(sigma) ** 2)
+    return float((1 - part) * (1 / below - 1) ** 0.5 + part * (1 / above - 1) ** 0.5)
 
 
 def _accepts(function: Any, argument: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from sdbatch.errors import JobError, short_repr
 from sdbatch.job import Job
 from sdbatch.job.files import NamedFile, named_files, with_paths
-from sdbatch.libraries import gpu_libraries
+from sdbatch.libraries import optional_libraries
 from sdbatch.schema import Shard
 
 WAYS = "Restore it, choose another output.path, or start again with --overwrite."
@@ -21,7 +21,7 @@ _COMMIT_IN_PATH = re.compile(r"@[0-9a-f]{40}(?=/|$)")  # of a file on the hub
 _SECTIONS = ("prompts", "model", "sampling", "engine", "output", "safety", "stages")
 
 # Libraries whose version can change a byte of `data/`; a resume with another version is refused.
-# Those of a GPU are added where they are installed.
+# Those of a GPU and of extras are added where they are installed.
 LIBRARIES = (
     "sdbatch",
     "torch",
@@ -37,8 +37,8 @@ LIBRARIES = (
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of LIBRARIES and of a GPU's libraries, read without importing them."""
-    return {name: version(name) for name in LIBRARIES} | gpu_libraries()
+    """Return the versions of LIBRARIES and of optional ones, read without importing them."""
+    return {name: version(name) for name in LIBRARIES} | optional_libraries()
 
 
 def identity(job: Job, libraries: dict[str, str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@
 import hashlib
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sdbatch.errors import short_repr
+from sdbatch.errors import JobError, short_repr
+from sdbatch.few_steps import Distilled, needs_distilled
 from sdbatch.job import Job
 from sdbatch.prompt_syntax import choose_loras, find_syntax, parse_weights
 from sdbatch.prompts import table
@@ -58,6 +59,7 @@ class Check:
     faults: list[Found] = field(default_factory=list)  # of rows that cannot, by reason
     weights: Found | None = None  # prompts with weights that are drawn as text
     syntax: Found | None = None  # prompts with other syntax that is drawn as text
+    misfits: dict[str, Found] = field(default_factory=dict)  # values that spoil, by key and part
     ids: int | None = None  # rows whose id an earlier row has; None: not counted
     images: int | None = None  # images whose prompt and seed an earlier one has
     hashed: int = 0  # images that were compared for this
@@ -83,6 +85,9 @@ class Check:
                     f"{found.rows:,} {self._where} have prompts like {found.example}: drawn as "
                     f"text, {why} (the first is row {found.row})"
                 )
+        for found in self.misfits.values():
+            first = f"(the first is row {found.row})"
+            yield f"{found.rows:,} {self._where} have {found.example} {first}"
         if self.ids:
             yield f"{self.ids:,} rows have the id of an earlier row, so that they share its key"
         if self.images:
@@ -107,8 +112,21 @@ def _example_lines(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def check_rows(job: Job, prompts: Table, whole: bool = False) -> Check:
-    """Resolve the first rows of a table, or all of them, a few in memory at a time."""
+def check_rows(
+    job: Job, prompts: Table, distilled: Sequence[Distilled] = (), whole: bool = False
+) -> Check:
+    """Resolve the first rows of a table, or all of them, a few in memory at a time.
+
+    Args:
+        job: its values apply where the table has none.
+        prompts: the table.
+        distilled: parts of the job's model that need certain values.
+        whole: resolve all rows.
+
+    Raises:
+        JobError: a distilled model cannot be drawn with the job's values, and no row has others.
+    """
+    _refuse_misfits(job, prompts, distilled)
     check = Check(whole)
     faults: dict[tuple[str, str], Found] = {}
     hashes = _Hashes(job, prompts) if whole else None
@@ -116,7 +134,7 @@ def check_rows(job: Job, prompts: Table, whole: bool = False) -> Check:
     for rows in _resolved_rows(job, prompts, whole):
         for row in rows:
             if row["error"] is None:
-                _check_syntax(check, row, job.model.row_loras)
+                _check_row(check, row, job.model.row_loras, distilled)
             if row["error"] is not None:
                 _count_fault(faults, row, check.rows)
             elif len(check.examples) < EXAMPLES:
@@ -173,13 +191,60 @@ def _count_fault(faults: dict[tuple[str, str], Found], row: dict[str, Any], numb
     found.rows += 1
 
 
-def _check_syntax(check: Check, row: dict[str, Any], loras: Mapping[str, float]) -> None:
-    """Count syntax that is drawn as text; set the row's error if the syntax cannot be read."""
+def _refuse_misfits(job: Job, prompts: Table, distilled: Sequence[Distilled]) -> None:
+    """Raise a JobError if the job's own values spoil all pictures of a model that says what it is.
+
+    Another number of steps does not spoil them.
+    """
+    values = job.sampling.model_dump()
+    for part in distilled:
+        for key, must in part.recipe.conflicts(values):
+            if part.certain and key != "num_inference_steps" and key not in prompts.columns:
+                raise JobError(
+                    f"sampling.{key} = {values[key]!r}: must be {must} with {part}. Set it so; if "
+                    f"the model is no such one, name another scheduler in its model_index.json."
+                )
+
+
+def _check_row(
+    check: Check, row: dict[str, Any], loras: Mapping[str, float], distilled: Sequence[Distilled]
+) -> None:
+    """Count what a row's text and values spoil; set its error if its syntax cannot be read."""
     try:
-        prompt, _ = choose_loras(row["prompt"], row["loras"], loras)
+        prompt, chosen = choose_loras(row["prompt"], row["loras"], loras)
     except ValueError as error:
         row["error"] = str(error)
         return
+    _check_syntax(check, row, prompt)
+    if row["error"] is None:
+        _count_misfits(check, row, [each for each in distilled if each.applies(chosen)])
+
+
+def _count_misfits(check: Check, row: dict[str, Any], distilled: Sequence[Distilled]) -> None:
+    """Count values that spoil what the distilled parts of the row's model draw."""
+    misfits = {
+        f"{key} {part.where}": f"{key} = {row[key]!r}: must be {must} with {part}"
+        for part in distilled
+        for key, must in part.recipe.conflicts(row)
+    }
+    if not distilled and needs_distilled(row["sampler"]):
+        misfits["sampler"] = (
+            f"sampler = {row['sampler']!r}, which is for models of few steps, but neither the "
+            f"model nor a LoRA of theirs is one by its name"
+        )
+    for key, text in misfits.items():
+        found = check.misfits.setdefault(key, Found(0, text, _name(row, check.rows)))
+        found.rows += 1
+
+
+def _check_syntax(check: Check, row: dict[str, Any], prompt: str) -> None:
+    """Count syntax that is drawn as text; set the row's error if the syntax cannot be read.
+
+    Args:
+        check: where it is counted.
+        row: that is resolved.
+        prompt: of the row, without LoRAs.
+    """
     for name, text in (("prompt", prompt), ("negative_prompt", row["negative_prompt"])):
         try:
             example = None if row["prompt_weights"] else find_syntax(text)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sdbatch import resolve
 from sdbatch.job import Job
+from sdbatch.models.distilled import find_distilled
 from sdbatch.models.find_model import ModelFiles
 from sdbatch.output import identity, receipts
 from sdbatch.output.plan import Plan, images_that_fit, make_plan
@@ -80,7 +81,7 @@ def make_outline(job: Job, check: bool = False) -> Outline:
     table = open_table(job.prompts, added_columns(job).names)
     plan = make_plan(job, table, record)
     proof = record.proof() if record and record.shards is not None else None
-    checked = check_rows(plan.job, plan.table, check)
+    checked = check_rows(plan.job, plan.table, find_distilled(job.model, files), check)
     committed = {receipt.shard for receipt in receipts.proved(store, proof)} if proof else set()
     return Outline(
         rows=plan.rows,

@@ -30,6 +30,8 @@ def requests_of(kind):
         guidance_rescale=st.sampled_from([0.0, 0.0, 0.7]),
         guidance_start=st.sampled_from([0.0, 0.0, 0.3]),
         guidance_stop=st.sampled_from([1.0, 1.0, 0.6]),
+        guidance_sigma_low=st.sampled_from([0.0, 0.0, 0.4]),
+        guidance_sigma_high=st.sampled_from([1000.0, 1000.0, 3.0]),
         height=st.sampled_from([16, 16, 24]),
         width=st.just(16),
         **{name: st.sampled_from(values) for name, values in kind.keys.items()},

@@ -4,6 +4,7 @@ from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import closing
 
 import numpy as np
+import pytest
 
 from sdbatch.engine.engine import Engine
 
@@ -48,9 +49,30 @@ def test_an_image_takes_one_lane_outside_its_guidance_interval(new_engine, reque
     assert (part.image != whole.image).any()
 
 
-def test_an_empty_guidance_interval_is_no_guidance(new_engine, request_for):
+def test_an_image_takes_one_lane_where_its_noise_is_outside_the_interval(
+    new_engine, request_for, family
+):
+    engine = new_engine(lanes=2)
+    values = {"num_inference_steps": 10, "guidance_sigma_low": 0.5, "guidance_sigma_high": 3}
+    request = request_for(**values)
+    sigmas = family.sigmas(request)
+    inside = int(((sigmas > 0.5) & (sigmas <= 3)).sum())
+    assert 0 < inside < 10
+    engine.submit(request).result()
+    assert engine.usage.filled == 10 + inside
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        {"guidance_start": 0.5, "guidance_stop": 0.5},
+        {"guidance_sigma_low": 2, "guidance_sigma_high": 2},
+        {"guidance_sigma_low": 900},
+    ],
+)
+def test_an_empty_guidance_interval_is_no_guidance(new_engine, request_for, empty):
     engine = new_engine()
-    one = engine.submit(request_for(guidance_start=0.5, guidance_stop=0.5)).result()
+    one = engine.submit(request_for(**empty)).result()
     two = engine.submit(request_for(guidance_scale=1.0)).result()
     assert np.array_equal(one.image, two.image)
 

@@ -34,17 +34,20 @@ model: {path: m, revision: main, variant: fp16, config: c, ema: false, zero_snr:
         prediction_type: v_prediction, vae: v, loras: [{path: l.safetensors, name: l, weight: 0.5}],
         embeddings: [{path: e.pt, token: <e>}], sha256: "0"}
 sampling: {sampler: ddim, num_inference_steps: 50, guidance_scale: 7, guidance_rescale: 0.7,
-           guidance_start: 0.1, guidance_stop: 0.9, negative_prompt: blurry, eta: 0.5,
+           guidance_start: 0.1, guidance_stop: 0.9, guidance_sigma_low: 0.3,
+           guidance_sigma_high: 5, negative_prompt: blurry, eta: 0.5,
            height: 768, width: 512, seed: 9223372036854775807, clip_skip: 1,
            prompt_weights: true, chunk_prompts: true, loras: "l:0.3", cache_interval: 3}
-engine: {device: cpu, dtype: float32, lanes: 8, threads: 2, channels_last: true, compile: true}
+engine: {device: cpu, dtype: float32, lanes: 8, threads: 2, channels_last: true, compile: true,
+         attention: torch, decode_group: 2, split_k: false, rewrites: [text_kv], fp8_linears: true}
 cluster:
   actors: 2
   label_selector: {ray.io/accelerator-type: "in(A100,H100)"}
   gpus_per_actor: 0.5
   cpus_per_actor: 2
   address: auto
-output: {path: out, format: webdataset, image_format: webp, quality: 80, images_per_shard: 100}
+output: {path: out, format: webdataset, image_format: webp, quality: 80, compression: null,
+         images_per_shard: 100}
 safety: {checker: none, policy: drop}
 stages: [{score: shapes}]
 serve: {min_replicas: 2, max_replicas: 4, queue: 10, timeout_s: 60, keep_s: 90, keep_mib: 10,

@@ -139,6 +139,10 @@ def test_loras_of_the_job_that_no_row_could_draw_are_rejected(loras, words):
             {"guidance_start": 0.8, "guidance_stop": 0.2},
             "guidance_start = 0.8: must not be after guidance_stop, 0.2",
         ),
+        (
+            {"guidance_sigma_low": 3, "guidance_sigma_high": 0.5},
+            "guidance_sigma_low = 3: must not be above guidance_sigma_high, 0.5",
+        ),
     ],
 )
 def test_contradictory_sampling_values_are_rejected(keys, words):

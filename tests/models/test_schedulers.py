@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import diffusers
 import pytest
 import torch
 
@@ -147,7 +148,7 @@ def test_a_preview_is_diffusers_own_estimate_of_the_image(model, request_for, sa
     family = StableDiffusion1(replace(model, scheduler_config=config))
     request = request_for(guidance_scale=1.0, sampler=sampler, num_inference_steps=8)
     ticket = Ticket(request, family.read(request), follow=Follow(print, print, previews=7))
-    ticket.ticks = 8
+    ticket.sigmas = family.sigmas(request)
     cohort = Cohort([ticket], family)
     reference = make_scheduler(sampler, config, 8)
     for step in range(7):
@@ -160,3 +161,26 @@ def test_a_preview_is_diffusers_own_estimate_of_the_image(model, request_for, sa
         [(_, ours)] = cohort.previews
         torch.testing.assert_close(ours, theirs.pred_original_sample[0], rtol=2e-4, atol=2e-4)
         assert torch.equal(cohort.latents, theirs.prev_sample)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "timesteps"),
+    [
+        ("ddim", [751, 501, 251, 1]),  # as Stable Diffusion 1.5's configuration spaces them
+        ("ddim_trailing", [999, 749, 499, 249]),  # as Hyper-SD was distilled
+        ("tcd", [999, 759, 499, 259]),  # every 20th timestep, and of these every 12th or 13th
+        ("lcm", [999, 759, 499, 259]),
+    ],
+)
+def test_few_steps_begin_where_the_model_was_distilled_to_begin(model, sampler, timesteps):
+    assert make_scheduler(sampler, model.scheduler_config, 4).timesteps.tolist() == timesteps
+
+
+@pytest.mark.parametrize("sampler", ["lcm", "tcd"])
+def test_the_steps_of_a_models_own_distillation_count(model, sampler):
+    config = {**model.scheduler_config, "original_inference_steps": 10}
+    theirs = getattr(diffusers, SAMPLERS[sampler].scheduler).from_config(config)
+    theirs.set_timesteps(3)
+    assert torch.equal(make_scheduler(sampler, config, 3).timesteps, theirs.timesteps)
+    with pytest.raises(ValueError, match=f"num_inference_steps = 11: {sampler} takes at most 10"):
+        make_scheduler(sampler, config, 11)

@@ -37,6 +37,8 @@ ROW = {
     "guidance_rescale": 0.0,
     "guidance_start": 0.0,
     "guidance_stop": 1.0,
+    "guidance_sigma_low": 0.0,
+    "guidance_sigma_high": 1000.0,
     "eta": 0.0,
     "clip_skip": 0,
     "prompt_weights": False,

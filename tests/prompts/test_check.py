@@ -1,7 +1,12 @@
 """What the plan finds in the rows of a table before anything is drawn."""
 
+from dataclasses import replace
+
 import pytest
 
+from sdbatch import few_steps
+from sdbatch.errors import JobError
+from sdbatch.few_steps import Distilled
 from sdbatch.prompts import check
 from sdbatch.prompts.check import check_rows
 from sdbatch.prompts.table import open_table
@@ -14,7 +19,7 @@ def checked(write, make_job):
     def build(text, whole=False, sampling=None, **prompts):
         path = write("t.csv", text)
         job = make_job(prompts={"path": str(path), **prompts}, sampling=sampling or {})
-        return check_rows(job, open_table(job.prompts), whole)
+        return check_rows(job, open_table(job.prompts), whole=whole)
 
     return build
 
@@ -136,7 +141,7 @@ def test_rows_of_several_files_are_checked_in_order(write, make_job, tmp_path, w
     for name in ("a", "b"):
         write(f"t/{name}.csv", "prompt,width\nx,64\ny,65\n")
     job = make_job(prompts={"path": str(tmp_path / "t")})
-    found = check_rows(job, open_table(job.prompts), whole)
+    found = check_rows(job, open_table(job.prompts), whole=whole)
     assert found.rows == 4
     assert [(fault.rows, fault.row) for fault in found.faults] == [(2, "'1'")]
 
@@ -144,7 +149,63 @@ def test_rows_of_several_files_are_checked_in_order(write, make_job, tmp_path, w
 def test_rows_in_the_job_file_are_checked(make_job):
     job = make_job(prompts={"path": None, "rows": [{"prompt": "a", "sampler": 9}]})
     for whole in (False, True):
-        (fault,) = check_rows(job, open_table(job.prompts), whole).faults
+        (fault,) = check_rows(job, open_table(job.prompts), whole=whole).faults
         assert fault.example == (
             "sampler = 9: must be a sampler's name, or DiffusionDB's number of one, 1 to 8"
         )
+
+
+LCM = Distilled("model.loras.0", few_steps.LCM, "its name")
+FITTING = {"sampler": "lcm", "num_inference_steps": 4, "guidance_scale": 1.5}
+
+
+def notes_on(job, *distilled):
+    return list(check_rows(job, open_table(job.prompts), distilled).notes())
+
+
+def test_values_that_a_distilled_lora_does_not_draw_with_are_counted(make_job):
+    assert notes_on(make_job(), LCM) == [
+        "6 of the first 6 rows have sampler = 'dpmpp_2m': must be lcm with model.loras.0, an LCM "
+        "by its name (the first is row '0')",
+        "6 of the first 6 rows have guidance_scale = 7.5: must be 1 to 2 with model.loras.0, an "
+        "LCM by its name (the first is row '0')",
+    ]
+    assert notes_on(make_job(sampling=FITTING), LCM) == []
+
+
+def test_rows_are_judged_by_the_loras_and_the_values_that_they_choose(make_job):
+    rows = [
+        {"prompt": "a fox"},
+        {"prompt": "a fox <lora:fast:1>", **FITTING},
+        {"prompt": "a fox", "loras": "fast", **FITTING, "guidance_scale": 4},
+        {"prompt": "a fox <lora:fast:0>"},
+    ]
+    loras = [{"path": "fast.safetensors", "name": "fast"}]
+    job = make_job(prompts={"path": None, "rows": rows}, model={"path": "m", "loras": loras})
+    assert notes_on(job, replace(LCM, lora="fast")) == [
+        "1 of the first 4 rows have guidance_scale = 4.0: must be 1 to 2 with model.loras.0, an "
+        "LCM by its name (the first is row '2')"
+    ]
+
+
+@pytest.mark.parametrize("sampler", ["lcm", "tcd"])
+def test_a_sampler_for_distilled_models_is_noted_without_one(make_job, sampler):
+    (note,) = notes_on(make_job(sampling={"sampler": sampler}))
+    assert note.startswith(f"6 of the first 6 rows have sampler = '{sampler}', which is for models")
+
+
+def test_a_model_that_says_how_it_is_drawn_is_not_drawn_otherwise(make_job, write):
+    model = Distilled("model.path", few_steps.LCM, "its LCMScheduler", certain=True)
+    job = make_job()
+    with pytest.raises(
+        JobError, match=r"^sampling.sampler = 'dpmpp_2m': must be lcm with model.path, an LCM"
+    ):
+        notes_on(job, model)
+    job = make_job(sampling={**FITTING, "guidance_scale": 7.5})
+    with pytest.raises(JobError, match=r"^sampling.guidance_scale = 7.5: must be 1 to 2 with"):
+        notes_on(job, model)
+    (note,) = notes_on(make_job(sampling={**FITTING, "num_inference_steps": 20}), model)
+    assert "num_inference_steps = 20: must be 1 to 8" in note  # which spoils nothing
+    table = write("t.csv", "prompt,sampler,guidance_scale\na,lcm,1\nb,euler,1\n")
+    (note,) = notes_on(make_job(prompts={"path": table}), model)
+    assert note.startswith("1 of the first 2 rows have sampler = 'euler': must be lcm")

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 
 from sdbatch.models.extra_files import folder_variant
-from sdbatch.models.identify import VAE_PREFIX
+from sdbatch.models.identify import TINY_VAE, VAE_PREFIX
 from sdbatch.models.weights import (
     check_finite,
     check_weights,
@@ -29,16 +29,45 @@ def load_vae(path: str, own: dict[str, Any], dtype: torch.dtype) -> Any:
     with load_errors("model.vae", path, "It must be a VAE of the model's shape."):
         if Path(path).is_dir():
             variant = folder_variant(Path(path))
-            vae = load_complete(AutoencoderKL, path, dtype=dtype, variant=variant)
+            named = AutoencoderKL.load_config(path)["_class_name"]
+            kind = AutoencoderTiny if named == "AutoencoderTiny" else AutoencoderKL
+            vae = load_complete(kind, path, dtype=dtype, variant=variant)
         else:
-            vae = vae_of(read_weights(path), own, dtype)
-        for name, usual in _LATENTS.items():
-            if vae.config[name] != own.get(name, usual):
-                raise ValueError(f"its {name} is {vae.config[name]}, not {own.get(name, usual)}")
+            weights = read_weights(path)
+            is_tiny = any(re.search(TINY_VAE, name) for name in weights)
+            vae = _tiny_vae_of(weights, dtype) if is_tiny else vae_of(weights, own, dtype)
+        # a tiny VAE takes the latents as the UNet gives them: its scaling_factor is 1
+        names = ("latent_channels",) if isinstance(vae, AutoencoderTiny) else tuple(_LATENTS)
+        for name in names:
+            expected = own.get(name, _LATENTS[name])
+            if vae.config[name] != expected:
+                raise ValueError(f"its {name} is {vae.config[name]}, not {expected}")
         if len(vae.config.block_out_channels) != len(own["block_out_channels"]):
             raise ValueError("its latents have another size than the model's")
         check_finite(vae, "vae")
         return vae
+
+
+def _tiny_vae_of(weights: dict[str, Any], dtype: torch.dtype) -> Any:
+    """Build a TAESD of the usual size from its file, in diffusers' layout or the original one.
+
+    A file without the encoder is enough: nothing is encoded. Its decoder's layers count from 1, as
+    the first of them, which bounds the latents, has no weights.
+    Source: madebyollin/taesd, taesd.py.
+    """
+    vae = AutoencoderTiny()
+    if not any(name.startswith("decoder.layers.") for name in weights):
+        numbered = {name.removeprefix("taesd_decoder."): value for name, value in weights.items()}
+        weights = {
+            f"decoder.layers.{int(number) - 1}.{rest}": value
+            for name, value in numbered.items()
+            for number, _, rest in [name.partition(".")]
+            if number.isdecimal()
+        }
+    if not any(name.startswith("encoder.") for name in weights):
+        vae.encoder = None
+    vae.load_state_dict(weights)
+    return vae.to(dtype)
 
 
 def vae_of(weights: dict[str, Any], config: dict[str, Any], dtype: torch.dtype) -> Any:

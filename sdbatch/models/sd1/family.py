@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sdbatch import prompt_syntax
 from sdbatch.engine.attention import attention_by
@@ -131,9 +133,9 @@ class StableDiffusion1:
         shape = (1, LATENT_CHANNELS, request.height // VAE_FACTOR, request.width // VAE_FACTOR)
         return torch.randn(shape, generator=generator)[0]
 
-    def ticks(self, request: Request) -> int:
+    def sigmas(self, request: Request) -> NDArray[np.float64]:
         """See engine.family.Family."""
-        return self._schedulers.ticks(request.sampler, request.num_inference_steps)
+        return self._schedulers.sigmas(request.sampler, request.num_inference_steps)
 
     def scheduler(
         self, requests: Sequence[Request], noise: torch.Tensor, generators: list[torch.Generator]
@@ -199,6 +201,8 @@ class StableDiffusion1:
         own = self._model.vae
         with torch.device("meta"):  # no memory, no random values
             copied = type(own).from_config(own.config)
+        if own.encoder is None:  # of a VAE whose file holds its decoder alone
+            copied.encoder = None
         weights = {name: weight.to(dtype) for name, weight in own.state_dict().items()}
         copied.load_state_dict(weights, assign=True)
         return copied.requires_grad_(False).eval()

@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from sdbatch.errors import ModelError
 from sdbatch.job import Model as ModelSettings
 from sdbatch.job.files import with_paths
-from sdbatch.models import clip_vocabulary, extra_files
+from sdbatch.models import clip_vocabulary, extra_files, fp8_linears
 from sdbatch.models.build import Build
 from sdbatch.models.find_model import ModelFiles
 from sdbatch.models.identify import AVERAGED_PREFIX, TEXT_PREFIX, UNET_PREFIX, averaged_name
@@ -108,8 +108,12 @@ def assemble(
     )
     adapted = {layer for network in row_loras.values() for layer in network}
     rewrites.apply(parts, build.rewrites, adapted)
+    if build.compile and not row_loras and "text_projection" not in parts:
+        parts["unet"].fuse_qkv_projections()  # LoRAs by row and text_kv need each projection
+    if build.fp8_linears:
+        fp8_linears.quantize(parts["unet"])
     if build.compile:
-        _compile(parts, fuse_projections=not row_loras and "text_projection" not in parts)
+        _compile(parts)
     return Model(
         **parts,
         device=torch.device(build.device),
@@ -230,14 +234,12 @@ def _check_unet(unet: Any, path: str) -> None:
         raise ModelError(f"model.path = {path!r}: {error}. Choose another model.") from error
 
 
-def _compile(parts: dict[str, Any], *, fuse_projections: bool) -> None:
+def _compile(parts: dict[str, Any]) -> None:
     """Compile the UNet and the decoder, each shape when it is first drawn.
 
     Deterministic, without autotuning: choices by timing, and so bits, differ from actor to actor.
     """
     options: dict[str, Any] = {"deterministic": True}
-    if fuse_projections:  # LoRAs by row are attached to each projection, text_kv replaces some
-        parts["unet"].fuse_qkv_projections()
     parts["unet"] = torch.compile(parts["unet"], fullgraph=True, dynamic=False, options=options)
     vae = parts["vae"]
     vae.decode = torch.compile(vae.decode, fullgraph=True, dynamic=False, options=options)
