@@ -204,9 +204,6 @@ def _resolve_engine(job: Job, files: ModelFiles, device: str, advice: Advice) ->
     limits: ModelLimits = registry.load(files.family).LIMITS
     memory = advice.memory / 2 if dtype == "float32" else advice.memory
     lanes = value("lanes", limits.lanes(device, sampling.height, sampling.width, memory, group))
-    rewrites = () if settings.rewrites == "auto" else tuple(sorted({*settings.rewrites}))
-    if "graphs" in rewrites:
-        _check_graphs(job, device)
     return EngineConfig(
         device=device,
         dtype=dtype,
@@ -217,7 +214,7 @@ def _resolve_engine(job: Job, files: ModelFiles, device: str, advice: Advice) ->
         attention=value("attention", "torch"),
         decode_group=group,
         split_k=value("split_k", by_rule=True),
-        rewrites=rewrites,
+        rewrites=_rewrites(job, files, device, choice),
         fp8_linears=settings.fp8_linears,
     )
 
@@ -237,20 +234,33 @@ def _count(engine: EngineConfig) -> str:
     return f"{engine.most_lanes} lanes" if len(engine.lanes) == 1 else "lanes by type"
 
 
-def _check_graphs(job: Job, device: str) -> None:
-    """Raise a JobError if the UNet cannot be called as CUDA graphs."""
-    loras = "model.loras has names, and their weights change from tick to tick"
-    found = {
-        f"engine.device is {device}": device != "cuda",
-        "engine.compile is true": job.engine.compile is True,
-        loras: bool(job.model.row_loras),
+def _rewrites(
+    job: Job, files: ModelFiles, device: str, choice: tuned.Choice | None
+) -> tuple[str, ...]:
+    """Return the rewrites that the job names, else those of tune's choice that fit the job."""
+    given = job.engine.rewrites
+    if given == "auto":
+        chosen = [] if choice is None else choice.rewrites
+        return tuple(name for name in sorted(chosen) if why_unfit(name, job, files, device) is None)
+    for name in given:
+        reason = why_unfit(name, job, files, device)
+        if reason is not None:
+            raise JobError(f"engine.rewrites = {name!r}: {reason}. Leave {name} out.")
+    return tuple(sorted({*given}))
+
+
+def why_unfit(rewrite: str, job: Job, files: ModelFiles, device: str) -> str | None:
+    """Return why a job cannot be drawn with a rewrite; None if it can."""
+    known = registry.load(files.family).REWRITES
+    graphs = rewrite == "graphs"
+    loras = "model.loras has names, so weights change from tick to tick: must have none"
+    reasons = {
+        f"must be one of this model: {', '.join(known) or 'it has none'}": rewrite not in known,
+        f"engine.device is {device}: must be cuda": graphs and device != "cuda",
+        "engine.compile is true: must be false": graphs and job.engine.compile is True,
+        loras: graphs and bool(job.model.row_loras),
     }
-    for reason, holds in found.items():
-        if holds:
-            raise JobError(
-                f"engine.rewrites = 'graphs': {reason}: must be a job for cuda without these. "
-                f"Leave graphs out."
-            )
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def load_engine(

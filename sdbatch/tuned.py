@@ -31,6 +31,7 @@ class Choice:
     attention: str
     decode_group: int
     split_k: bool
+    rewrites: list[str]
 
 
 @dataclass(frozen=True)

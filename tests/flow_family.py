@@ -24,6 +24,7 @@ CHANNELS, FACTOR = 3, 4
 TOKENS, WIDTH, POOLED = 16, 24, 12
 MOST_STEPS = 500
 PIPELINE = "TinyFlowPipeline"
+REWRITES = ()
 LIMITS = ModelLimits(
     multiple_of=FACTOR, side=64, capacity={"cpu": Capacity(8, 8), "cuda": Capacity(8, 8)}
 )

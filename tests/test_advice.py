@@ -84,6 +84,12 @@ def test_the_values_of_a_job_win_over_what_was_tuned(make_job):
     assert found.lanes_by.startswith(f"8 lanes {GIVEN}, other values by tune of 2026-11-29 on ")
 
 
+def test_rewrites_that_were_tuned_are_taken_where_they_fit(make_job):
+    keep(make_job(), rewrites=["graphs", "phase_upsample"])  # as of a GPU's tune
+    assert resolved(make_job()).job.engine.rewrites == ["phase_upsample"]
+    assert resolved(make_job(engine={"rewrites": []})).job.engine.rewrites == []
+
+
 def test_a_damaged_cache_is_noted_and_the_rule_holds(make_job, caplog):
     file = keep(make_job()).key.file
     file.write_text("{")

@@ -13,6 +13,7 @@ from sdbatch.job import Model, Safety
 from sdbatch.models import find_model
 from sdbatch.output import identity
 from sdbatch.resolve import ANY_GPU
+from tests import flow_family
 
 
 def resolved(job, gpus=0.0):
@@ -240,6 +241,16 @@ def test_graphs_are_refused_where_they_cannot_be_captured(make_job, sections, gp
     files = find_model.find_model(Model(path="builtin:shapes"), Safety())
     with pytest.raises(JobError, match=rf"^engine.rewrites = 'graphs': {words}.*Leave graphs out"):
         resolve.resolve(job, files, gpus, None)
+
+
+def test_a_rewrite_is_refused_where_the_models_family_has_none(make_job, tmp_path, monkeypatch):
+    flow_family.register(monkeypatch)
+    flow_family.write_folder(tmp_path / "flow")
+    job = make_job(model=str(tmp_path / "flow"), engine={"rewrites": ["text_kv"]})
+    with pytest.raises(
+        JobError, match=r"^engine.rewrites = 'text_kv': must be one of this model: "
+    ):
+        resolved(job)
 
 
 def test_a_rewrite_that_does_not_exist_is_refused_with_those_that_do(make_job):

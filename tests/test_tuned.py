@@ -15,6 +15,7 @@ CHOICE = Choice(
     compile=True,
     attention="math",
     decode_group=2,
+    rewrites=[],
     split_k=False,
 )
 KEY = Key("NVIDIA H100 80GB HBM3", "580.1", {"torch": "2.13"}, "abc", 512, 768, "float16")

@@ -268,7 +268,8 @@ class EngineSettings(Section):
     )
     rewrites: Literal["auto"] | list[RewriteName] = Field(
         "auto",
-        description="the same formulas in faster forms, which round differently; auto: none",
+        description="the same formulas in faster forms, which round differently; auto: what "
+        "`sdbatch tune` found, else none",
     )
     fp8_linears: bool = Field(
         False,

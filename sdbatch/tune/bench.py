@@ -42,11 +42,13 @@ class Variant:
     compile: bool = False
     attention: str = "torch"
     threads: int = 1
+    rewrites: tuple[str, ...] = ()
 
     @property
     def build(self) -> Build:
         """Return how its model is laid out; `bench` applies the attention itself."""
-        return Build(self.device, self.dtype, self.channels_last, self.compile)
+        layout = Build(self.device, self.dtype, self.channels_last, self.compile)
+        return replace(layout, rewrites=self.rewrites)
 
     @property
     def text(self) -> str:
@@ -54,6 +56,7 @@ class Variant:
         layout = "channels_last" if self.channels_last else "contiguous"
         words = [f"{self.lanes} lanes", self.dtype, layout]
         words += [f"attention {self.attention}"] if self.attention != "torch" else []
+        words += [f"rewrites {' '.join(self.rewrites)}"] if self.rewrites else []
         words += ["compiled"] if self.compile else []
         words += [f"{self.threads} threads"] if self.threads > 1 else []
         return ", ".join(words)

@@ -146,6 +146,11 @@ class _Tuning:
         given = job.engine.dtype
         dtype = advice.dtype_by_rule(device.kind) if given == "auto" else given
         self._dtypes = [dtype] if given != "auto" or dtype != "bfloat16" else ["float32", dtype]
+        self._rewrites = [
+            name
+            for name in registry.load(bench.files.family).REWRITES
+            if resolve.why_unfit(name, job, bench.files, device.kind) is None
+        ]
         layout = advice.layout_by_rule(device.kind, dtype)
         by_rule = limits.lanes(device.kind, job.sampling.height, job.sampling.width)
         self._base = Variant(device.kind, dtype, by_rule, layout, threads=job.engine.threads)
@@ -164,6 +169,7 @@ class _Tuning:
         best = self._sweep.lanes(best, self._most)
         group = self._sweep.group(best) or DECODE_GROUP
         threads = sorted({2, cores.cores()} - {1, best.threads})
+        best = self._sweep.rewrites(best, group, self._rewrites)
         fastest = self._sweep.fastest([best, *(replace(best, threads=n) for n in threads)])
         if fastest.threads != best.threads:
             self._bench.show(
@@ -185,6 +191,7 @@ class _Tuning:
         best = self._sweep.fastest([best, *kernels])
         group = self._sweep.group(best) or DECODE_GROUP
         best = self._sweep.fastest([best, replace(best, channels_last=not best.channels_last)])
+        best = self._sweep.rewrites(best, group, self._rewrites)
         best = self._compiled(best)
         self._bench.show("")
         split_k = self._check_bits(best, group)
@@ -192,7 +199,8 @@ class _Tuning:
 
     def _compiled(self, best: Variant) -> Variant:
         """Return the variant compiled, if that is much faster; measured in another process."""
-        bench, trial = self._bench, replace(best, compile=True)
+        rewrites = tuple(name for name in best.rewrites if name != "graphs")  # of plain calls
+        bench, trial = self._bench, replace(best, compile=True, rewrites=rewrites)
         bench.release()
         plain = next(each.ms for each in reversed(bench.lines) if each.variant == best.text)
         try:
@@ -276,6 +284,7 @@ def _choice(best: Variant, group: int, split_k: bool) -> Choice:
         attention=best.attention,
         decode_group=group,
         split_k=split_k,
+        rewrites=list(best.rewrites),
     )
 
 

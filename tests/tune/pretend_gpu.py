@@ -6,9 +6,9 @@ It has the faults that a GPU may have: its memory ends, kernels are missing, row
 import torch
 
 from tests import flow_family
-from tests.flow_family import LAYOUT, LIMITS
+from tests.flow_family import LAYOUT, LIMITS, REWRITES
 
-__all__ = ["LAYOUT", "LIMITS", "load"]
+__all__ = ["LAYOUT", "LIMITS", "REWRITES", "load"]
 MOST_ROWS = 64  # that its memory holds
 faults: set[str] = set()  # "split_k": rows leak while it is allowed; "always": they leak
 

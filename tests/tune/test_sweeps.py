@@ -71,3 +71,27 @@ def test_a_decoder_call_has_at_most_half_as_many_images_as_lanes():
     asked = []
     assert sweep_of({1: 9, 2: 8, 4: 5}, asked).group(BASE) == 4
     assert asked == [4, 2, 1]
+
+
+def test_rewrites_are_chosen_one_by_one_if_an_image_is_faster():
+    """Of 50 lanes and a decoding: 600 ms without any."""
+    lane = {(): 10, ("a",): 9, ("a", "b"): 8.9, ("a", "c"): 9, ("a", "d"): None}
+    decoded = {(): 100, ("a",): 100, ("a", "b"): 100, ("a", "c"): 50, ("a", "d"): 1}
+    sweep = Sweep(
+        lambda variant: lane[variant.rewrites],
+        lambda variant, group: decoded[variant.rewrites],
+        lambda variant, measurements: True,
+    )
+    assert sweep.rewrites(BASE, 4, ["a", "b", "c"]).rewrites == ("a", "c")
+    assert sweep.rewrites(BASE, 4, ["a", "d"]).rewrites == ("a",)
+
+
+def test_rewrites_that_need_too_much_memory_or_time_are_left_out():
+    def measure(variant):
+        if variant.rewrites:
+            raise OutOfMemory
+        return 1
+
+    sweep = Sweep(measure, lambda variant, group: 1, lambda *_: True)
+    assert sweep.rewrites(BASE, 4, ["a"]).rewrites == ()
+    assert sweep_of({8: 1, 4: 1}, [], has_time=False).rewrites(BASE, 4, ["a"]).rewrites == ()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sdbatch.engine.limits import Capacity, Memory, ModelLimits
 from sdbatch.models.find_model import Configs, Layout, ModelFiles
 from sdbatch.models.identify import SD1, SD2
+from sdbatch.registry import REWRITES
 
 if TYPE_CHECKING:
     from sdbatch.engine.family import Family
@@ -26,6 +27,7 @@ LIMITS = ModelLimits(
         "cuda": Capacity(lanes=32, most=512, memory=Memory(2.14e9, lane=68e6, image=0.4e9)),
     },
 )
+__all__ = ["LAYOUT", "LIMITS", "REWRITES", "load"]
 _USES = {9: "for inpainting", 8: "for editing", 5: "for depth", 7: "for upscaling"}
 
 
