@@ -20,6 +20,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import (
+    _DummyBackendModule,
     _DummyPrivateUse1Hook,
     _setup_privateuseone_for_python_backend,
 )
@@ -215,6 +216,17 @@ def _place() -> str:
     return inner
 
 
+class _Module(_DummyBackendModule):
+    """What torch.random.fork_rng asks every device for, long after a test."""
+
+    def get_rng_state(self, device: int) -> torch.Tensor:
+        """Return the state of a generator that nothing draws from."""
+        return torch.empty(0)
+
+    def set_rng_state(self, state: torch.Tensor, device: int) -> None:
+        """Do nothing."""
+
+
 class _Hook(_DummyPrivateUse1Hook):
     def is_available(self) -> bool:
         return _active
@@ -226,7 +238,7 @@ _active = False
 @cache
 def _register() -> list[torch.library.Library]:
     """Register the device with torch, which cannot be undone."""
-    _setup_privateuseone_for_python_backend(rename=NAME, hook=_Hook())
+    _setup_privateuseone_for_python_backend(rename=NAME, hook=_Hook(), backend_module=_Module())
     rest, own = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     rest.fallback(lambda func, *args, **kwargs: _compute(func, args, kwargs), "PrivateUse1")
     # within torch.tensor, which disables the dispatch to Python

@@ -44,7 +44,7 @@ EXTENSIONS = {
         (
             "registry.py",
             "IMAGE_FORMATS: Mapping[str, ImageFormat] = {\n",
-            '    "avif": ImageFormat("AVIF", "image/avif", "avif", "exif", 80, 1.2, 2.0),\n',
+            '    "avif": ImageFormat("AVIF", "image/avif", "avif", "exif", 80, 1.2, 2.0, 4),\n',
         ),
     ],
     "an output format": [
