@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import (
@@ -251,6 +252,7 @@ def active() -> Iterator[Log]:
     """Let torch use the device in the block; yields the log, which is empty."""
     global _active
     _register()
+    _device_constructors()  # kept by torch from its first call on, so not with the patches below
     log.clear()
     overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
     patches = [
