@@ -204,17 +204,18 @@ def _resolve_engine(job: Job, files: ModelFiles, device: str, advice: Advice) ->
     limits: ModelLimits = registry.load(files.family).LIMITS
     memory = advice.memory / 2 if dtype == "float32" else advice.memory
     lanes = value("lanes", limits.lanes(device, sampling.height, sampling.width, memory, group))
+    compiled: bool = value("compile", by_rule=False)
     return EngineConfig(
         device=device,
         dtype=dtype,
         lanes=lanes if isinstance(lanes, dict) else {ANY_GPU: lanes},
         threads=settings.threads,
         channels_last=value("channels_last", layout_by_rule(device, dtype)),
-        compile=value("compile", by_rule=False),
+        compile=compiled,
         attention=value("attention", "torch"),
         decode_group=group,
         split_k=value("split_k", by_rule=True),
-        rewrites=_rewrites(job, files, device, choice),
+        rewrites=_rewrites(job, files, device, choice, compiled=compiled),
         fp8_linears=settings.fp8_linears,
     )
 
@@ -235,30 +236,33 @@ def _count(engine: EngineConfig) -> str:
 
 
 def _rewrites(
-    job: Job, files: ModelFiles, device: str, choice: tuned.Choice | None
+    job: Job, files: ModelFiles, device: str, choice: tuned.Choice | None, *, compiled: bool
 ) -> tuple[str, ...]:
     """Return the rewrites that the job names, else those of tune's choice that fit the job."""
     given = job.engine.rewrites
     if given == "auto":
         chosen = [] if choice is None else choice.rewrites
-        return tuple(name for name in sorted(chosen) if why_unfit(name, job, files, device) is None)
+        reasons = {name: why_unfit(name, job, files, device, compiled=compiled) for name in chosen}
+        return tuple(sorted(name for name, reason in reasons.items() if reason is None))
     for name in given:
-        reason = why_unfit(name, job, files, device)
+        reason = why_unfit(name, job, files, device, compiled=compiled)
         if reason is not None:
             raise JobError(f"engine.rewrites = {name!r}: {reason}. Leave {name} out.")
     return tuple(sorted({*given}))
 
 
-def why_unfit(rewrite: str, job: Job, files: ModelFiles, device: str) -> str | None:
+def why_unfit(
+    rewrite: str, job: Job, files: ModelFiles, device: str, *, compiled: bool
+) -> str | None:
     """Return why a job cannot be drawn with a rewrite; None if it can."""
     known = registry.load(files.family).REWRITES
-    graphs = rewrite == "graphs"
+    on_cuda = rewrite in registry.CUDA_REWRITES
     loras = "model.loras has names, so weights change from tick to tick: must have none"
     reasons = {
         f"must be one of this model: {', '.join(known) or 'it has none'}": rewrite not in known,
-        f"engine.device is {device}: must be cuda": graphs and device != "cuda",
-        "engine.compile is true: must be false": graphs and job.engine.compile is True,
-        loras: graphs and bool(job.model.row_loras),
+        f"engine.device is {device}: must be cuda": on_cuda and device != "cuda",
+        "engine.compile is true, set or tuned: must be false": on_cuda and compiled,
+        loras: rewrite == "graphs" and bool(job.model.row_loras),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sdbatch import hardware
 from sdbatch.job import Job, parse
 
 MARKED = ("ray", "stores", "gpu")
@@ -14,6 +15,9 @@ MARKED = ("ray", "stores", "gpu")
 
 # Before torch is imported: two threads take longer than one for tensors as small as the tests'.
 os.environ["OMP_NUM_THREADS"] = "1"
+# And before torch imports triton: without a GPU its kernels are interpreted.
+if not hardware.gpus():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_collection_modifyitems(items):

@@ -161,6 +161,18 @@ def test_a_gpu_takes_what_was_tuned_on_it(make_job, with_gpus):
     assert resolved(job, 1, ["H100"]).engine.attention == "torch"
 
 
+def test_a_rewrite_that_cannot_be_compiled_is_refused_where_tuning_chose_to_compile(
+    make_job, with_gpus
+):
+    with_gpus(H100)
+    keep(make_job(), hardware.gpus()[0], dtype="float16")
+    rewrites = ["graphs"]
+    with pytest.raises(JobError, match=r"^engine.rewrites = 'graphs': engine.compile is true, set"):
+        resolved(make_job(engine={"rewrites": rewrites}), 1, ["H100"])
+    eager = resolved(make_job(engine={"rewrites": rewrites, "compile": False}), 1, ["H100"])
+    assert eager.engine.rewrites == ("graphs",)
+
+
 def test_another_machines_gpu_takes_what_was_tuned_on_its_type(make_job, with_gpus):
     with_gpus(H100)
     keep(make_job(), hardware.gpus()[0], dtype="float16", lanes=256)

@@ -236,11 +236,28 @@ def test_the_rewrites_of_a_job_are_recorded_in_one_order(make_job, tiny_model):
     ],
 )
 def test_graphs_are_refused_where_they_cannot_be_captured(make_job, sections, gpus, words):
-    engine = {"rewrites": ["graphs"], **sections.get("engine", {})}
+    with pytest.raises(JobError, match=rf"^engine.rewrites = 'graphs': {words}.*Leave graphs out"):
+        resolve_rewritten(make_job, "graphs", sections, gpus)
+
+
+def resolve_rewritten(make_job, name, sections, gpus):
+    engine = {"rewrites": [name], **sections.get("engine", {})}
     job = make_job(engine=engine, model={"path": "builtin:shapes", **sections.get("model", {})})
     files = find_model.find_model(Model(path="builtin:shapes"), Safety())
-    with pytest.raises(JobError, match=rf"^engine.rewrites = 'graphs': {words}.*Leave graphs out"):
-        resolve.resolve(job, files, gpus, None)
+    return resolve.resolve(job, files, gpus, None)
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [({"device": "cpu"}, "engine.device is cpu"), ({"compile": True}, "engine.compile is true")],
+)
+def test_norms_are_joined_only_on_a_gpu_and_without_the_compiler(make_job, engine, words):
+    fault = rf"^engine.rewrites = 'group_norm_silu': {words}.*Leave group_norm_silu out"
+    with pytest.raises(JobError, match=fault):
+        resolve_rewritten(make_job, "group_norm_silu", {"engine": engine}, 1)
+    loras = {"model": {"loras": [{"path": "ink.pt", "name": "ink"}]}}
+    found = resolve_rewritten(make_job, "group_norm_silu", loras, 1)
+    assert found.engine.rewrites == ("group_norm_silu",)
 
 
 def test_a_rewrite_is_refused_where_the_models_family_has_none(make_job, tmp_path, monkeypatch):
@@ -254,6 +271,6 @@ def test_a_rewrite_is_refused_where_the_models_family_has_none(make_job, tmp_pat
 
 
 def test_a_rewrite_that_does_not_exist_is_refused_with_those_that_do(make_job):
-    names = "'graphs', 'phase_upsample' or 'text_kv'"
+    names = "'graphs', 'group_norm_silu', 'phase_upsample' or 'text_kv'"
     with pytest.raises(JobError, match=rf"^engine.rewrites.0 = 'faster': must be {names}"):
         make_job(engine={"rewrites": ["faster"]})

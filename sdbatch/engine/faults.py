@@ -41,7 +41,7 @@ def cannot_draw(error: BaseException) -> ModelError:
         )
     return ModelError(
         f"The model cannot draw on this device ({text}). Correct the cause, or set engine.compile "
-        f"to false or another engine.dtype."
+        f"to false, engine.rewrites to auto, or another engine.dtype."
     )
 
 

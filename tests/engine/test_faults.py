@@ -55,7 +55,8 @@ def test_what_every_call_would_raise_is_a_model_error_of_the_warm_up(
     with pytest.raises(
         ModelError,
         match=r"^The model cannot draw on this device \(RuntimeError: Failed to find C compiler. "
-        r"Set the CC environment variable.\). Correct the cause, or set engine.compile to false",
+        r"Set the CC environment variable.\). Correct the cause, or set engine.compile to false, "
+        r"engine.rewrites to auto,",
     ):
         engine.warm_up(request_for())
     assert compiler.calls == 1

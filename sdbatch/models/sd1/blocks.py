@@ -26,14 +26,15 @@ class Resnet(nn.Module):
         self.time_emb_proj = block.time_emb_proj  # None in the VAE
         self.norm2, self.conv2 = block.norm2, block.conv2
         self.conv_shortcut = block.conv_shortcut  # None where the channels remain
+        self.act1, self.act2 = nn.SiLU(inplace=True), nn.SiLU(inplace=True)  # after the norms
 
     def forward(self, x: torch.Tensor, temb: torch.Tensor | None = None) -> torch.Tensor:
         """Return the block's output, (B, C, H, W)."""
-        hidden: torch.Tensor = self.conv1(F.silu(self.norm1(x), inplace=True))
+        hidden: torch.Tensor = self.conv1(self.act1(self.norm1(x)))
         if self.time_emb_proj is not None:
             assert temb is not None, "a block of the UNet needs the embedding of the timestep"
             hidden = hidden.add_(self.time_emb_proj(F.silu(temb))[:, :, None, None])
-        hidden = self.conv2(F.silu(self.norm2(hidden), inplace=True))
+        hidden = self.conv2(self.act2(self.norm2(hidden)))
         return hidden.add_(x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 

@@ -16,10 +16,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from sdbatch.engine.cuda import moved
+from sdbatch.errors import ModelError
+from sdbatch.models.sd1.blocks import Transformer
 from sdbatch.models.sd1.graphs import GraphedUNet
 from sdbatch.models.sd1.layers import Layer
 from sdbatch.models.sd1.row_loras import RowLoras
 
+_SILUS = {"norm1": "act1", "norm2": "act2", "conv_norm_out": "conv_act"}  # after which norms
 GROUP = 8  # rows of text whose keys and values are computed in a call: the number decides bits
 
 Parts = dict[str, Any]  # of a model, by the names of loading.Model's fields
@@ -147,8 +150,36 @@ def graphs(parts: Parts, _: Collection[Layer]) -> None:
     parts["unet"] = GraphedUNet(parts["unet"])
 
 
+def group_norm_silu(parts: Parts, adapted: Collection[Layer]) -> None:
+    """Join each GroupNorm of the UNet and the decoder to which no LoRA by row adds with its SiLU.
+
+    Also the norms of the transformers, which have none, so that no norm changes the layout.
+
+    Raises:
+        ModelError: Triton is missing.
+    """
+    try:
+        from sdbatch.models.sd1.group_norm import FusedGroupNorm
+    except ImportError as error:
+        raise ModelError(
+            "engine.rewrites = 'group_norm_silu': triton is not installed. Install a torch wheel "
+            "for CUDA, which brings it, or leave group_norm_silu out."
+        ) from error
+    for part in (parts["unet"], parts["vae"].decoder):
+        for module in list(part.modules()):
+            for name, silu in _SILUS.items():
+                norm = getattr(module, name, None)
+                has_silu = isinstance(getattr(module, silu, None), nn.SiLU)
+                if isinstance(norm, nn.GroupNorm) and has_silu and norm not in adapted:
+                    setattr(module, name, FusedGroupNorm(norm, silu=True))
+                    setattr(module, silu, nn.Identity())
+            if isinstance(module, Transformer) and module.norm not in adapted:
+                module.norm = FusedGroupNorm(module.norm, silu=False)
+
+
 REWRITES: dict[str, Callable[[Parts, Collection[Layer]], None]] = {
     "graphs": graphs,
+    "group_norm_silu": group_norm_silu,
     "phase_upsample": phase_upsample,
     "text_kv": text_kv,
 }
