@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sdbatch import resolve
+from sdbatch import cache, resolve
 from sdbatch.batch import sessions
 from sdbatch.job import load
 from sdbatch.models import file_hash, find_model
@@ -104,7 +104,7 @@ def test_ctrl_c_while_weights_are_hashed_ends_the_run_and_writes_nothing(
     monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
     job = load(str(here / "job.yaml"), [f"model={tiny_model}"])
     weights = find_model.hashed_files(resolve.find_model(job)[0])[0]
-    known = file_hash._cache_folder() / file_hash._identity(weights)
+    known = cache.folder("sha256") / file_hash._identity(weights)
     known.parent.mkdir(parents=True)
     os.mkfifo(known)  # reading the hash of the first file never ends
 
