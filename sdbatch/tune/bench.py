@@ -171,7 +171,8 @@ class Bench:
             if is_lack_of_memory(error):
                 self.add(Line(text, None, fault="out of memory"))
                 raise OutOfMemory from error
-            if isinstance(error, SdbatchError | torch.AcceleratorError):
+            lacks_package = isinstance(error, SdbatchError) and variant.rewrites
+            if isinstance(error, SdbatchError | torch.AcceleratorError) and not lacks_package:
                 raise
             self.add(Line(text, None, fault=f"cannot run: {one_line(error, 100)}"))
             return None

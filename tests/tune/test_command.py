@@ -1,6 +1,7 @@
 """From a model to a choice that is kept: on a CPU, and in the order of a GPU."""
 
 import json
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,10 +11,12 @@ from click.testing import CliRunner
 
 from sdbatch import cores, registry, resolve, tuned
 from sdbatch.cli import main
+from sdbatch.engine.request import Request
 from sdbatch.errors import JobError, ModelError, StorageError
+from sdbatch.job import Model, Safety
 from sdbatch.models import find_model
 from sdbatch.tune import command, processes
-from sdbatch.tune.bench import Bench
+from sdbatch.tune.bench import Bench, Variant
 from sdbatch.tune.command import Options, parse_size, tune
 from sdbatch.tune.processes import CallError
 from tests import flow_family
@@ -71,6 +74,19 @@ def test_a_cpu_is_tuned_and_a_job_uses_what_was_found(
     assert "by tune of" in found.lanes_by
     assert found.job.engine.model_dump().items() >= vars(entry.choice).items()
     json.dumps(entry.measured)
+
+
+def test_a_rewrite_whose_package_is_missing_does_not_end_the_tuning(tiny_model, monkeypatch, shown):
+    monkeypatch.delitem(sys.modules, "sdbatch.models.sd1.group_norm", raising=False)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    request = Request(prompt="a dog", height=64, width=64)
+    bench = Bench(
+        find_model.find_model(Model(path=str(tiny_model)), Safety()), request, shown.append
+    )
+    plain = Variant("cpu", "float32", lanes=2, channels_last=True)
+    assert bench.denoiser(replace(plain, rewrites=("group_norm_silu",))) is None
+    assert "cannot run: engine.rewrites = 'group_norm_silu': triton is not" in shown[0]
+    assert bench.denoiser(plain) > 0
 
 
 def test_a_job_file_is_tuned_with_its_model_size_and_dtype(tune_for, tiny_model, tmp_path):
