@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.family import Cache
 from sdbatch.engine.request import Request
+from sdbatch.models.build import Build
 from sdbatch.models.sd1.deep_cache import DeepCache
 from sdbatch.models.sd1.family import StableDiffusion1
 from sdbatch.models.sd1.loading import Model
@@ -111,7 +112,7 @@ def gflop(unet: UNet2DConditionModel, side: int) -> dict[str, Any]:
         dtype=torch.float32,
         layout=torch.contiguous_format,
         row_loras=RowLoras({}, {}, torch.nn.Module(), compiled=False),
-        compiled=False,
+        build=Build("meta", "float32"),
     )
     with torch.device("meta"), torch.inference_mode():
         latents, timesteps = torch.empty(1, 4, side // 8, side // 8), torch.empty(1)

@@ -63,8 +63,9 @@ FAMILIES: dict[str, str] = {
     "LatentConsistencyModelPipeline": "sdbatch.models.sd1",
 }
 # Of a denoiser or a decoder: the same formula in another order, which rounds differently.
-REWRITES = ("graphs", "group_norm_silu", "phase_upsample", "text_kv")
-CUDA_REWRITES = ("graphs", "group_norm_silu")  # not for CPUs, nor for a model that is compiled
+REWRITES = ("graphs", "group_norm_silu", "phase_upsample", "shared_prefix", "text_kv")
+CUDA_REWRITES = ("graphs", "group_norm_silu")  # not for CPUs
+EAGER_REWRITES = (*CUDA_REWRITES, "shared_prefix")  # not for a model that is compiled
 EMBEDDED_MODEL = "builtin:shapes"
 
 

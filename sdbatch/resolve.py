@@ -261,7 +261,12 @@ def why_unfit(
     reasons = {
         f"must be one of this model: {', '.join(known) or 'it has none'}": rewrite not in known,
         f"engine.device is {device}: must be cuda": on_cuda and device != "cuda",
-        "engine.compile is true, set or tuned: must be false": on_cuda and compiled,
+        "engine.compile is true, set or tuned: must be false": (
+            rewrite in registry.EAGER_REWRITES and compiled
+        ),
+        "graphs is in the list too: must be one of the two": (
+            rewrite == "shared_prefix" and "graphs" in job.engine.rewrites
+        ),
         loras: rewrite == "graphs" and bool(job.model.row_loras),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)

@@ -170,7 +170,7 @@ class TinyFlow:
         text = torch.stack([self._denoiser.tokens(torch.tensor(row)) for row in rows])
         return {"text": text, "pooled": torch.tensor(pooled, dtype=self.dtype)}
 
-    def denoise(self, latents, timesteps, conditions, cache=None):
+    def denoise(self, latents, timesteps, conditions, cache=None, first_lanes=None):
         times = (timesteps / 1000).to(self.dtype)
         return self._denoiser(
             latents.to(self.dtype), times, conditions["text"], conditions["pooled"], cache

@@ -270,7 +270,21 @@ def test_a_rewrite_is_refused_where_the_models_family_has_none(make_job, tmp_pat
         resolved(job)
 
 
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        ({"compile": True}, "engine.compile is true"),
+        ({"rewrites": ["shared_prefix", "graphs"]}, "graphs is in the list too"),
+    ],
+)
+def test_a_shared_prefix_is_refused_where_the_unet_is_one_call(make_job, engine, words):
+    job = make_job(engine={"rewrites": ["shared_prefix"], **engine})
+    files = find_model.find_model(Model(path="builtin:shapes"), Safety())
+    with pytest.raises(JobError, match=rf"'shared_prefix': {words}.*Leave shared_prefix out"):
+        resolve.resolve(job, files, 1, None)
+
+
 def test_a_rewrite_that_does_not_exist_is_refused_with_those_that_do(make_job):
-    names = "'graphs', 'group_norm_silu', 'phase_upsample' or 'text_kv'"
+    names = "'graphs', 'group_norm_silu', 'phase_upsample', 'shared_prefix' or 'text_kv'"
     with pytest.raises(JobError, match=rf"^engine.rewrites.0 = 'faster': must be {names}"):
         make_job(engine={"rewrites": ["faster"]})

@@ -182,6 +182,7 @@ class Cohort:
         self._rows = moved(torch.tensor(alive), device)
         self._guided = moved(torch.tensor(guided, dtype=torch.int64), device)
         among = [alive.index(i) for i in guided]  # the prompted
+        self.first_lanes = [*range(len(alive)), *among]  # of each lane, the first of its image
         self._among = moved(torch.tensor(among, dtype=torch.int64), device)
         scales = torch.tensor([request.guidance_scale for request in requests])
         self._scales = moved(scales, device).view(-1, 1, 1, 1)

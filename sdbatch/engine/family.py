@@ -124,6 +124,7 @@ class Family(Protocol):
         timesteps: torch.Tensor,
         conditions: Conditions,
         cache: Cache | None = None,
+        first_lanes: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Return the model's answer to a whole batch of lanes, (lanes, C, h, w).
 
@@ -133,6 +134,9 @@ class Family(Protocol):
             conditions: of the lanes.
             cache: of requests with a `cache_interval` above 1. If it is empty, the call computes
                 everything and adds what later calls reuse. Otherwise it reuses that, lane by lane.
+            first_lanes: of each lane before the padding, the first lane of its image; None: not
+                known. Lanes of an image have equal latents and timesteps, and may differ in
+                conditions.
         """
 
     def decode(self, latents: torch.Tensor, dtype: torch.dtype) -> Pictures:

@@ -131,6 +131,7 @@ class Lanes:
             padded(torch.cat([cohort.timesteps() for cohort, _ in cohorts]), rows),
             joined([cohort.conditions for cohort, _ in cohorts], rows),
             cache,
+            first_lanes([cohort for cohort, _ in cohorts]),
         )
         for cohort, lanes in cohorts:
             if cache is not None:
@@ -211,6 +212,15 @@ class Lanes:
         self._taken = np.zeros(0, np.int64)
         for cohort in self.cohorts:
             self._occupy(cohort.lanes_ahead())
+
+
+def first_lanes(cohorts: list[Cohort]) -> list[int]:
+    """Return for each lane the first lane of its image, as Family.denoise takes them."""
+    firsts: list[int] = []
+    for cohort in cohorts:
+        before = len(firsts)
+        firsts += [before + first for first in cohort.first_lanes]
+    return firsts
 
 
 def joined(parts: list[Conditions], count: int) -> Conditions:

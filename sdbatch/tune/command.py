@@ -149,7 +149,8 @@ class _Tuning:
         self._rewrites = [
             name
             for name in registry.load(bench.files.family).REWRITES
-            if resolve.why_unfit(name, job, bench.files, device.kind, compiled=False) is None
+            if name != "shared_prefix"  # whose gain depends on the rows' guidance
+            and resolve.why_unfit(name, job, bench.files, device.kind, compiled=False) is None
         ]
         layout = advice.layout_by_rule(device.kind, dtype)
         by_rule = limits.lanes(device.kind, job.sampling.height, job.sampling.width)
@@ -199,7 +200,7 @@ class _Tuning:
 
     def _compiled(self, best: Variant) -> Variant:
         """Return the variant compiled, if that is much faster; measured in another process."""
-        rewrites = tuple(name for name in best.rewrites if name not in registry.CUDA_REWRITES)
+        rewrites = tuple(name for name in best.rewrites if name not in registry.EAGER_REWRITES)
         bench, trial = self._bench, replace(best, compile=True, rewrites=rewrites)
         bench.release()
         plain = next(each.ms for each in reversed(bench.lines) if each.variant == best.text)

@@ -23,6 +23,7 @@ class FaultyFamily:
         on_pictures: after a decoder call, with its latents, their type, and which pictures are
             finite.
         whole: for each denoiser call, whether it reused nothing.
+        first_lanes: of the last denoiser call.
     """
 
     def __init__(self, family) -> None:
@@ -30,6 +31,7 @@ class FaultyFamily:
         self.on_scheduler = self.on_denoise = self.on_step = nothing
         self.on_decode = self.on_pictures = nothing
         self.whole: list[bool] = []
+        self.first_lanes: list[int] = []
         self._family = family
 
     def __getattr__(self, name: str) -> Any:
@@ -39,10 +41,11 @@ class FaultyFamily:
         self.on_scheduler(requests)
         return FaultyScheduler(self, requests, self._family.scheduler(requests, noise, generators))
 
-    def denoise(self, latents, timesteps, conditions, cache=None):
+    def denoise(self, latents, timesteps, conditions, cache=None, first_lanes=None):
+        self.first_lanes = first_lanes
         self.on_denoise(latents, timesteps, conditions)
         self.whole.append(not cache)
-        return self._family.denoise(latents, timesteps, conditions, cache)
+        return self._family.denoise(latents, timesteps, conditions, cache, first_lanes)
 
     def decode(self, latents, dtype):
         self.on_decode(latents, dtype)

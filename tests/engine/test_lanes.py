@@ -5,6 +5,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+import torch
 
 from sdbatch.engine.engine import Engine
 
@@ -36,6 +37,35 @@ def test_requests_that_differ_in_all_but_size_share_the_ticks(new_engine, reques
     [future.result() for future in futures]
     assert engine.usage.ticks == 1 + 7  # as many as the longest needs, after the one alone
     assert engine.usage.filled == 2 + 2 * (4 + 5 + 6 + 7)
+
+
+def test_a_call_says_which_lanes_are_of_one_image(new_engine, request_for, faulty, held):
+    engine = new_engine(lanes=16)
+    futures = [engine.submit(request_for(seed=9, num_inference_steps=2))]
+    held.wait()  # the others join after its first tick
+    several = ({}, {"guidance_scale": 1.0}, {"guidance_start": 0.4}, {"guidance_stop": 0.4})
+    futures += [
+        engine.submit(request_for(seed=i, num_inference_steps=n, **values))
+        for i, values in enumerate(several)
+        for n in (5, 6)
+    ]
+    images = []
+
+    def compare(latents, timesteps, conditions):
+        lanes = faulty.first_lanes
+        images.append(len(set(lanes)))
+        assert all(first <= lane for lane, first in enumerate(lanes))
+        assert torch.equal(latents[lanes], latents[: len(lanes)])
+        assert torch.equal(timesteps[lanes], timesteps[: len(lanes)])
+        if len(images) == 3:
+            cancelled.cancel()
+
+    faulty.on_denoise = compare
+    cancelled = futures.pop(3)
+    held.release()
+    [future.result() for future in futures]
+    # the second tick of the first; seven images of 5 or 6 ticks; one that is cancelled in its third
+    assert sum(images) == 1 + 3 * 5 + 4 * 6 + 3
 
 
 def test_an_image_takes_one_lane_outside_its_guidance_interval(new_engine, request_for):

@@ -105,6 +105,14 @@ def test_loras_by_row_do_not_wait(assert_without_waits, models, tiny_model, tmp_
     )
 
 
+def test_a_shared_prefix_does_not_wait(assert_without_waits, models, tiny_model):
+    requests = [small(), small(guidance_stop=0.4), small(guidance_scale=1.0)]
+    assert_without_waits(
+        lambda model: draw_all(StableDiffusion1(model), requests),
+        [load(tiny_model, replace(build, rewrites=("shared_prefix",))) for build in BUILDS],
+    )
+
+
 def test_the_safety_checker_does_not_wait(assert_without_waits, models, tiny_model, tmp_path):
     write_checker(tmp_path / "checker")
     files = find(tiny_model, checker=str(tmp_path / "checker"))

@@ -51,14 +51,23 @@ class Transformer(nn.Module):
         self, x: torch.Tensor, encoder_hidden_states: torch.Tensor, **unused: Any
     ) -> tuple[torch.Tensor]:
         """Return the block's output, (B, C, H, W), for the text (B, L, D)."""
-        images, height, width = len(x), x.shape[2], x.shape[3]
-        tokens = self.proj_in(self.norm(x)).permute(0, 2, 3, 1).reshape(images, height * width, -1)
+        tokens = self.tokens(x)
         for block in self.transformer_blocks:
             tokens = block(tokens, encoder_hidden_states=encoder_hidden_states)
-        picture = tokens.reshape(images, height, width, -1).permute(0, 3, 1, 2)
+        return (self.picture(tokens, x),)
+
+    def tokens(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what enters the first of its blocks, (B, H * W, D)."""
+        projected: torch.Tensor = self.proj_in(self.norm(x))
+        return projected.permute(0, 2, 3, 1).reshape(len(x), x.shape[2] * x.shape[3], -1)
+
+    def picture(self, tokens: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Return the block's output for what leaves the last of its blocks."""
+        picture = tokens.reshape(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
         if not x.is_contiguous(memory_format=torch.channels_last):
             picture = picture.contiguous()
-        return (self.proj_out(picture).add_(x),)
+        output: torch.Tensor = self.proj_out(picture)
+        return output.add_(x)
 
 
 class PlainAttention:

@@ -9,6 +9,7 @@ Source: Ma et al. 2023 (DeepCache, arXiv 2312.00858), uniform 1:N inference, the
 C = channels of latents, h, w = height and width of latents, L = text tokens, D = text width.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class DeepCache:
     """The whole and the shallow calls of a model's UNet."""
 
     def __init__(self, model: Model) -> None:
+        self._model = model
         self._unet = model.unet
         self._layout = model.layout
         self._build = model.build
@@ -44,7 +46,12 @@ class DeepCache:
             raise ValueError(f"{must}, this model's UNet has other outer layers")
 
     def denoise(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, cache: Cache
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        text: torch.Tensor,
+        cache: Cache,
+        first_lanes: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Return the UNet's answer, (lanes, C, h, w).
 
@@ -53,6 +60,7 @@ class DeepCache:
             timesteps: (lanes,).
             text: (lanes, L, D).
             cache: if empty, the call is whole and fills it; otherwise it is shallow.
+            first_lanes: see engine.family.Family.denoise.
         """
         if cache:
             return self._call_outer(latents, timesteps, text, cache[DEEP])
@@ -64,12 +72,9 @@ class DeepCache:
 
         hook = self._unet.up_blocks[-1].resnets[-1].register_forward_pre_hook(keep)
         try:
-            answer: torch.Tensor = self._unet(
-                latents, timesteps, encoder_hidden_states=text, return_dict=False
-            )[0]
+            return self._model.call_unet(latents, timesteps, text, first_lanes)
         finally:
             hook.remove()
-        return answer
 
     def _call_outer(
         self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, deep: torch.Tensor

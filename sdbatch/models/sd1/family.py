@@ -171,17 +171,16 @@ class StableDiffusion1:
         timesteps: torch.Tensor,
         conditions: Conditions,
         cache: Cache | None = None,
+        first_lanes: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Return the UNet's answer: noise or velocity, as the scheduler's prediction type says."""
         latents = latents.to(self._model.dtype, memory_format=self._model.layout)
         loras = self._model.row_loras.apply(conditions.get(LORAS))
+        text = conditions[TEXT]
         with attention_by(self._model.build.attention), loras:
             if cache is not None:
-                return self._deep_cache.denoise(latents, timesteps, conditions[TEXT], cache)
-            answer: torch.Tensor = self._model.unet(
-                latents, timesteps, encoder_hidden_states=conditions[TEXT], return_dict=False
-            )[0]
-        return answer
+                return self._deep_cache.denoise(latents, timesteps, text, cache, first_lanes)
+            return self._model.call_unet(latents, timesteps, text, first_lanes)
 
     def decode(self, latents: torch.Tensor, dtype: torch.dtype) -> Pictures:
         """See engine.family.Family."""

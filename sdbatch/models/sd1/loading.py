@@ -1,6 +1,6 @@
 """Loads a model's parts from a hub id, a folder or a single file, with diffusers' own loaders."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +21,7 @@ from sdbatch.models.identify import AVERAGED_PREFIX, TEXT_PREFIX, UNET_PREFIX, a
 from sdbatch.models.sd1 import LAYOUT, adapters, blocks, check_unet, extras, rewrites
 from sdbatch.models.sd1.rewrites import TextProjection
 from sdbatch.models.sd1.row_loras import Networks, RowLoras
+from sdbatch.models.sd1.shared_prefix import SharedPrefix
 from sdbatch.models.weights import (
     check_finite,
     check_weights,
@@ -50,6 +51,29 @@ class Model:
     row_loras: RowLoras  # attached to the text encoder and the UNet
     build: Build  # how it is laid out
     text_projection: TextProjection | None = None  # None: the UNet projects the text itself
+    shared_prefix: SharedPrefix | None = None  # None: the UNet computes each lane by itself
+
+    def call_unet(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        text: torch.Tensor,
+        first_lanes: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """Return the UNet's answer, (lanes, C, h, w).
+
+        Args:
+            latents: (lanes, C, h, w), of the UNet's type and layout.
+            timesteps: (lanes,).
+            text: (lanes, L, D).
+            first_lanes: see engine.family.Family.denoise.
+        """
+        if self.shared_prefix is not None:
+            return self.shared_prefix(latents, timesteps, text, first_lanes or ())
+        answer: torch.Tensor = self.unet(
+            latents, timesteps, encoder_hidden_states=text, return_dict=False
+        )[0]
+        return answer
 
 
 def load(files: ModelFiles, build: Build) -> Model:

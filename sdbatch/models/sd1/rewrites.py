@@ -21,6 +21,7 @@ from sdbatch.models.sd1.blocks import Transformer
 from sdbatch.models.sd1.graphs import GraphedUNet
 from sdbatch.models.sd1.layers import Layer
 from sdbatch.models.sd1.row_loras import RowLoras
+from sdbatch.models.sd1.shared_prefix import SharedPrefix
 
 _SILUS = {"norm1": "act1", "norm2": "act2", "conv_norm_out": "conv_act"}  # after which norms
 GROUP = 8  # rows of text whose keys and values are computed in a call: the number decides bits
@@ -177,9 +178,15 @@ def group_norm_silu(parts: Parts, adapted: Collection[Layer]) -> None:
                 module.norm = FusedGroupNorm(module.norm, silu=False)
 
 
+def shared_prefix(parts: Parts, _: Collection[Layer]) -> None:
+    """Compute once what the lanes of a guided image have in common."""
+    parts["shared_prefix"] = SharedPrefix(parts["unet"], parts["row_loras"])
+
+
 REWRITES: dict[str, Callable[[Parts, Collection[Layer]], None]] = {
     "graphs": graphs,
     "group_norm_silu": group_norm_silu,
     "phase_upsample": phase_upsample,
+    "shared_prefix": shared_prefix,
     "text_kv": text_kv,
 }

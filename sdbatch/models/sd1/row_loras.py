@@ -68,6 +68,16 @@ class RowLoras:
         finally:
             self.of_lanes = None
 
+    @contextmanager
+    def of(self, lanes: torch.Tensor) -> Iterator[None]:
+        """Apply the weights of these lanes of the call to the calls of layers in the block."""
+        weights = self.of_lanes
+        self.of_lanes = None if weights is None else weights[lanes]
+        try:
+            yield
+        finally:
+            self.of_lanes = weights
+
 
 class _Stack:
     """The LoRAs of one layer, stacked: plain ones by their factors, others by their whole delta."""

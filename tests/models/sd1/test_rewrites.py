@@ -16,7 +16,8 @@ from sdbatch.registry import REWRITES as NAMES
 from tests.models.load import MOST_COUNTS, difference, draw, load
 from tests.models.sd1.test_row_loras import by_row, plain, write_network
 
-ON_A_CPU = ("phase_upsample", "text_kv")
+ON_A_CPU = ("phase_upsample", "shared_prefix", "text_kv")
+COMPILED = ("phase_upsample", "text_kv")
 LAYOUTS = {"channels_last": True, "contiguous": False}
 
 
@@ -34,7 +35,8 @@ def outputs(model, request_for, size=8, **values):
     conditions = {name: torch.cat([prompts[name], negatives[name]]) for name in prompts}
     latents = torch.randn(2, 4, size, size, generator=torch.Generator().manual_seed(0))
     times = torch.tensor([900.0, 40.0])
-    answer = family.denoise(torch.cat([latents, latents]), times.repeat(2), conditions)
+    lanes = torch.cat([latents, latents]), times.repeat(2), conditions
+    answer = family.denoise(*lanes, first_lanes=[0, 1, 0, 1])
     scaled = latents.to(model.dtype, memory_format=model.layout)
     return answer, model.vae.decode(scaled, return_dict=False)[0]
 
@@ -155,7 +157,7 @@ def test_pictures_are_decoded_again_in_float32(tiny_model):
 @torch.inference_mode()
 @pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")  # torch's own, of its own
 def test_a_rewritten_model_is_one_graph_for_the_compiler(tiny_model, request_for):
-    model = built(tiny_model, ON_A_CPU)
+    model = built(tiny_model, COMPILED)
     expected = outputs(model, request_for)
     how = {"fullgraph": True, "dynamic": False, "backend": "aot_eager"}  # without a C++ compiler
     compiled = replace(model, unet=torch.compile(model.unet, **how))
