@@ -1,30 +1,37 @@
 """Run the same jobs with two states of the code, and compare every byte of their datasets.
 
-    python benchmarks/same_bytes.py REVISION [--jobs NAME ...] [--keep FOLDER]
+    python benchmarks/same_bytes.py REVISION [--jobs NAME ...] [--keep FOLDER] [--pixels]
 
 REVISION is a commit or branch of this repository: its state is checked out next to this one and run
 by the same Python. The jobs cover Parquet and WebDataset, all image formats, mixed samplers, steps,
 sizes and guidance, a LoRA and an embedding, all safety policies, and rows that fail. Exits with 1
 if a file of a `data/` folder differs. The version of sdbatch that images record must be the same.
+With --pixels, for revisions between which columns were added: compares the pixels of each image and
+the values of the columns that both have.
 Prints a table and, on the last line, JSON.
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
+import pyarrow.parquet as pq
 import torch
 import yaml
 from before_after import ROOT, checked_out
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from PIL import Image
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(ROOT))
@@ -183,18 +190,51 @@ def hashes(output: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def compare(before: Path, inputs: Path, name: str, folder: Path) -> dict[str, Any]:
-    """Run a job with both states; return what they drew and which files differ."""
+def contents(output: Path) -> dict[str, Any]:
+    """Return the pixels' hash of each image of a dataset, and its other values, by name."""
+    found: dict[str, Any] = {}
+    for file in sorted((output / "data").glob("*")):
+        for name, image, values in _read(file):
+            found[f"{name} pixels"] = hashlib.sha256(Image.open(image).tobytes()).hexdigest()
+            found |= {f"{name} {key}": value for key, value in values.items() if key != "sha256"}
+    return found
+
+
+def _read(file: Path) -> Iterator[tuple[str, io.BytesIO, dict[str, Any]]]:
+    """Yield each image of a shard: its name, its file, its values."""
+    if file.suffix == ".parquet":
+        for row in pq.read_table(file).to_pylist():
+            yield row["key"], io.BytesIO(row.pop("image")["bytes"]), row
+        return
+    with tarfile.open(file) as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    for name in (name for name in members if name.endswith(".json")):
+        stem = name.removesuffix(".json")
+        (image,) = (
+            n for n in members if n.startswith(f"{stem}.") and not n.endswith((".json", ".txt"))
+        )
+        yield stem, io.BytesIO(members[image]), json.loads(members[name])
+
+
+def compare(before: Path, inputs: Path, name: str, folder: Path, *, pixels: bool) -> dict[str, Any]:
+    """Run a job with both states; return what they drew, and which files or values differ."""
     outputs = {state: folder / name / state for state in ("before", "after")}
     run(before, inputs, name, outputs["before"])
     run(ROOT, inputs, name, outputs["after"])
-    first, second = (hashes(output) for output in outputs.values())
+    first, second = ((contents if pixels else hashes)(output) for output in outputs.values())
+    if pixels:  # what only one of them records is no difference
+        columns = [{key.partition(" ")[2] for key in each} for each in (first, second)]
+        both = columns[0] & columns[1]
+        first, second = (
+            {key: value for key, value in each.items() if key.partition(" ")[2] in both}
+            for each in (first, second)
+        )
     counts = [
         json.loads(file.read_text()) for file in (outputs["after"] / "receipts").glob("*.json")
     ]
     return {
         "job": name,
-        "files": len(first),
+        "files": len(list((outputs["after"] / "data").glob("*"))),
         "images": sum(each["images"] for each in counts),
         "failed": sum(each["failed"] for each in counts),
         "differing": sorted(
@@ -206,8 +246,9 @@ def compare(before: Path, inputs: Path, name: str, folder: Path) -> dict[str, An
 @click.command()
 @click.argument("revision")
 @click.option("--jobs", multiple=True, help="Only these jobs.")
+@click.option("--pixels", is_flag=True, help="Compare pixels and values instead of files.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep all files in this folder.")
-def main(revision: str, jobs: tuple[str, ...], keep: Path | None) -> None:
+def main(revision: str, jobs: tuple[str, ...], pixels: bool, keep: Path | None) -> None:
     """Compare this state of the code with that of REVISION."""
     folder = (keep or Path(tempfile.mkdtemp(prefix="same-bytes-"))).resolve()
     results = []
@@ -219,9 +260,9 @@ def main(revision: str, jobs: tuple[str, ...], keep: Path | None) -> None:
             (inputs / f"{name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
         with checked_out(revision) as before:
             for name in jobs or made:
-                results.append(compare(before, inputs, name, folder))
+                results.append(compare(before, inputs, name, folder, pixels=pixels))
                 result = results[-1]
-                verdict = ", ".join(result["differing"]) or "none"
+                verdict = ", ".join(result["differing"][:20]) or "none"
                 print(
                     f"{name:14} {result['files']:3} files {result['images']:4} images "
                     f"{result['failed']:3} failed   differing: {verdict}",
