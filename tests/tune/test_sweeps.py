@@ -9,11 +9,11 @@ from sdbatch.tune.sweeps import Sweep
 BASE = Variant("cpu", "float32", 8, channels_last=True)
 
 
-def sweep_of(by_count, asked, has_time=True):
+def sweep_of(by_count, counts, has_time=True):
     """Return a sweep whose milliseconds by lanes, or by images of a decoder call, are given."""
 
     def measure(count):
-        asked.append(count)
+        counts.append(count)
         ms = by_count[count]
         if ms == "full":
             raise OutOfMemory
@@ -27,7 +27,7 @@ def sweep_of(by_count, asked, has_time=True):
 
 
 @pytest.mark.parametrize(
-    ("by_lanes", "asked", "chosen"),
+    ("by_lanes", "counts", "chosen"),
     [
         ({2: 9, 4: 8, 8: 5, 16: 4, 32: 3, 64: 3}, [8, 16, 32, 64, 4, 2], 32),
         ({2: 9, 4: 8, 8: 5, 16: 5, 32: 5.1}, [8, 16, 32, 4, 2], 8),
@@ -38,10 +38,10 @@ def sweep_of(by_count, asked, has_time=True):
         ({2: 9, 4: 8, 8: 5, 16: None}, [8, 16, 4, 2], 8),
     ],
 )
-def test_the_fewest_lanes_that_are_as_fast_as_any_are_chosen(by_lanes, asked, chosen):
+def test_the_fewest_lanes_that_are_as_fast_as_any_are_chosen(by_lanes, counts, chosen):
     found = []
     assert sweep_of(by_lanes, found).lanes(BASE, 64).lanes == chosen
-    assert found == asked
+    assert found == counts
 
 
 def test_a_device_that_holds_no_lanes_is_an_error():
@@ -60,17 +60,17 @@ def test_what_is_usual_stays_unless_another_is_faster(times, chosen):
 
 
 def test_without_time_the_first_alone_is_measured():
-    asked = []
-    sweep = sweep_of({1: 1, 4: 9, 8: 5, 16: 4}, asked, has_time=False)
+    counts = []
+    sweep = sweep_of({1: 1, 4: 9, 8: 5, 16: 4}, counts, has_time=False)
     assert sweep.lanes(BASE, 64) == BASE
     assert sweep.group(BASE) == 4
-    assert asked == [8, 4]
+    assert counts == [8, 4]
 
 
 def test_a_decoder_call_has_at_most_half_as_many_images_as_lanes():
-    asked = []
-    assert sweep_of({1: 9, 2: 8, 4: 5}, asked).group(BASE) == 4
-    assert asked == [4, 2, 1]
+    counts = []
+    assert sweep_of({1: 9, 2: 8, 4: 5}, counts).group(BASE) == 4
+    assert counts == [4, 2, 1]
 
 
 def test_rewrites_are_chosen_one_by_one_if_an_image_is_faster():
