@@ -1,6 +1,5 @@
 """gpu.py's first parts: the machine, whether a row's place changes its bits, what calls cost."""
 
-import hashlib
 import json
 import os
 import platform
@@ -17,18 +16,19 @@ from findings import versions
 from sides import median_seconds, synchronize
 
 from sdbatch.cores import cores
-from sdbatch.engine.bits import pin_bits
-from sdbatch.engine.device import driver
+from sdbatch.engine.bits import pin_bits, recorded_environment
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.family import Conditions
+from sdbatch.engine.limits import DECODE_GROUP
+from sdbatch.engine.places import differences, hashes
+from sdbatch.engine.request import Request
+from sdbatch.hardware import driver
 from sdbatch.models.sd1.family import TEXT, StableDiffusion1
 from sdbatch.models.sd1.loading import Model
 from sdbatch.samplers import SAMPLERS
 
-ROLLS = (1, 2, 3)  # places that rows move on
 REPEATS = 3
 SAMPLER_STEPS = 6
-SETTINGS = ("TORCH", "CUDA", "CUBLAS", "CUDNN", "NVIDIA_TF32", "PYTORCH")  # of the environment
 # (heads, head width, queries, keys) of Stable Diffusion 1.5's attention, the VAE's last
 ATTENTION = ((8, 40, 4096, 4096), (8, 40, 4096, 77), (8, 80, 1024, 1024), (8, 160, 256, 256))
 ATTENTION += ((8, 160, 64, 77), (1, 512, 4096, 4096))
@@ -55,7 +55,7 @@ def machine(bench: Bench) -> None:
                 torch.backends.cudnn.allow_tf32,
                 torch.backends.cuda.matmul.allow_tf32,
             ],
-            "environment": {k: v for k, v in os.environ.items() if k.startswith(SETTINGS)},
+            "environment": recorded_environment(setting.device, os.environ),
             "command": f"python {' '.join(sys.argv)}",
             **versions(),
         },
@@ -88,11 +88,11 @@ def _backend(shape: tuple[int, int, int, int]) -> tuple[str, str]:
 
 
 def rows_of(
-    model: Model, count: int, pixels: int, seed: int = 0
+    model: Model, count: int, pixels: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return random rows of a UNet call: latents, timesteps, text."""
     device, side = model.device, pixels // 8
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(0)
     width = model.unet.config.cross_attention_dim
     return (
         torch.randn(count, 4, side, side, generator=generator, device=device),
@@ -108,34 +108,17 @@ def denoise(family: StableDiffusion1, rows: tuple[torch.Tensor, ...]) -> torch.T
     return family.denoise(latents, times, conditions)
 
 
-@torch.inference_mode()
 def placed(model: Model, lanes: int, pixels: int) -> dict[str, Any]:
-    """Return whether a row's bits depend on its place, its neighbours or padding; and hashes."""
+    """Return what changes a row's bits: its place, its neighbours, padding; and hashes."""
     family = StableDiffusion1(model)
-    rows = rows_of(model, lanes, pixels)
-    answer = denoise(family, rows)
-    differ = {}
-    for roll in (*ROLLS, lanes // 4, lanes // 2):
-        moved = denoise(family, tuple(part.roll(roll, 0) for part in rows)).roll(-roll, 0)
-        differ[roll] = int((moved != answer).flatten(1).any(1).sum())
-    others = rows_of(model, lanes, pixels, seed=1)
-    for mine, theirs in zip(rows, others, strict=True):
-        theirs[0] = mine[0]
-    few = rows[0][:4]
-    pictures = family.decode(few, model.dtype).pixels
-    rolled = family.decode(few.roll(1, 0), model.dtype).pixels.roll(-1, 0)
+    request = Request(prompt="a dog, number", height=pixels, width=pixels)
+    found = differences(family, request, lanes, DECODE_GROUP)
     return {
-        "the same call again is equal": torch.equal(answer, denoise(family, rows)),
-        "rows that differ, by places moved": differ,
-        "a row with other neighbours is equal": torch.equal(denoise(family, others)[0], answer[0]),
-        "pictures at other places are equal": torch.equal(rolled, pictures),
-        "UNet": _hash(answer),
-        "VAE": _hash(pictures),
+        "rows that differ, and by how much": {
+            f"{each.call} {each.change}": [each.rows, each.greatest] for each in found
+        },
+        **hashes(family, request, lanes, DECODE_GROUP),
     }
-
-
-def _hash(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.float().cpu().numpy().tobytes()).hexdigest()[:12]
 
 
 def places(bench: Bench) -> None:
@@ -147,7 +130,7 @@ def places(bench: Bench) -> None:
 
 def places_work(setting: Setting) -> Work:
     """Return the work of `places`."""
-    return Work((len(ROLLS) + 5) * setting.lanes[0], 2 * 4)
+    return Work(11 * setting.lanes[0], 8 * DECODE_GROUP)
 
 
 def another_process(bench: Bench) -> None:
@@ -158,7 +141,7 @@ def another_process(bench: Bench) -> None:
     command = [sys.executable, str(Path(__file__).with_name("gpu.py")), "--part", "places", *small]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
     theirs, mine = json.loads(done.stdout.splitlines()[-1])["places"], bench.found.values["places"]
-    found = {f"{part} is equal": theirs[part] == mine[part] for part in ("UNet", "VAE")}
+    found = {f"{part} is equal": theirs[part] == mine[part] for part in ("denoiser", "decoder")}
     bench.found.add("places in another process", found)
 
 

@@ -111,8 +111,8 @@ def test_slices_and_algorithms_are_of_one_side_alone(script, bench, monkeypatch)
 def test_a_cpu_rows_bits_do_not_depend_on_its_place(script, bench):
     shared = bench.Bench(bench.SMALL, script("findings").Findings(None))
     found = script("calls").placed(shared.model("NHWC"), 4, bench.SMALL.pixels)
-    assert set(found["rows that differ, by places moved"].values()) == {0}
-    assert found["a row with other neighbours is equal"] is True
+    assert found["rows that differ, and by how much"] == {}
+    assert {"denoiser", "decoder"} <= found.keys()
 
 
 @pytest.mark.slow
