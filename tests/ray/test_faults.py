@@ -101,7 +101,7 @@ def test_a_run_whose_ray_dies_says_so_in_one_line_and_the_same_command_goes_on(
 def test_ctrl_c_while_weights_are_hashed_ends_the_run_and_writes_nothing(
     here, ray_folder, tiny_model, monkeypatch
 ):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
+    monkeypatch.setenv("SDBATCH_CACHE", str(here / "cache"))
     job = load(str(here / "job.yaml"), [f"model={tiny_model}"])
     weights = find_model.hashed_files(resolve.find_model(job)[0])[0]
     known = cache.folder("sha256") / file_hash._identity(weights)
