@@ -53,7 +53,7 @@ def start(tmp_path):
         process.communicate()
 
 
-@pytest.mark.parametrize("end", ["leaves", "is killed"])
+@pytest.mark.parametrize("end", ["leaves", pytest.param("is killed", marks=pytest.mark.slow)])
 def test_a_process_waits_until_the_one_that_compiles_is_done(start, tmp_path, end):
     first = start(HOLD)
     assert first.stdout.readline() == "in\n"

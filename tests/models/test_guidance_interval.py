@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import oracle
 from sdbatch.models.schedulers import SchedulerCache, make_scheduler
-from sdbatch.samplers import NAMES
+from sdbatch.samplers import NAMES, SAMPLERS
 from tests.models.load import MOST_COUNTS, difference, draw
 
 LOW, HIGH = 0.3, 4.0
@@ -65,7 +65,10 @@ def test_both_intervals_must_hold_of_noise_and_of_steps(model, pipeline, request
     assert difference(drawn.image, image) <= MOST_COUNTS
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in SAMPLERS else pytest.mark.slow) for name in NAMES],
+)
 def test_every_sampler_knows_the_noise_of_its_denoiser_calls(model, name):
     scheduler = make_scheduler(name, model.scheduler_config, 8)
     sigmas = SchedulerCache(model.scheduler_config).sigmas(name, 8)

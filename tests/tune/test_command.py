@@ -233,6 +233,7 @@ def test_a_gpu_is_tuned_in_lanes_kernels_layout_and_compiling(tune_for, shown, p
     assert tuned.read() == ([entry], [])
 
 
+@pytest.mark.slow
 def test_memory_that_ends_ends_the_lanes_and_is_a_line(tune_for, shown, pretend, monkeypatch):
     monkeypatch.setattr(pretend_gpu, "MOST_ROWS", 4)
     entry = tune_for(model=pretend, device="cuda", size="16")
@@ -240,6 +241,7 @@ def test_memory_that_ends_ends_the_lanes_and_is_a_line(tune_for, shown, pretend,
     assert next(line for line in shown if line.startswith("8 lanes")).endswith(" out of memory")
 
 
+@pytest.mark.slow
 def test_variants_that_leave_too_little_memory_are_measured_and_not_chosen(
     tune_for, shown, pretend, monkeypatch
 ):
@@ -264,6 +266,7 @@ def test_rows_that_leak_by_split_k_turn_it_off(tune_for, shown, pretend):
     assert torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction is True
 
 
+@pytest.mark.slow
 def test_rows_that_leak_anyway_are_said(tune_for, shown, pretend):
     pretend_gpu.faults.add("always")
     assert tune_for(model=pretend, device="cuda", size="16").choice.split_k is True
@@ -285,6 +288,7 @@ def test_a_second_process_with_other_bits_turns_split_k_off(tune_for, shown, pre
     assert "rows, with engine.split_k: false: the same bits in a second process." in shown
 
 
+@pytest.mark.slow
 def test_a_check_that_takes_too_long_is_said(tune_for, shown, pretend, monkeypatch):
     def too_long(*_, seconds):
         raise CallError("not done within 5 s")
