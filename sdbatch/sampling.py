@@ -8,7 +8,7 @@ the order of the output's columns.
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -18,6 +18,21 @@ from sdbatch.section import Section
 MAX_SEED = 2**63 - 1
 SIDE_MULTIPLE = 8  # pixels; a model may need a larger one
 MAX_SIGMA = 1000  # above the noise of every timestep: 15 in Stable Diffusion 1.5
+
+# Of latents, by torch's interpolation, then of pictures, by Pillow's filter; AUTOMATIC1111's names.
+LATENT_UPSCALERS = {
+    "latent": ("bilinear", False),
+    "latent_antialiased": ("bilinear", True),
+    "latent_bicubic": ("bicubic", False),
+    "latent_bicubic_antialiased": ("bicubic", True),
+    "latent_nearest": ("nearest", False),
+    "latent_nearest_exact": ("nearest-exact", False),
+}
+UPSCALERS = (*LATENT_UPSCALERS, "lanczos", "nearest")
+if TYPE_CHECKING:
+    Upscaler: TypeAlias = str
+else:
+    Upscaler = Literal[UPSCALERS]
 
 
 def _write_number(value: Any) -> str:
@@ -138,6 +153,85 @@ class Sampling(Section):
         description="DeepCache: run the whole network at every Nth call of the row only, and reuse "
         "its deep features in between: faster, other images. 1: always whole. Samplers with two "
         "calls a step count calls; guidance begins and ends at whole calls",
+    )
+
+    strength: Annotated[Share, Key("Denoising strength", "denoising_strength")] = Field(
+        0.8,
+        description="how much of a row's picture is drawn anew: the last part of the steps, from "
+        "the picture with noise",
+    )
+    compat: Literal["diffusers", "a1111"] = Field(
+        "diffusers",
+        description="whose rules pictures follow where the two differ: how many steps a strength "
+        "leaves, and how a mask is blended",
+    )
+    sample_posterior: bool = Field(
+        False, description="start from a sample of the encoded picture, not from its mean"
+    )
+    fit: Literal["crop", "pad", "stretch"] = Field(
+        "crop",
+        description="how a picture of another shape gets the image's: its middle, with black "
+        "borders, or distorted",
+    )
+    resample: Literal["lanczos", "bicubic", "bilinear", "box", "nearest"] = Field(
+        "lanczos", description="Pillow's filter that resizes pictures"
+    )
+    mask_from_alpha: bool = Field(
+        False, description="where a picture is transparent it is drawn anew; without a mask_image"
+    )
+    mask_blur: Annotated[int, Key("Mask blur", "mask_blur")] = Field(
+        0, ge=0, le=256, description="pixels, the standard deviation of the mask's soft edge"
+    )
+    mask_fill: Literal["original", "fill", "noise", "nothing"] = Field(
+        "original",
+        description="what is under the mask at first: the picture, the colours around the mask, "
+        "noise in the latents, or latents of zero",
+    )
+    only_masked: Annotated[bool, Key("Inpaint only masked")] = Field(
+        False,
+        description="cut out the mask's surroundings, draw them at the image's size and put them "
+        "back; the result has the size of the picture",
+    )
+    only_masked_padding: Annotated[int, Key("Masked area padding")] = Field(
+        32, ge=0, le=256, description="pixels of the picture around the mask that are cut out too"
+    )
+    image_guidance_scale: Annotated[
+        float, Key("Image CFG scale", "image_cfg_scale", model_may_reject=True)
+    ] = Field(
+        1.5,
+        ge=1,
+        le=100,
+        description="weight of the picture in edits by instruction, for models made for them",
+    )
+    variation_seed: Annotated[int, Key("Variation seed", "subseed")] = Field(
+        0, ge=0, le=MAX_SEED, description="of the noise that is mixed in by variation_strength"
+    )
+    variation_strength: Annotated[Share, Key("Variation seed strength", "subseed_strength")] = (
+        Field(0, description="how far the noise goes from the seed's to the variation seed's")
+    )
+    prompt_b: Annotated[str, Key(model_may_reject=True)] = Field(
+        "", description="what `mix` leads to; empty: the prompt"
+    )
+    seed_b: int = Field(
+        -1, ge=-1, le=MAX_SEED, description="of the noise that `mix` leads to; -1: the row's seed"
+    )
+    mix: Share = Field(
+        0, description="how far the image goes from prompt and seed to prompt_b and seed_b"
+    )
+    hires_scale: Annotated[float, Key("Hires upscale", "hr_scale")] = Field(
+        1,
+        ge=1,
+        le=8,
+        description="hires fix: draw at height and width, then enlarge by this and draw again",
+    )
+    hires_upscaler: Annotated[Upscaler, Key("Hires upscaler", "hr_upscaler")] = Field(
+        "latent", description="what enlarges: the latents, or Pillow's filter the picture"
+    )
+    hires_steps: Annotated[int, Key("Hires steps", "hr_second_pass_steps")] = Field(
+        0, ge=0, le=999, description="steps of the second pass, all drawn; 0: num_inference_steps"
+    )
+    hires_strength: Annotated[float, Key("Hires denoising strength")] = Field(
+        0.7, gt=0, le=1, description="how much of the enlarged picture is drawn anew"
     )
 
     @model_validator(mode="after")

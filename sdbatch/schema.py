@@ -6,7 +6,7 @@ reads or writes a file.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_origin
 
 import pyarrow as pa
 
@@ -24,7 +24,7 @@ def _arrow_type(name: str) -> pa.DataType:
     if field.annotation is int:
         bounds = [bound for each in field.metadata if (bound := getattr(each, "le", None))]
         return pa.int32() if bounds and max(bounds) <= _LARGEST_INT32 else pa.int64()
-    return _TYPES[field.annotation]
+    return pa.string() if get_origin(field.annotation) is Literal else _TYPES[field.annotation]
 
 
 SAMPLING = (

@@ -51,6 +51,17 @@ class Ticket:
             traceback.print_exc()
 
     @property
+    def kind(self) -> tuple[str, int, float, bytes]:
+        """Return what requests of one shape must have in common to step together."""
+        request = self.request
+        return (
+            request.sampler,
+            request.num_inference_steps,
+            request.eta,
+            self.sigmas.tobytes(),
+        )
+
+    @property
     def ticks(self) -> int:
         """Return how many denoiser calls its sampler makes."""
         return len(self.sigmas)

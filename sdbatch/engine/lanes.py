@@ -87,7 +87,7 @@ class Lanes:
                     ticket.settle(CancelledError())
                     continue
                 self._occupy(ticket.lanes())
-                kind = (ticket.request.kind, id(ticket) if ticket.alone else None)
+                kind = (ticket.kind, id(ticket) if ticket.alone else None)
                 taken.setdefault(kind, []).append(ticket)
                 self._admitted += 1
             if queue and self._is_overdue(queue[0]):
@@ -173,7 +173,7 @@ class Lanes:
 
     def _enqueue(self, ticket: Ticket) -> deque[Ticket]:
         self._waiting_count += 1
-        key = (ticket.request.kind, ticket.guided().tobytes())
+        key = (ticket.kind, ticket.guided().tobytes())
         return self._waiting.setdefault(key, deque())
 
     def _take(self, key: Any) -> Ticket:
@@ -186,7 +186,7 @@ class Lanes:
     def _order(self) -> list[Any]:
         heads = {key: queue[0] for key, queue in self._waiting.items()}
         # requests of one kind are neighbours in this order, and so join one cohort
-        order = sorted(heads, key=lambda key: (-heads[key].ticks, heads[key].request.kind))
+        order = sorted(heads, key=lambda key: (-heads[key].ticks, heads[key].kind))
         oldest = min(heads, key=lambda key: heads[key].overdue_at, default=None)
         if oldest is not None and self._is_overdue(heads[oldest]):
             order.remove(oldest)

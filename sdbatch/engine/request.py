@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sdbatch.sampling import Sampling
+from sdbatch.sampling import SIDE_MULTIPLE, Sampling
 
 
 class Request(Sampling):
@@ -18,11 +18,58 @@ class Request(Sampling):
     """
 
     prompt: str
-    inputs: Mapping[str, Any] = {}  # named pictures or arrays of the row, as its model needs them
+    # The row's pictures: `image` (H, W, 3) and `mask` (H, W), uint8, of the request's own height
+    # and width. Where the mask is at least 128 the image is drawn anew.
+    inputs: Mapping[str, NDArray[np.uint8]] = {}
+    second_pass: bool = False  # of hires fix: its first latents are those of the first pass
 
     def __hash__(self) -> int:
-        """Hash by what tells most requests apart; inputs may hold arrays, which have no hash."""
-        return hash((self.prompt, self.seed, self.kind, self.height, self.width))
+        """Hash by what tells most requests apart; inputs hold arrays, which have no hash."""
+        return hash((self.prompt, self.seed, self.height, self.width))
+
+    def steps_from_picture(self) -> tuple[int, int]:
+        """Return the steps of the schedule, and the first one that is drawn from a picture.
+
+        Sources: diffusers' StableDiffusionImg2ImgPipeline.get_timesteps; AUTOMATIC1111's
+        modules/sd_samplers_common.py, setup_img2img_steps, whose hires fix draws all of its steps.
+
+        Raises:
+            ValueError: the strength leaves no step.
+        """
+        steps = self.num_inference_steps
+        if self.second_pass:
+            steps = int(steps / min(self.strength, 0.999))
+            return steps, max(0, steps - self.num_inference_steps)
+        if self.compat == "a1111" and self.strength:
+            drawn = int(min(self.strength, 0.999) * steps) + 1
+        else:
+            drawn = min(int(steps * self.strength), steps)
+        if not drawn:
+            raise ValueError(
+                f"strength = {self.strength:g}: must leave a step, and {steps} steps times it are "
+                f"none. Set it higher, or num_inference_steps"
+            )
+        return steps, steps - drawn
+
+    def enlarged(self) -> "Request | None":
+        """Return the second pass of hires fix, without its picture; None if there is none."""
+        if self.hires_scale == 1:
+            return None
+        height, width = (
+            int(side * self.hires_scale) // SIDE_MULTIPLE * SIDE_MULTIPLE
+            for side in (self.height, self.width)
+        )
+        return self.model_copy(
+            update={
+                "height": height,
+                "width": width,
+                "num_inference_steps": self.hires_steps or self.num_inference_steps,
+                "strength": self.hires_strength,
+                "hires_scale": 1.0,
+                "inputs": {},
+                "second_pass": True,
+            }
+        )
 
     @property
     def guided(self) -> bool:
@@ -30,11 +77,6 @@ class Request(Sampling):
         in_ticks = self.guidance_start < self.guidance_stop
         in_noise = self.guidance_sigma_low < self.guidance_sigma_high
         return self.guidance_scale > 1.0 and in_ticks and in_noise
-
-    @property
-    def kind(self) -> tuple[str, int, float]:
-        """Return what requests of one shape must have in common to step together."""
-        return (self.sampler, self.num_inference_steps, self.eta)
 
     def guided_ticks(self, sigmas: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return in which ticks the image is guided, (ticks,), by the noise level of each.
