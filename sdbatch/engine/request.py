@@ -20,7 +20,7 @@ class Request(Sampling):
     prompt: str
     # The row's pictures: `image` (H, W, 3) and `mask` (H, W), uint8, of the request's own height
     # and width. Where the mask is at least 128 the image is drawn anew.
-    inputs: Mapping[str, NDArray[np.uint8]] = {}
+    inputs: Mapping[str, Any] = {}
     second_pass: bool = False  # of hires fix: its first latents are those of the first pass
 
     def __hash__(self) -> int:
