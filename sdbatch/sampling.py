@@ -28,7 +28,8 @@ LATENT_UPSCALERS = {
     "latent_nearest": ("nearest", False),
     "latent_nearest_exact": ("nearest-exact", False),
 }
-UPSCALERS = (*LATENT_UPSCALERS, "lanczos", "nearest")
+PICTURE_UPSCALERS = ("lanczos", "nearest")
+UPSCALERS = (*LATENT_UPSCALERS, *PICTURE_UPSCALERS)
 if TYPE_CHECKING:
     Upscaler: TypeAlias = str
 else:
@@ -256,6 +257,21 @@ def _key_of(name: str) -> Key:
     return next((each for each in metadata if isinstance(each, Key)), Key())
 
 
+# The keys that say how a row's picture is fitted, and how it is drawn from.
+PICTURE_KEYS = frozenset(
+    {
+        "strength",
+        "compat",
+        "sample_posterior",
+        "fit",
+        "resample",
+        "mask_from_alpha",
+        "mask_blur",
+        "mask_fill",
+        "only_masked",
+        "only_masked_padding",
+    }
+)
 KEYS: dict[str, Key] = {name: _key_of(name) for name in Sampling.model_fields}
 
 

@@ -6,7 +6,7 @@ loaded through the registry as any other family (`register`).
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sdbatch import registry
-from sdbatch.engine.family import Pictures
+from sdbatch.engine.family import Original, Pictures
 from sdbatch.engine.limits import Capacity, ModelLimits
 from sdbatch.models.find_model import Layout
 
@@ -85,27 +85,41 @@ class TinyReading:
     colour: tuple[float, float, float]  # of the input picture
     tokens: int
     truncated: bool
+    lanes: int = 2
+    pictures: dict = field(default_factory=dict)  # its input picture is a condition
+    original: Original | None = None
+
+    def at(self, tick, ticks):
+        return self
 
 
 class FlowScheduler:
     """FlowMatchEulerDiscreteScheduler, whose latents need no scaling."""
 
-    def __init__(self, scheduler, device) -> None:
+    def __init__(self, scheduler, first, device) -> None:
         self._scheduler = scheduler
-        self.timesteps = scheduler.timesteps.float().to(device)
+        self._first = first
+        self.timesteps = scheduler.timesteps[first:].float().to(device)
 
     def start(self, noise):
         return noise
+
+    def noised(self, latents, noise, step):
+        sigma = self._scheduler.sigmas[self._first + step]
+        return (1 - sigma) * latents + sigma * noise
 
     def model_input(self, latents, step):
         return latents
 
     def step(self, answer, step, latents):
-        timestep = self._scheduler.timesteps[step]
+        timestep = self._scheduler.timesteps[self._first + step]
         return self._scheduler.step(answer, timestep, latents, return_dict=False)[0]
 
     def clean(self, model_input, answer, step):
-        return model_input - self._scheduler.sigmas[step] * answer
+        return model_input - self._scheduler.sigmas[self._first + step] * answer
+
+    def answer(self, model_input, clean, step):
+        return (model_input - clean) / self._scheduler.sigmas[self._first + step]
 
 
 class TinyFlow:
@@ -125,7 +139,12 @@ class TinyFlow:
                 raise ValueError(f"image = {picture.shape}: must have the image's height and width")
             colour = tuple(float(c) for c in np.asarray(picture).mean((0, 1)) / 255)
         too_long = len(prompt) > TOKENS or (request.guided and len(negative) > TOKENS)
-        return TinyReading(prompt[:TOKENS], negative[:TOKENS], colour, len(prompt), too_long)
+        pictures = {}
+        if request.second_pass and request.inputs:
+            pictures = {"second": request.inputs["image"]}
+        return TinyReading(
+            prompt[:TOKENS], negative[:TOKENS], colour, len(prompt), too_long, pictures=pictures
+        )
 
     def shape(self, request, reading):
         return (request.height, request.width, request.cache_interval)
@@ -140,19 +159,32 @@ class TinyFlow:
         if request.num_inference_steps > MOST_STEPS:
             steps = request.num_inference_steps
             raise ValueError(f"num_inference_steps = {steps}: must be at most {MOST_STEPS}")
-        noise = self._scheduler(request).sigmas[:-1].double().numpy()  # 1 at first: noise alone
+        first = self._scheduler(request)[1]
+        # 1 at first: noise alone
+        noise = self._scheduler(request)[0].sigmas[first:-1].double().numpy()
         return noise / np.maximum(1 - noise, 0.01)
 
     def scheduler(self, requests, noise, generators):
-        return FlowScheduler(self._scheduler(requests[0]), self.device)
+        return FlowScheduler(*self._scheduler(requests[0]), self.device)
 
     def _scheduler(self, request):
         scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
         # larger images keep more noise
         shift = 0.5 + request.height // FACTOR * (request.width // FACTOR) / 512
-        scheduler.set_timesteps(request.num_inference_steps, mu=shift)
-        scheduler.set_begin_index(0)
-        return scheduler
+        steps, first = request.num_inference_steps, 0
+        if request.second_pass:
+            steps, first = request.steps_from_picture()
+        scheduler.set_timesteps(steps, mu=shift)
+        scheduler.set_begin_index(first)
+        return scheduler, first
+
+    def encode(self, pixels):
+        size = (pixels.shape[1] // FACTOR, pixels.shape[2] // FACTOR)
+        values = pixels.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return nn.functional.adaptive_avg_pool2d(values, size)
+
+    def with_pictures(self, request, reading, encoded):
+        return replace(reading, pictures={}, original=Original(encoded["second"]))
 
     def embed(self, readings, soon):
         return (

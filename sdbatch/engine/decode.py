@@ -11,12 +11,14 @@ import queue
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sdbatch.engine import cuda
 from sdbatch.engine.cohort import Cohort, Ticket
@@ -55,6 +57,7 @@ class _Finished:
     exact: bool  # every denoiser call had the engine's full number of rows
     dtype: torch.dtype  # in which it is decoded
     again: bool = False  # it was not finite in the family's own type
+    first_pass: bool = False  # of hires fix: its picture is enlarged and drawn again
     tick: int = 0  # that a preview shows; 0: it is the image itself
 
 
@@ -96,7 +99,9 @@ class Decoder:
         self._lanes_of = lanes_of
         self._wake = wake
         self._sizes: dict[tuple[int, int, torch.dtype], _Waiting] = {}
-        self._again: deque[_Finished] = deque()  # returned by the delivering thread
+        # returned by the delivering thread
+        self._again: deque[_Finished] = deque()
+        self._first_passes: deque[tuple[Ticket, NDArray[np.uint8]]] = deque()
         self._deliveries: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._free = threading.Semaphore(MOST_COPIES)
         self._sent = self._delivered = 0  # counted by one thread each
@@ -107,7 +112,8 @@ class Decoder:
     @property
     def busy(self) -> bool:
         """Tell whether images wait to be decoded."""
-        return bool(self._again) or any(size.images for size in self._sizes.values())
+        returned = self._again or self._first_passes
+        return bool(returned) or any(size.images for size in self._sizes.values())
 
     @property
     def delivering(self) -> bool:
@@ -116,8 +122,15 @@ class Decoder:
 
     def add(self, ticket: Ticket, latents: torch.Tensor) -> None:
         """Queue a request's finished latents (C, h, w) for a group."""
-        exact = ticket.fewest_rows == self._lanes_for(ticket)
-        self._queue(_Finished(ticket, latents, exact, self._family.dtype))
+        exact = ticket.full_before and ticket.fewest_rows == self._lanes_for(ticket)
+        first_pass = ticket.request.enlarged() is not None
+        finished = _Finished(ticket, latents, exact, self._family.dtype, first_pass=first_pass)
+        self._queue(finished)
+
+    def take_first_passes(self) -> Iterator[tuple[Ticket, NDArray[np.uint8]]]:
+        """Yield each request whose first pass is decoded, with its picture (H, W, 3)."""
+        while self._first_passes:
+            yield self._first_passes.popleft()
 
     def report(self, cohort: Cohort) -> None:
         """Report the progress of a cohort to its followers, with the previews that are due.
@@ -127,10 +140,11 @@ class Decoder:
         for i in cohort.alive:
             ticket = cohort.tickets[i]
             if ticket.follow is not None:
-                step = partial(ticket.follow.step, cohort.step, ticket.ticks)
+                step = partial(ticket.follow.step, *ticket.progress(cohort.step))
                 self._send(partial(_call, step))
         for ticket, latents in cohort.previews:
-            self._preview(_Finished(ticket, latents, False, self._family.dtype, tick=cohort.step))
+            tick, _ = ticket.progress(cohort.step)
+            self._preview(_Finished(ticket, latents, False, self._family.dtype, tick=tick))
 
     def decode(self, *, hurry: bool) -> None:
         """Decode the full groups; if `hurry` or after MAX_ROUNDS also those that are not full."""
@@ -237,7 +251,14 @@ class Decoder:
         self._faults.record(f"{size.group} images a decoder call", error)
 
     def _copy(self, group: list[_Finished], count: int) -> "_Copy":
-        return _Copy(group, self._pictures(group, count), self._again.append)
+        return _Copy(group, self._pictures(group, count), self._return)
+
+    def _return(self, image: _Finished, picture: NDArray[np.uint8] | None) -> None:
+        """Take back an image: to be decoded again, or with the picture of a first pass."""
+        if picture is None:
+            self._again.append(image)
+        else:
+            self._first_passes.append((image.ticket, picture))
 
     def _pictures(self, group: list[_Finished], count: int) -> _Pictures:
         """Decode and score images of one type in a call of exactly `count`."""
@@ -264,14 +285,18 @@ class _Copy:
     Args:
         group: the images.
         pictures: what was decoded.
-        again: is called with an image that must be decoded again, in a wider type.
+        give_back: is called with an image that must be decoded again, in a wider type, or with
+            the picture of a first pass.
     """
 
     def __init__(
-        self, group: list[_Finished], pictures: _Pictures, again: Callable[[_Finished], None]
+        self,
+        group: list[_Finished],
+        pictures: _Pictures,
+        give_back: Callable[[_Finished, NDArray[np.uint8] | None], None],
     ) -> None:
         self._group = group
-        self._again = again
+        self._give_back = give_back
         self._pixels = _to_host(pictures.pixels)
         self._finite = _to_host(pictures.finite)
         self._scores = None if pictures.scores is None else _to_host(pictures.scores)
@@ -314,7 +339,7 @@ class _Copy:
             self._event.synchronize()
 
     def _outcome(self, i: int, image: _Finished) -> Drawn | Exception | None:
-        """Return how a request ends; None if its image is to be decoded again."""
+        """Return how a request ends; None if its image is decoded or drawn again."""
         latents, pixels = self._finite[:, i].tolist()
         if not latents:
             return ArithmeticError(
@@ -323,7 +348,7 @@ class _Copy:
             )
         if not pixels and image.dtype != WIDEST:
             image.dtype, image.again = WIDEST, True
-            self._again(image)
+            self._give_back(image, None)
             return None
         if not pixels:
             return ArithmeticError(
@@ -339,12 +364,19 @@ class _Copy:
                     "The safety checker's scores are not finite. Set safety.checker to another one."
                 )
         picture = self._pixels[i].numpy()
-        return Drawn(
+        if self._event is not None:
             # out of pinned memory, which the images that wait to be encoded would fill
-            image=picture if self._event is None else picture.copy(),
+            picture = picture.copy()
+        if image.first_pass:
+            self._give_back(image, picture)
+            return None
+        return Drawn(
+            image=picture,
             prompt_tokens=image.ticket.reading.tokens,
             prompt_truncated=image.ticket.reading.truncated,
-            lanes=image.ticket.fewest_rows,
+            lanes=min(
+                image.ticket.fewest_rows, image.ticket.rows_before or image.ticket.fewest_rows
+            ),
             exact=image.exact,
             decoded_again=image.again,
             nsfw=None if scores is None else any(score > 0 for score in scores),

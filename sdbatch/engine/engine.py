@@ -13,19 +13,23 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sdbatch.engine import cuda
 from sdbatch.engine.cohort import Ticket
 from sdbatch.engine.decode import Decoder, SafetyChecker
 from sdbatch.engine.device import device_facts
-from sdbatch.engine.family import Family, Reading
+from sdbatch.engine.encode import Encoder
+from sdbatch.engine.enlarge import enlarge_latents, with_enlarged
+from sdbatch.engine.family import Family, Original, Reading
 from sdbatch.engine.faults import FaultPolicy, cannot_draw, is_lack_of_memory
 from sdbatch.engine.lanes import Lanes
 from sdbatch.engine.limits import DECODE_GROUP, LEAST_LANES
 from sdbatch.engine.request import Drawn, Follow, Request, Usage
 from sdbatch.errors import ModelError
-from sdbatch.sampling import Sampling
+from sdbatch.sampling import LATENT_UPSCALERS, Sampling
 
 MAX_IDLE_SHAPES = 64  # kept without requests; making one takes no time
 TURN = 32  # ticks that a shape keeps the device while others wait
@@ -44,6 +48,14 @@ ENGINE_KEYS = frozenset(
         "eta",
         "height",
         "width",
+        "variation_seed",
+        "variation_strength",
+        "seed_b",
+        "mix",
+        "hires_scale",
+        "hires_upscaler",
+        "hires_steps",
+        "hires_strength",
     }
 )
 
@@ -84,6 +96,8 @@ class Engine:
         self._decoder = Decoder(
             family, checker, self._faults, self._lanes_of, self._wake, decode_group
         )
+        self._encoder = Encoder(family, self._faults, self._encoder_group, self._put)
+        self._decode_group = decode_group
         self._unused_keys = {
             name: field.default
             for name, field in Sampling.model_fields.items()
@@ -207,7 +221,11 @@ class Engine:
 
     @property
     def _has_work(self) -> bool:
-        busy = self._decoder.busy or any(lanes.busy for lanes in self._shapes.values())
+        busy = (
+            self._decoder.busy
+            or self._encoder.busy
+            or any(lanes.busy for lanes in self._shapes.values())
+        )
         return busy or bool(self._arrived) or self._cancelled or self._warming_up is not None
 
     def _wake(self) -> None:
@@ -228,16 +246,31 @@ class Engine:
                 raise ValueError(
                     f"{name} = {value!r}: must be {default!r}, this model has no {name}"
                 )
+        if (enlarged := request.enlarged()) is not None:
+            self._read(enlarged)
         return self._family.read(request)
 
     def _enqueue(self, ticket: Ticket) -> None:
+        """Queue a request for lanes, or first for the encoding of its pictures."""
         request = ticket.request
         try:
             ticket.sigmas = self._family.sigmas(request)
+            if (enlarged := request.enlarged()) is not None:
+                ticket.ticks_after = len(self._family.sigmas(enlarged))
         except Exception as error:  # noqa: BLE001  caused by these values
             ticket.settle(error)
             return
+        if ticket.reading.pictures:
+            self._encoder.add(ticket)
+        else:
+            self._put(ticket)
+
+    def _put(self, ticket: Ticket) -> None:
         self._lanes_for(ticket).put(ticket)
+
+    def _encoder_group(self, ticket: Ticket) -> int:
+        lanes = self._lanes_of(ticket.request.height, ticket.request.width)
+        return max(1, min(self._decode_group, lanes // 2))
 
     def _lanes_for(self, ticket: Ticket) -> Lanes:
         request = ticket.request
@@ -266,9 +299,23 @@ class Engine:
         """Admit, tick and decode once, for the shape whose turn it is."""
         if self._warming_up is not None:
             self._finish_warm_up(self._warming_up)
+        self._encode()
         lanes = self._admit()
         finished = self._tick(lanes) if lanes else []
         self._decode(finished)
+
+    def _encode(self) -> None:
+        """Encode pictures until as many requests wait as there are lanes."""
+        for ticket, picture in self._decoder.take_first_passes():
+            self._begin_second_pass(ticket, picture=picture)
+        if self._encoder.busy and self._usage.ticks % TURN == 0:
+            self._encoder.encode()  # however many requests without pictures wait
+        while self._encoder.busy and self._waiting < self._lanes:
+            self._encoder.encode()
+
+    @property
+    def _waiting(self) -> int:
+        return sum(lanes.waiting for lanes in self._shapes.values())
 
     def _finish_warm_up(self, done: Future[None]) -> None:
         self._warming_up = None
@@ -361,8 +408,34 @@ class Engine:
 
     def _decode(self, finished: list[tuple[Ticket, torch.Tensor]]) -> None:
         for ticket, latents in finished:
-            self._decoder.add(ticket, latents)
+            enlarged = ticket.request.enlarged()
+            if enlarged is not None and enlarged.hires_upscaler in LATENT_UPSCALERS:
+                self._begin_second_pass(ticket, latents=latents)
+            else:
+                self._decoder.add(ticket, latents)
         self._decoder.decode(hurry=not any(lanes.busy for lanes in self._shapes.values()))
+
+    def _begin_second_pass(
+        self,
+        ticket: Ticket,
+        *,
+        latents: torch.Tensor | None = None,
+        picture: NDArray[np.uint8] | None = None,
+    ) -> None:
+        """Queue the second pass of hires fix, from the first one's latents or its picture."""
+        first = ticket.request
+        full = ticket.fewest_rows == self._lanes_of(first.height, first.width)
+        try:
+            ticket.begin_second_pass(full=full)
+            if latents is not None:
+                ticket.original = Original(enlarge_latents(latents, first, ticket.request))
+            elif picture is not None:
+                ticket.request = with_enlarged(ticket.request, picture)
+            ticket.reading = self._read(ticket.request)
+        except Exception as error:  # noqa: BLE001  caused by this request
+            ticket.settle(error)
+            return
+        self._enqueue(ticket)
 
     def _stop(self, reason: ModelError) -> None:
         """Accept no more requests; end the unfinished ones with `reason`."""

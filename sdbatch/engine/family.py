@@ -7,7 +7,7 @@ shrunk, so a row's bits depend neither on its neighbours nor on its place.
 n = images, C = latent channels, h/w = latent height/width, H/W = image height/width in pixels.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -30,8 +30,35 @@ class Pictures:
     finite: torch.Tensor  # (n,) bool: False where a value of the picture was inf or NaN
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Original:
+    """The noise-free latents of a row's picture, or of the first pass of hires fix."""
+
+    latents: torch.Tensor  # (C, h, w), on the device
+    mask: torch.Tensor | None = None  # (1, h, w): 1 where latents are drawn anew, else 0
+    starts: bool = True  # the first latents are these with noise; False: noise alone
+
+
 class Reading(Protocol):
     """The text and the inputs of a request, as its family reads them."""
+
+    @property
+    def lanes(self) -> int:
+        """Return the lanes of the image while it is guided: 2 or 3."""
+
+    @property
+    def pictures(self) -> Mapping[str, NDArray[np.uint8]]:
+        """Return the pictures to encode before it is drawn, by name: (H, W, 3) each."""
+
+    @property
+    def original(self) -> Original | None:
+        """Return what its latents begin with and keep; None: they begin with noise."""
+
+    def at(self, tick: int, ticks: int) -> "Reading":
+        """Return what is drawn at a tick of a schedule of `ticks`; equal if nothing changes.
+
+        In a picture's schedule, which begins later, ticks count from the first that is drawn.
+        """
 
     @property
     def tokens(self) -> int:
@@ -52,6 +79,12 @@ class Scheduler(Protocol):
     def start(self, noise: torch.Tensor) -> torch.Tensor:
         """Return the first latents of unit noise (n, C, h, w), on the device."""
 
+    def noised(self, latents: torch.Tensor, noise: torch.Tensor, step: int) -> torch.Tensor:
+        """Return noise-free latents (n, C, h, w) as they are before a step; at the end, as given.
+
+        The unit noise (n, C, h, w) is on the device.
+        """
+
     def model_input(self, latents: torch.Tensor, step: int) -> torch.Tensor:
         """Return what the denoiser takes at a step: (n, C, h, w)."""
 
@@ -59,7 +92,10 @@ class Scheduler(Protocol):
         """Return the latents after a step with the denoiser's answer, (n, C, h, w) both."""
 
     def clean(self, model_input: torch.Tensor, answer: torch.Tensor, step: int) -> torch.Tensor:
-        """Return the noise-free latents that an answer implies, for one image: (C, h, w)."""
+        """Return the noise-free latents that an answer implies: (..., C, h, w)."""
+
+    def answer(self, model_input: torch.Tensor, clean: torch.Tensor, step: int) -> torch.Tensor:
+        """Return the answer that implies noise-free latents: (..., C, h, w)."""
 
 
 class Family(Protocol):
@@ -103,8 +139,8 @@ class Family(Protocol):
     def sigmas(self, request: Request) -> NDArray[np.float64]:
         """Return the noise level that each denoiser call sees, (ticks,).
 
-        It is the standard deviation of the noise by that of the signal. Raises a ValueError if the
-        sampler cannot draw this.
+        It is the standard deviation of the noise by that of the signal. Of a request that begins
+        with a picture, the calls from there on. Raises a ValueError if the sampler cannot draw it.
         """
 
     def scheduler(
@@ -112,10 +148,22 @@ class Family(Protocol):
     ) -> Scheduler:
         """Return a fresh scheduler for requests of one kind; `noise` (n, C, h, w) is on the CPU."""
 
-    def embed(self, readings: Sequence[Any], soon: Iterable[Any]) -> tuple[Conditions, Conditions]:
-        """Return the conditions of the prompts and of the negative prompts, n lanes each.
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return pictures (n, H, W, 3) uint8 as latents: (n, K, h, w) with K as it needs.
 
-        Readings that are needed `soon` are embedded too where that costs nothing.
+        A row does not depend on the others; calls for one size have one number of rows.
+        """
+
+    def with_pictures(
+        self, request: Request, reading: Any, encoded: Mapping[str, torch.Tensor]
+    ) -> Reading:
+        """Return a reading with its `pictures` as `encode` returns them: (K, h, w) each."""
+
+    def embed(self, readings: Sequence[Any], soon: Iterable[Any]) -> tuple[Conditions, ...]:
+        """Return the conditions of an image's lanes, n of each: prompts, negative prompts.
+
+        Where a reading has 3 lanes, a third: of neither the prompt nor the picture. Readings that
+        are needed `soon` are embedded too where that costs nothing.
         """
 
     def denoise(

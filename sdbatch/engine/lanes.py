@@ -44,6 +44,11 @@ class Lanes:
         """Tell whether a request waits here or is being drawn."""
         return bool(self._waiting or self._suspects or self.cohorts)
 
+    @property
+    def waiting(self) -> int:
+        """Return how many requests wait here."""
+        return self._waiting_count + len(self._suspects)
+
     def put(self, ticket: Ticket) -> None:
         """Queue `ticket`, whose ticks are known."""
         ticket.overdue_at = self._admitted + self._waiting_count + OVERTAKING * self.count

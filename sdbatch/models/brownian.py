@@ -146,7 +146,7 @@ class Background:
 Query = tuple[torch.Tensor, torch.Tensor]  # two noise levels, 0-dimensional
 
 
-def noise_queries(scheduler: Any) -> list[Query]:
+def noise_queries(scheduler: Any, timesteps: torch.Tensor) -> list[Query]:
     """Return the calls of its noise sampler that a fresh DPMSolverSDEScheduler makes, in order."""
     queries: list[Query] = []
 
@@ -157,7 +157,7 @@ def noise_queries(scheduler: Any) -> list[Query]:
     own = copy.deepcopy(scheduler)
     own.noise_sampler = record
     latents = torch.zeros(1, 1, 1, 1)
-    for timestep in own.timesteps:
+    for timestep in timesteps:
         latents = own.step(latents, timestep, latents, return_dict=False)[0]
     return queries
 

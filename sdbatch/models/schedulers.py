@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import numpy as np
@@ -87,40 +87,72 @@ def make_scheduler(sampler: str, model_config: dict[str, Any], num_inference_ste
     return scheduler
 
 
-class SchedulerCache:
-    """Fresh diffusers schedulers by kind, copied from ones that were set up once."""
+class Kind(NamedTuple):
+    """What decides a scheduler's calls."""
 
-    def __init__(self, model_config: dict[str, Any]) -> None:
+    sampler: str  # one of samplers.NAMES
+    num_inference_steps: int  # of the whole schedule
+    first_step: int  # that is drawn; the earlier ones are left out
+
+
+class _Ready(NamedTuple):
+    """A scheduler at its first call."""
+
+    scheduler: Any
+    timesteps: torch.Tensor  # (ticks,), of its calls from the first step on
+    sigmas: NDArray[np.float64]  # (ticks,), the noise level of each
+
+
+class SchedulerCache:
+    """Fresh diffusers schedulers by kind, copied from ones that were set up once.
+
+    Args:
+        model_config: the scheduler config of the model.
+        device: of the latents.
+    """
+
+    def __init__(self, model_config: dict[str, Any], device: torch.device) -> None:
+        self.device = device
         self._config = model_config
-        self._ready: dict[tuple[str, int], tuple[Any, NDArray[np.float64]]] = {}
+        self._ready: dict[Kind, _Ready] = {}
         self._background = Background()
         self._noise_queries = lru_cache(CACHED)(self._find_noise_queries)
 
-    def make(self, sampler: str, num_inference_steps: int) -> Any:
-        """Return a scheduler at its start; raises ValueError as make_scheduler does."""
-        return copy.deepcopy(self._get(sampler, num_inference_steps)[0])
+    def make(self, kind: Kind) -> tuple[Any, torch.Tensor]:
+        """Return a scheduler at its first call, and the timesteps of its calls, (ticks,).
 
-    def draw_ahead(self, noise: NoiseSampler, sampler: str, num_inference_steps: int) -> None:
+        Raises ValueError as make_scheduler does, or if the sampler cannot begin in the middle.
+        """
+        ready = self._get(kind)
+        return copy.deepcopy(ready.scheduler), ready.timesteps
+
+    def draw_ahead(self, noise: NoiseSampler, kind: Kind) -> None:
         """Have the noise of a scheduler of the kind drawn in a thread, a step ahead."""
-        noise.draw_ahead(self._noise_queries(sampler, num_inference_steps), self._background)
+        noise.draw_ahead(self._noise_queries(kind), self._background)
 
-    def sigmas(self, sampler: str, num_inference_steps: int) -> NDArray[np.float64]:
+    def sigmas(self, kind: Kind) -> NDArray[np.float64]:
         """Return the noise level of each denoiser call of a request of the kind, (ticks,)."""
-        return self._get(sampler, num_inference_steps)[1]
+        return self._get(kind).sigmas
 
-    def _find_noise_queries(self, sampler: str, num_inference_steps: int) -> list[Query]:
-        return noise_queries(self._get(sampler, num_inference_steps)[0])
+    def _find_noise_queries(self, kind: Kind) -> list[Query]:
+        ready = self._get(kind)
+        return noise_queries(ready.scheduler, ready.timesteps)
 
-    def _get(self, sampler: str, num_inference_steps: int) -> tuple[Any, NDArray[np.float64]]:
-        kind = (sampler, num_inference_steps)
+    def _get(self, kind: Kind) -> _Ready:
         if kind not in self._ready:
             if len(self._ready) >= CACHED:
                 self._ready.pop(next(iter(self._ready)))
-            scheduler = make_scheduler(sampler, self._config, num_inference_steps)
-            timesteps = scheduler.timesteps.tolist()
-            sigmas = [_sigma(scheduler.alphas_cumprod, timestep) for timestep in timesteps]
-            self._ready[kind] = scheduler, np.array(sigmas)
+            self._ready[kind] = self._set_up(kind)
         return self._ready[kind]
+
+    def _set_up(self, kind: Kind) -> _Ready:
+        scheduler = make_scheduler(kind.sampler, self._config, kind.num_inference_steps)
+        first = kind.first_step * scheduler.order  # as diffusers' image-to-image pipeline counts
+        if first and hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first)
+        timesteps = scheduler.timesteps[first:]
+        sigmas = [_sigma(scheduler.alphas_cumprod, timestep) for timestep in timesteps.tolist()]
+        return _Ready(scheduler, timesteps, np.array(sigmas))
 
 
 class DiffusersScheduler:
@@ -128,23 +160,23 @@ class DiffusersScheduler:
 
     Args:
         schedulers: makes the fresh one.
+        kind: of the requests.
         requests: of the cohort, n.
         noise: (n, C, h, w) on the CPU.
         generators: of the requests; a sampler that adds noise draws from them.
-        device: of the latents.
     """
 
     def __init__(
         self,
         schedulers: SchedulerCache,
+        kind: Kind,
         requests: Sequence[Request],
         noise: torch.Tensor,
         generators: list[torch.Generator],
-        device: torch.device,
     ) -> None:
-        kind = (requests[0].sampler, requests[0].num_inference_steps)
-        self._scheduler = scheduler = schedulers.make(*kind)
-        self._device = device
+        scheduler, self._on_host = schedulers.make(kind)
+        self._scheduler = scheduler
+        self._device = device = schedulers.device
         self._arguments: dict[str, Any] = {}
         if _accepts(type(scheduler).step, "generator"):
             self._arguments["generator"] = generators
@@ -154,14 +186,25 @@ class DiffusersScheduler:
             seeds = [request.seed for request in requests]
             sampler = NoiseSampler(scheduler.sigmas, seeds, noise.shape[1:], device)
             if device.type != "cpu":  # where torch needs the cores itself
-                schedulers.draw_ahead(sampler, *kind)
+                schedulers.draw_ahead(sampler, kind)
             scheduler.noise_sampler = sampler
-        self.timesteps = moved(scheduler.timesteps.float(), device)
+        self.timesteps = moved(self._on_host.float(), device)
 
     def start(self, noise: torch.Tensor) -> torch.Tensor:
         """See engine.family.Scheduler."""
         started: torch.Tensor = moved(noise, self._device) * self._scheduler.init_noise_sigma
         return started
+
+    def noised(self, latents: torch.Tensor, noise: torch.Tensor, step: int) -> torch.Tensor:
+        """See engine.family.Scheduler."""
+        if step == len(self._on_host):
+            return latents
+        timestep = self._on_host[step : step + 1]
+        one, zero = torch.ones(1), torch.zeros(1)
+        # as numbers of the host: diffusers' own sum would copy its table and wait for the device
+        signal: float = self._scheduler.add_noise(one, zero, timestep).item()
+        deviation: float = self._scheduler.add_noise(zero, one, timestep).item()
+        return signal * latents + deviation * noise
 
     def model_input(self, latents: torch.Tensor, step: int) -> torch.Tensor:
         """See engine.family.Scheduler."""
@@ -182,20 +225,33 @@ class DiffusersScheduler:
         The denoiser sees x = sqrt(a) x0 + sqrt(1 - a) noise, however the sampler scales its own
         latents (Ho et al. 2020, eq. 4; for velocities Salimans and Ho 2022, sec. 2.4).
         """
+        signal, noise = self._shares(step)
+        if self._scheduler.config.prediction_type == "v_prediction":
+            clean: torch.Tensor = signal * model_input - noise * answer
+        else:
+            clean = (model_input - noise * answer) / signal
+        return clean
+
+    def answer(self, model_input: torch.Tensor, clean: torch.Tensor, step: int) -> torch.Tensor:
+        """See engine.family.Scheduler."""
+        signal, noise = self._shares(step)
+        if self._scheduler.config.prediction_type == "v_prediction":
+            answer: torch.Tensor = (signal * model_input - clean) / noise
+        else:
+            answer = (model_input - signal * clean) / noise
+        return answer
+
+    def _shares(self, step: int) -> tuple[float, float]:
+        """Return what signal and noise are multiplied by in the denoiser's input at a step."""
         sigma = _sigma(self._scheduler.alphas_cumprod, float(self._timestep(step)))
         alpha = 1 / (1 + sigma**2)
-        root, noise = alpha**0.5, (1 - alpha) ** 0.5
-        if self._scheduler.config.prediction_type == "v_prediction":
-            clean: torch.Tensor = root * model_input - noise * answer
-        else:
-            clean = (model_input - noise * answer) / root
-        return clean
+        return alpha**0.5, (1 - alpha) ** 0.5
 
     def _without_waits(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._device.type == "cpu" else HostScalars(self._device)
 
     def _timestep(self, step: int) -> torch.Tensor:
-        return self._scheduler.timesteps[step]  # type: ignore[no-any-return]
+        return self._on_host[step]
 
 
 def _sigma(alphas: torch.Tensor, timestep: float) -> float:

@@ -38,7 +38,7 @@ def assert_same(ours, theirs, queries):
 @pytest.mark.parametrize("steps", [1, 2, 30])
 def test_the_noise_is_that_of_torchsde_bit_by_bit(sampler, steps):
     scheduler = make_scheduler(sampler, CONFIG, steps)
-    queries = noise_queries(scheduler)
+    queries = noise_queries(scheduler, scheduler.timesteps)
     assert len(queries) == 2 * (steps - 1)
     assert_same(own_noise(scheduler.sigmas), torchsde_noise(scheduler.sigmas), queries)
 
@@ -56,7 +56,7 @@ def test_any_queries_in_any_order_return_what_torchsde_returns(thousandths):
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_calls_of_a_scheduler_are_known_before_it_steps(sampler, prediction):
     scheduler = make_scheduler(sampler, {**CONFIG, "prediction_type": prediction}, 9)
-    foreseen, queries = noise_queries(scheduler), []
+    foreseen, queries = noise_queries(scheduler, scheduler.timesteps), []
     noise = own_noise(scheduler.sigmas)
     scheduler.noise_sampler = lambda *query: queries.append(query) or noise(*query)
     latents = torch.randn(len(SEEDS), *SHAPE, generator=torch.Generator().manual_seed(1))
@@ -68,14 +68,14 @@ def test_the_calls_of_a_scheduler_are_known_before_it_steps(sampler, prediction)
 
 def test_noise_that_is_drawn_ahead_is_the_same():
     scheduler = make_scheduler("dpmpp_sde", CONFIG, 8)
-    queries, ahead = noise_queries(scheduler), own_noise(scheduler.sigmas)
+    queries, ahead = noise_queries(scheduler, scheduler.timesteps), own_noise(scheduler.sigmas)
     ahead.draw_ahead(queries, Background())
     assert_same(ahead, own_noise(scheduler.sigmas), queries)
 
 
 def test_a_call_that_was_not_foreseen_is_answered_all_the_same():
     scheduler = make_scheduler("dpmpp_sde", CONFIG, 8)
-    queries, ahead = noise_queries(scheduler), own_noise(scheduler.sigmas)
+    queries, ahead = noise_queries(scheduler, scheduler.timesteps), own_noise(scheduler.sigmas)
     ahead.draw_ahead(queries, Background())
     assert_same(ahead, own_noise(scheduler.sigmas), [queries[0], *queries[3:]])
 
@@ -86,7 +86,7 @@ def test_an_error_in_the_thread_is_raised_where_the_noise_is_needed():
     query = (torch.zeros(2), torch.zeros(2))  # no two levels
     noise.draw_ahead([query], Background())
     with pytest.raises(ValueError, match="only one element"):
-        noise(*noise_queries(scheduler)[0])
+        noise(*noise_queries(scheduler, scheduler.timesteps)[0])
 
 
 def test_the_thread_makes_its_calls_in_order_and_ends_when_none_waits():

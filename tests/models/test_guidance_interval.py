@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import oracle
-from sdbatch.models.schedulers import SchedulerCache, make_scheduler
+from sdbatch.models.schedulers import Kind, SchedulerCache, make_scheduler
 from sdbatch.samplers import NAMES, SAMPLERS
 from tests.models.load import MOST_COUNTS, difference, draw
 
@@ -71,12 +71,14 @@ def test_both_intervals_must_hold_of_noise_and_of_steps(model, pipeline, request
 )
 def test_every_sampler_knows_the_noise_of_its_denoiser_calls(model, name):
     scheduler = make_scheduler(name, model.scheduler_config, 8)
-    sigmas = SchedulerCache(model.scheduler_config).sigmas(name, 8)
+    sigmas = SchedulerCache(model.scheduler_config, model.device).sigmas(Kind(name, 8, 0))
     expected = [sigma_of(scheduler, t) for t in scheduler.timesteps.tolist()]
     np.testing.assert_allclose(sigmas, expected, rtol=1e-6)
 
 
 def test_the_noise_of_a_karras_schedule_is_diffusers_own(model):
     scheduler = make_scheduler("euler_karras", model.scheduler_config, 10)
-    sigmas = SchedulerCache(model.scheduler_config).sigmas("euler_karras", 10)
+    sigmas = SchedulerCache(model.scheduler_config, model.device).sigmas(
+        Kind("euler_karras", 10, 0)
+    )
     np.testing.assert_allclose(sigmas, scheduler.sigmas[:-1], rtol=0.02)

@@ -4,24 +4,27 @@ n = images, C = 4 latent channels, H/W = image height/width in pixels, h/w = H/8
 L = 77 text tokens a chunk, D = text width (768 for SD 1.5).
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderTiny
 from numpy.typing import NDArray
 
 from sdbatch import prompt_syntax
 from sdbatch.engine.attention import attention_by
 from sdbatch.engine.cuda import moved
-from sdbatch.engine.family import Cache, Conditions, Pictures
+from sdbatch.engine.family import Cache, Conditions, Original, Pictures
+from sdbatch.engine.noise import stream
 from sdbatch.engine.request import Request
-from sdbatch.models.schedulers import DiffusersScheduler, SchedulerCache
+from sdbatch.models.schedulers import DiffusersScheduler, Kind, SchedulerCache
 from sdbatch.models.sd1 import LIMITS, VAE_FACTOR
 from sdbatch.models.sd1.deep_cache import DeepCache
 from sdbatch.models.sd1.loading import Model
 from sdbatch.models.sd1.text import Chunk, TextEncoder, Tokenizer, Tokens
+from sdbatch.sampling import PICTURE_KEYS, PICTURE_UPSCALERS
 
 LATENT_CHANNELS = 4
 TEXT = "text"  # the condition: the embedding of the prompt
@@ -47,6 +50,13 @@ class Prompts:
     tokens: int
     truncated: bool
     loras: tuple[float, ...]  # the weights of the declared LoRAs
+    lanes: int = 2
+    pictures: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)  # to encode
+    original: Original | None = None
+
+    def at(self, tick: int, ticks: int) -> "Prompts":
+        """See engine.family.Reading."""
+        return self
 
 
 class StableDiffusion1:
@@ -63,6 +73,7 @@ class StableDiffusion1:
             "cache_interval",
         }
     )
+    keys |= PICTURE_KEYS
 
     def __init__(self, model: Model) -> None:
         self.device = model.device
@@ -73,16 +84,18 @@ class StableDiffusion1:
         self._vaes = {model.dtype: model.vae}
         self._tokenizer = Tokenizer(model.tokenizer)
         self._text = TextEncoder(model.text_encoder, model.row_loras)
-        self._schedulers = SchedulerCache(model.scheduler_config)
+        self._schedulers = SchedulerCache(model.scheduler_config, model.device)
 
     def read(self, request: Request) -> Prompts:
-        """Return the tokens of the request's prompts.
+        """Return the tokens of the request's prompts, and its pictures.
 
         Raises:
-            ValueError: a prompt, clip_skip, a LoRA or cache_interval cannot be drawn with it.
+            ValueError: a prompt, clip_skip, a LoRA, cache_interval or a picture cannot be drawn
+                with it.
         """
         if request.cache_interval > 1:
             self._deep_cache.check(request.cache_interval)
+        self._check_pictures(request)
         layers = self._model.text_encoder.config.num_hidden_layers
         if request.clip_skip >= layers:
             raise ValueError(
@@ -108,7 +121,25 @@ class StableDiffusion1:
             for row in rows
         )
         truncated = prompt.truncated or negative.truncated
-        return Prompts(padded, negatives, prompt.count, truncated, loras)
+        pictures = {name: each for name, each in request.inputs.items() if name == "image"}
+        return Prompts(padded, negatives, prompt.count, truncated, loras, pictures=pictures)
+
+    def _check_pictures(self, request: Request) -> None:
+        """Raise a ValueError if the model cannot draw from the request's pictures."""
+        if "mask" in request.inputs and request.hires_scale > 1:
+            raise ValueError(
+                f"hires_scale = {request.hires_scale:g}: must be 1 where a row has a mask"
+            )
+        enlarges_pictures = request.hires_scale > 1 and request.hires_upscaler in PICTURE_UPSCALERS
+        if not request.inputs and not enlarges_pictures:
+            return
+        if self._model.vae.encoder is None:
+            raise ValueError(
+                "image = a picture: this model's VAE has a decoder alone, so it can draw from no "
+                "picture. Choose another model.vae"
+            )
+        if request.sample_posterior and isinstance(self._model.vae, AutoencoderTiny):
+            raise ValueError("sample_posterior = true: must be false, a tiny VAE has no posterior")
 
     def _tokens(self, where: str, text: str, request: Request) -> Tokens:
         options = {"weighted": request.prompt_weights, "chunked": request.chunk_prompts}
@@ -135,17 +166,60 @@ class StableDiffusion1:
 
     def sigmas(self, request: Request) -> NDArray[np.float64]:
         """See engine.family.Family."""
-        return self._schedulers.sigmas(request.sampler, request.num_inference_steps)
+        return self._schedulers.sigmas(self._kind(request))
+
+    def _kind(self, request: Request) -> Kind:
+        if request.second_pass or "image" in request.inputs:
+            return Kind(request.sampler, *request.steps_from_picture())
+        return Kind(request.sampler, request.num_inference_steps, 0)
 
     def scheduler(
         self, requests: Sequence[Request], noise: torch.Tensor, generators: list[torch.Generator]
     ) -> DiffusersScheduler:
         """See engine.family.Family."""
-        return DiffusersScheduler(self._schedulers, requests, noise, generators, self.device)
+        kind = self._kind(requests[0])
+        return DiffusersScheduler(self._schedulers, kind, requests, noise, generators)
 
-    def embed(
-        self, readings: Sequence[Prompts], soon: Iterable[Prompts]
-    ) -> tuple[Conditions, Conditions]:
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the mean and the log variance of pictures' latents, unscaled: (n, 8, H/8, W/8).
+
+        A tiny VAE has the mean alone, (n, 4, H/8, W/8). Source: Rombach et al. 2022, sec. 3.1.
+        """
+        values = 2.0 * (moved(pixels, self.device).permute(0, 3, 1, 2).float() / 255.0) - 1.0
+        values = values.to(self._model.dtype, memory_format=self._model.layout)
+        vae: Any = self._model.vae
+        encoded = vae.encode(values, return_dict=False)[0]
+        latents: torch.Tensor = getattr(encoded, "parameters", encoded)
+        return latents.float()
+
+    def with_pictures(
+        self, request: Request, reading: Prompts, encoded: Mapping[str, torch.Tensor]
+    ) -> Prompts:
+        """See engine.family.Family."""
+        latents = self._latents(request, "image", encoded["image"])
+        mask, starts = None, True
+        if "mask" in request.inputs:
+            mask = self._latent_mask(request.inputs["mask"])
+            starts = request.strength < 1 or request.compat == "a1111"
+        return replace(reading, pictures={}, original=Original(latents, mask, starts))
+
+    def _latents(self, request: Request, name: str, moments: torch.Tensor) -> torch.Tensor:
+        """Return an encoded picture as the UNet's latents, (C, h, w): the mean, or a sample."""
+        mean = moments[:LATENT_CHANNELS]
+        if request.sample_posterior:
+            noise = torch.randn(mean.shape, generator=stream(request.seed, f"posterior {name}"))
+            # bounds of diffusers' DiagonalGaussianDistribution
+            deviation = torch.exp(0.5 * moments[LATENT_CHANNELS:].clamp(-30.0, 20.0))
+            mean = mean + deviation * moved(noise, self.device)
+        scaled: torch.Tensor = mean * self._model.vae.config.scaling_factor
+        return scaled
+
+    def _latent_mask(self, mask: NDArray[np.uint8]) -> torch.Tensor:
+        """Return a mask for latents, (1, H/8, W/8): the nearest pixel's, as diffusers does."""
+        drawn = torch.from_numpy((mask[::VAE_FACTOR, ::VAE_FACTOR] >= 128).astype(np.float32))
+        return moved(drawn[None], self.device)
+
+    def embed(self, readings: Sequence[Prompts], soon: Iterable[Prompts]) -> tuple[Conditions, ...]:
         """Return the text embeddings, (n, chunks * L, D), and the weights of LoRAs by row.
 
         See engine.family.Family. Both lanes of a guided image have the LoRAs of its row. With the
