@@ -17,6 +17,7 @@ from sdbatch.section import Section
 
 MAX_SEED = 2**63 - 1
 SIDE_MULTIPLE = 8  # pixels; a model may need a larger one
+MOST_STEPS = 999
 MAX_SIGMA = 1000  # above the noise of every timestep: 15 in Stable Diffusion 1.5
 
 # Of latents, by torch's interpolation, then of pictures, by Pillow's filter; AUTOMATIC1111's names.
@@ -110,7 +111,7 @@ class Sampling(Section):
         "unless the table has a seed column",
     )
     num_inference_steps: Annotated[int, Key("Steps", "steps", model_may_reject=True)] = Field(
-        25, ge=1, le=999, description="as diffusers counts them"
+        25, ge=1, le=MOST_STEPS, description="as diffusers counts them"
     )
     guidance_scale: Annotated[float, Key("CFG scale", "cfg_scale")] = Field(
         7.5, ge=1, le=1000, description="weight of the prompt; 1 turns guidance off"
@@ -229,7 +230,10 @@ class Sampling(Section):
         "latent", description="what enlarges: the latents, or Pillow's filter the picture"
     )
     hires_steps: Annotated[int, Key("Hires steps", "hr_second_pass_steps")] = Field(
-        0, ge=0, le=999, description="steps of the second pass, all drawn; 0: num_inference_steps"
+        0,
+        ge=0,
+        le=MOST_STEPS,
+        description="steps of the second pass, all drawn; 0: num_inference_steps",
     )
     hires_strength: Annotated[float, Key("Hires denoising strength")] = Field(
         0.7, gt=0, le=1, description="how much of the enlarged picture is drawn anew"

@@ -241,7 +241,7 @@ class Engine:
 
     def _read(self, request: Request) -> Reading:
         self._family.limits.check_size(request.height, request.width)
-        for name, default in self._unused_keys.items():
+        for name, default in () if request.second_pass else self._unused_keys.items():
             if (value := getattr(request, name)) != default:
                 raise ValueError(
                     f"{name} = {value!r}: must be {default!r}, this model has no {name}"

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sdbatch.sampling import SIDE_MULTIPLE, Sampling
+from sdbatch.sampling import MOST_STEPS, SIDE_MULTIPLE, Sampling
 
 
 class Request(Sampling):
@@ -39,6 +39,12 @@ class Request(Sampling):
         steps = self.num_inference_steps
         if self.second_pass:
             steps = int(steps / min(self.strength, 0.999))
+            if steps > MOST_STEPS:
+                raise ValueError(
+                    f"hires_steps = {self.num_inference_steps}: must be at most "
+                    f"{int(MOST_STEPS * self.strength)} with hires_strength {self.strength:g}, as "
+                    f"the whole schedule has at most {MOST_STEPS} steps"
+                )
             return steps, max(0, steps - self.num_inference_steps)
         if self.compat == "a1111" and self.strength:
             drawn = int(min(self.strength, 0.999) * steps) + 1

@@ -33,6 +33,7 @@ class Kind:
     samplers: tuple[str, ...]
     defaults: dict[str, Any]
     keys: dict[str, tuple] = field(default_factory=dict)  # of its own -> values to try
+    draws_from_pictures: bool = False
 
     def load(self, build: Build = BUILD):
         with pytest.MonkeyPatch.context() as patch:
@@ -49,8 +50,12 @@ def kind(request, tiny_model, tmp_path_factory) -> Kind:
             "prompt_weights": (False, True),
             "chunk_prompts": (False, True),
             "cache_interval": CACHE_INTERVALS,
+            "strength": (0.2, 0.8, 1.0),
+            "compat": ("diffusers", "a1111"),
+            "sample_posterior": (False, True),
+            "mask_fill": ("original", "noise", "nothing"),
         }
-        return Kind("sd1", str(tiny_model), NAMES, {"sampler": "dpmpp_2m"}, own)
+        return Kind("sd1", str(tiny_model), NAMES, {"sampler": "dpmpp_2m"}, own, True)
     folder = tmp_path_factory.mktemp("flow") / "model"
     flow_family.write_folder(folder)
     return Kind(

@@ -1,7 +1,7 @@
 """Promise 1, by property: pixels depend on the row alone, whatever is drawn with it and when."""
 
 import threading
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pytest
@@ -14,12 +14,33 @@ from sdbatch.models.build import Build
 from tests.engine.faulty_family import FaultyFamily
 
 
+@lru_cache(None)
+def pictures(seed, height, masked):
+    """Return the inputs of a request: always the same objects, as arrays have no equality."""
+    chance = np.random.default_rng(seed)
+    inputs = {"image": chance.integers(0, 256, (height, 16, 3), np.uint8)}
+    if masked:
+        inputs["mask"] = chance.choice(np.array([0, 255], np.uint8), (height, 16))
+    return inputs
+
+
+def with_pictures(kind, request, seed, mode):
+    """Return a request in one of the modes: text, hires, image, mask."""
+    if mode == "hires":
+        return request.model_copy(update={"hires_scale": 1.5})
+    if mode in ("image", "mask") and kind.draws_from_pictures:
+        inputs = pictures(seed, request.height, mode == "mask")
+        return request.model_copy(update={"inputs": inputs})
+    return request
+
+
 def requests_of(kind):
-    """Return a strategy for the requests of a family.
+    """Return a strategy for the requests of a family, in all modes.
 
     Small on purpose: 2 latents a side cost no less Python than 64, and much less arithmetic.
     """
-    return st.builds(
+    modes = st.sampled_from(["text", "text", "hires", "image", "mask"])
+    plain = st.builds(
         Request,
         prompt=st.sampled_from(["", "a dog", "a (red:1.3) dog", "a cat and a dog " * 6]),
         negative_prompt=st.sampled_from(["", "blurry"]),
@@ -34,8 +55,15 @@ def requests_of(kind):
         guidance_sigma_high=st.sampled_from([1000.0, 1000.0, 3.0]),
         height=st.sampled_from([16, 16, 24]),
         width=st.just(16),
+        variation_strength=st.sampled_from([0.0, 0.0, 0.4]),
+        variation_seed=st.integers(0, 3),
+        seed_b=st.sampled_from([-1, 5]),
+        mix=st.sampled_from([0.0, 0.0, 0.3]),
+        hires_upscaler=st.sampled_from(["latent", "latent_bicubic", "lanczos"]),
+        hires_steps=st.integers(0, 3),
         **{name: st.sampled_from(values) for name, values in kind.keys.items()},
     )
+    return st.builds(partial(with_pictures, kind), plain, st.integers(0, 3), modes)
 
 
 LANES = (2, 3, 5, 8)
@@ -49,11 +77,15 @@ class Engines:
         family.on_denoise = self.count
         self.kind, self.dtype = kind, dtype
         self.by_lanes = {lanes: Engine(family, lanes=lanes, threads=1) for lanes in LANES}
-        self.alone = lru_cache(None)(self._alone)
+        self._alone = {}
         self._ticks, self._changed = 0, threading.Condition()
 
-    def _alone(self, lanes, request):
-        return outcome(self.by_lanes[lanes].submit(request))
+    def alone(self, lanes, request):
+        """Return what a request is alone, drawn once; its pictures are known by their identity."""
+        key = lanes, request.model_dump_json(exclude={"inputs"}), id(request.inputs)
+        if key not in self._alone:
+            self._alone[key] = outcome(self.by_lanes[lanes].submit(request)), request.inputs
+        return self._alone[key][0]
 
     def count(self, *_):
         with self._changed:
