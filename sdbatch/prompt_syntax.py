@@ -1,14 +1,18 @@
-"""AUTOMATIC1111's syntax in prompts: weights and LoRAs are read, the rest is recognised.
+"""AUTOMATIC1111's syntax in prompts: weights, texts over time, BREAK and LoRAs are read.
 
-Weights are (word), (word:1.3), [word], and \\( for a plain bracket. LoRAs are <lora:name:0.8>; the
+Weights are (word), (word:1.3), [word], and \\( for a plain bracket. Texts over time are
+[before:after:when] and [one|other]. BREAK begins a new chunk. LoRAs are <lora:name:0.8>; the
 sampling key `loras` gives the same as "name:0.8, other". Without torch: the plan of a job looks at
 prompts too.
-Source: AUTOMATIC1111's wiki, Features, "Attention/emphasis" and "Extra networks".
+Source: AUTOMATIC1111's wiki, Features, "Attention/emphasis", "Prompt editing" and "Extra
+networks"; its modules/prompt_parser.py.
 """
 
 import difflib
 import re
 from collections.abc import Mapping
+
+from sdbatch.prompt_schedule import OVER_TIME
 
 ROUND, SQUARE = 1.1, 1 / 1.1  # factors of the weight, for a pair of brackets
 MAX_LORA_WEIGHT = 10
@@ -18,16 +22,14 @@ LORA_FORM = (
 )
 
 _PART = re.compile(
-    r"\\(?P<plain>[()\[\]\\])"
+    r"\\(?P<plain>[()\[\]\\]?)"  # a backslash before anything else is dropped
     r"|:\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)"
     r"|(?P<bracket>[()\[\]])"
-    r"|(?P<text>[^\\()\[\]:]+|[:\\])"
+    r"|(?P<text>[^\\()\[\]:]+|:)"
 )
-_INSIDE = r"(?:\\.|[^\\\[\]]|\[(?:\\.|[^\\\[\]])*\])*?"  # of [ ], with one pair within it
-_OTHER_SYNTAX = re.compile(
-    r"<(?:lora|lyco|hypernet):|\bBREAK\b|\bAND\b"
-    rf"|(?<!\\)\[{_INSIDE}:\s*(?:\d+\.?\d*|\.\d+)\s*\]|(?<!\\)\[{_INSIDE}\|"
-)
+_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_UNSUPPORTED = re.compile(r"<(?:lora|lyco|hypernet):|\bAND\b")
+_NOT_TEXT = re.compile("|".join(each.pattern for each in (_UNSUPPORTED, _BREAK, OVER_TIME)))
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)")
 _LORA_TAG = re.compile(r"<(?:lora|lyco):([^<>]*)>")
 _WEIGHT = re.compile(r"(?<!\\)\([^()]+:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)|(?<!\\)\(\([^()]+\)\)")
@@ -38,8 +40,8 @@ def find_syntax(prompt: str) -> str | None:
 
     Plain (word) and [word] are not counted: brackets are common in captions.
     """
-    match = _OTHER_SYNTAX.search(prompt) or _WEIGHT.search(prompt)
-    return match and match[0]
+    match = _NOT_TEXT.search(prompt) or _WEIGHT.search(prompt)
+    return match and match[0].strip()
 
 
 def parse_loras(loras: str) -> list[tuple[str, float | None]]:
@@ -120,28 +122,51 @@ def _unknown_lora(name: str, declared: Mapping[str, float]) -> str:
     return f"{name!r} is not the name of a LoRA. {hint}model.loras names {', '.join(declared)}"
 
 
-def refuse_tags(negative_prompt: str) -> None:
-    """Raise a ValueError if a negative prompt has a LoRA's tag, where AUTOMATIC1111 reads none."""
-    if tag := _LORA_TAG.search(negative_prompt):
+def refuse_tags(name: str, prompt: str) -> None:
+    """Raise a ValueError if another prompt than the row's own has a LoRA's tag.
+
+    AUTOMATIC1111 reads none in a negative prompt.
+    """
+    if tag := _LORA_TAG.search(prompt):
         raise ValueError(
-            f"negative_prompt = {tag[0]!r}: a LoRA changes the whole image. Move it to the prompt, "
-            f"or remove it"
+            f"{name} = {tag[0]!r}: a LoRA changes the whole image. Move it to the prompt, or "
+            f"remove it"
         )
 
 
-def parse_weights(prompt: str) -> list[tuple[str, float]]:
-    """Return the parts of `prompt` with their weights.
+def parse_weights(prompt: str, *, chunked: bool) -> list[list[tuple[str, float]]]:
+    """Return the parts of `prompt` with their weights, a list for each piece between BREAKs.
 
     An opening bracket without a closing one applies to the rest of the prompt.
 
+    Args:
+        prompt: one of those that `schedule` returns.
+        chunked: whether the prompt may have several chunks.
+
     Raises:
-        ValueError: the prompt uses other syntax of AUTOMATIC1111 than weights.
+        ValueError: the prompt uses syntax that is not supported, or BREAK where it cannot.
     """
-    if match := _OTHER_SYNTAX.search(prompt):
+    if match := _UNSUPPORTED.search(prompt):
         raise ValueError(
-            f"{match[0]!r}: networks, prompt editing, BREAK and AND are not supported in prompts. "
-            f"Remove it; LoRAs belong in model.loras, with a name if prompts choose them"
+            f"{match[0]!r}: networks and AND are not supported in prompts. Remove it; LoRAs belong "
+            f"in model.loras, with a name if prompts choose them"
         )
+    pieces = [_parse_piece(piece) for piece in _BREAK.split(prompt)]
+    if len(pieces) > 1 and not chunked:
+        raise ValueError(
+            "'BREAK': must have chunk_prompts: true, as it begins a new chunk. Set that, or remove "
+            "BREAK"
+        )
+    if any(is_open for _, is_open in pieces[:-1]):
+        raise ValueError(
+            "'BREAK': must not be within brackets, where AUTOMATIC1111 reads it as a word. Close "
+            "them before it"
+        )
+    return [parts for parts, _ in pieces]
+
+
+def _parse_piece(prompt: str) -> tuple[list[tuple[str, float]], bool]:
+    """Return the parts of a prompt without BREAK, and whether a bracket is left open."""
     parts: list[tuple[str, float]] = []
     starts: dict[str, list[int]] = {"(": [], "[": []}  # of the parts in each open bracket
 
@@ -160,11 +185,12 @@ def parse_weights(prompt: str) -> list[tuple[str, float]]:
         elif bracket == "]" and starts["["]:
             close("[", SQUARE)
         else:
-            parts.append((match["plain"] or match[0], 1.0))
+            parts.append((match[0] if match["plain"] is None else match["plain"], 1.0))
+    is_open = bool(starts["("] or starts["["])
     for kind, factor in (("(", ROUND), ("[", SQUARE)):
         while starts[kind]:
             close(kind, factor)
-    return _join_equal_weights(parts)
+    return _join_equal_weights(parts), is_open
 
 
 def _join_equal_weights(parts: list[tuple[str, float]]) -> list[tuple[str, float]]:

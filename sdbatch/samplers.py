@@ -22,6 +22,7 @@ class Sampler:
     arguments: dict[str, Any] = field(default_factory=dict)
     schedules: tuple[str, ...] = ()
     takes_eta: bool = False
+    calls_per_step: int = 1  # of the denoiser, as AUTOMATIC1111 counts them: the last step has one
 
 
 _MULTISTEP, _ANY = "DPMSolverMultistepScheduler", (*CONVERTED, AYS)
@@ -35,17 +36,21 @@ SAMPLERS = {
     "pndm": Sampler("PNDMScheduler", "PLMS", {"skip_prk_steps": True}),  # as SD 1.x ships it
     "euler": Sampler("EulerDiscreteScheduler", "Euler", schedules=_ANY),
     "euler_a": Sampler("EulerAncestralDiscreteScheduler", "Euler a"),
-    "heun": Sampler("HeunDiscreteScheduler", "Heun", schedules=_ANY),
+    "heun": Sampler("HeunDiscreteScheduler", "Heun", schedules=_ANY, calls_per_step=2),
     "lms": Sampler("LMSDiscreteScheduler", "LMS", schedules=CONVERTED),
-    "dpm2": Sampler("KDPM2DiscreteScheduler", "DPM2", schedules=CONVERTED),
-    "dpm2_a": Sampler("KDPM2AncestralDiscreteScheduler", "DPM2 a", schedules=CONVERTED),
+    "dpm2": Sampler("KDPM2DiscreteScheduler", "DPM2", schedules=CONVERTED, calls_per_step=2),
+    "dpm2_a": Sampler(
+        "KDPM2AncestralDiscreteScheduler", "DPM2 a", schedules=CONVERTED, calls_per_step=2
+    ),
     "dpmpp_2m": Sampler(_MULTISTEP, "DPM++ 2M", {"algorithm_type": "dpmsolver++"}, _ANY),
     "dpmpp_2m_sde": Sampler(_MULTISTEP, "DPM++ 2M SDE", _SDE, _ANY),
     "dpmpp_3m_sde": Sampler(_MULTISTEP, "DPM++ 3M SDE", {**_SDE, "solver_order": 3}, _ANY),
     "dpmpp_2s": Sampler(
         "DPMSolverSinglestepScheduler", "DPM++ 2S", {"algorithm_type": "dpmsolver++"}, _ANY
     ),
-    "dpmpp_sde": Sampler("DPMSolverSDEScheduler", "DPM++ SDE", schedules=CONVERTED),
+    "dpmpp_sde": Sampler(
+        "DPMSolverSDEScheduler", "DPM++ SDE", schedules=CONVERTED, calls_per_step=2
+    ),
     "unipc": Sampler("UniPCMultistepScheduler", "UniPC", schedules=CONVERTED),
     "deis": Sampler("DEISMultistepScheduler", "DEIS", schedules=CONVERTED),
     "lcm": Sampler("LCMScheduler", "LCM"),

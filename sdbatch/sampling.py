@@ -138,7 +138,9 @@ class Sampling(Section):
         int, Key("Clip skip", a1111_value=lambda layers: layers + 1, model_may_reject=True)
     ] = Field(0, ge=0, le=100, description="last layers of the text encoder to leave out")
     prompt_weights: Annotated[bool, Key(model_may_reject=True)] = Field(
-        False, description="read (word), (word:1.3), [word] and \\( as AUTOMATIC1111 does"
+        False,
+        description="read AUTOMATIC1111's syntax: (word), (word:1.3), [word], [a:b:0.5], [a|b], "
+        "BREAK and \\(",
     )
     chunk_prompts: bool = Field(
         False, description="encode all of a long prompt, 75 tokens at a time; else it is cut"

@@ -89,7 +89,7 @@ class TinyReading:
     pictures: dict = field(default_factory=dict)  # its input picture is a condition
     original: Original | None = None
 
-    def at(self, tick, ticks):
+    def at(self, tick):
         return self
 
 

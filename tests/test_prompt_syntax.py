@@ -13,6 +13,7 @@ EXAMPLES = {
     "unbalanced)": [("unbalanced)", 1.0)],
     "\\(literal\\]": [("(literal]", 1.0)],
     "\\[a|b\\]": [("[a|b]", 1.0)],
+    "a\\b \\| c\\": [("ab | c", 1.0)],
     "(unnecessary)(parens)": [("unnecessaryparens", 1.1)],
     "a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).": [
         ("a ", 1.0),
@@ -30,9 +31,45 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("prompt", EXAMPLES)
 def test_weights_are_read_as_automatic1111_documents_them(prompt):
-    parts, expected = prompt_syntax.parse_weights(prompt), EXAMPLES[prompt]
+    [parts] = prompt_syntax.parse_weights(prompt, chunked=False)
+    expected = EXAMPLES[prompt]
     assert [text for text, _ in parts] == [text for text, _ in expected]
     assert [weight for _, weight in parts] == pytest.approx([weight for _, weight in expected])
+
+
+# As AUTOMATIC1111 splits them (re_break in its modules/prompt_parser.py)
+BREAKS = {
+    "a BREAK b": [[("a", 1.0)], [("b", 1.0)]],
+    "a\nBREAK\n b": [[("a", 1.0)], [("b", 1.0)]],
+    "BREAK a BREAK BREAK": [[], [("a", 1.0)], [], []],
+    "(a:1.5)BREAK[b] c:BREAK(d": [
+        [("a", 1.5)],
+        [("b", 1 / 1.1), (" c:", 1.0)],
+        [("d", 1.1)],
+    ],
+    "BREAKFAST break": [[("BREAKFAST break", 1.0)]],
+}
+
+
+@pytest.mark.parametrize("prompt", BREAKS)
+def test_break_splits_a_prompt_into_pieces(prompt):
+    pieces = prompt_syntax.parse_weights(prompt, chunked=True)
+    assert [[part for part in piece if part[0]] for piece in pieces] == BREAKS[prompt]
+
+
+@pytest.mark.parametrize("prompt", ["(a BREAK b)", "(a BREAK b", "[a:(b BREAK:1.2)"])
+def test_break_within_brackets_is_rejected_with_the_way_out(prompt):
+    with pytest.raises(
+        ValueError, match=r"'BREAK': must not be within brackets.*Close them before"
+    ):
+        prompt_syntax.parse_weights(prompt, chunked=True)
+
+
+def test_break_needs_chunks():
+    with pytest.raises(
+        ValueError, match=r"'BREAK': must have chunk_prompts: true.*or remove BREAK"
+    ):
+        prompt_syntax.parse_weights("a BREAK b", chunked=False)
 
 
 @pytest.mark.parametrize(

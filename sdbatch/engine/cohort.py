@@ -85,12 +85,6 @@ class Ticket:
         """Return the ticks of both passes that are done after a tick of this one, and all."""
         return self.ticks_before + tick, self.ticks_before + self.ticks + self.ticks_after
 
-    def reading_at(self, tick: int) -> Reading:
-        """Return what is drawn at a tick."""
-        if self.ticks_before:
-            return self.reading.at(self.ticks_before + tick, self.ticks_before)
-        return self.reading.at(tick, self.ticks)
-
     def begin_second_pass(self, *, full: bool) -> None:
         """Become the second pass of hires fix, without its original yet.
 
@@ -141,7 +135,7 @@ class Cohort:
         self._guided_ticks = np.stack([ticket.guided() for ticket in tickets])  # (n, ticks)
         self._painting = Painting(self.tickets, noise, self._scheduler)
         self.latents = self._painting.begin(self._scheduler.start(noise))  # (n, C, h, w)
-        self._readings = [ticket.reading_at(0) for ticket in tickets]
+        self._readings = [ticket.reading.at(0) for ticket in tickets]
         self._embed(ticket.reading for ticket in waiting)
         self._group()
 
@@ -214,7 +208,7 @@ class Cohort:
         """Group the lanes again if the next tick has others, or other conditions."""
         changed = (self._guided_ticks[:, self.step - 1] != self._guided_ticks[:, self.step]).any()
         if not self.cache:
-            readings = [ticket.reading_at(self.step) for ticket in self.tickets]
+            readings = [ticket.reading.at(self.step) for ticket in self.tickets]
             if readings != self._readings:
                 self._readings, changed = readings, True
                 self._embed(())

@@ -54,12 +54,6 @@ class Reading(Protocol):
     def original(self) -> Original | None:
         """Return what its latents begin with and keep; None: they begin with noise."""
 
-    def at(self, tick: int, ticks: int) -> "Reading":
-        """Return what is drawn at a tick of a schedule of `ticks`; equal if nothing changes.
-
-        In a picture's schedule, which begins later, ticks count from the first that is drawn.
-        """
-
     @property
     def tokens(self) -> int:
         """Return the prompt's tokens, before truncation."""
@@ -67,6 +61,9 @@ class Reading(Protocol):
     @property
     def truncated(self) -> bool:
         """Tell whether a prompt lost tokens."""
+
+    def at(self, tick: int) -> "Reading":
+        """Return what is drawn at a tick of its pass; an equal reading if nothing changes."""
 
 
 class Scheduler(Protocol):

@@ -22,6 +22,7 @@ class Request(Sampling):
     # and width. Where the mask is at least 128 the image is drawn anew.
     inputs: Mapping[str, Any] = {}
     second_pass: bool = False  # of hires fix: its first latents are those of the first pass
+    first_steps: int = 0  # of a second pass: num_inference_steps of the first
 
     def __hash__(self) -> int:
         """Hash by what tells most requests apart; inputs hold arrays, which have no hash."""
@@ -74,6 +75,7 @@ class Request(Sampling):
                 "hires_scale": 1.0,
                 "inputs": {},
                 "second_pass": True,
+                "first_steps": self.num_inference_steps,
             }
         )
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sdbatch.errors import JobError, short_repr
 from sdbatch.few_steps import Distilled, needs_distilled
 from sdbatch.job import Job
+from sdbatch.prompt_schedule import Calls, schedule
 from sdbatch.prompt_syntax import choose_loras, find_syntax, parse_weights
 from sdbatch.prompts import table
 from sdbatch.prompts.columns import describe_columns
@@ -26,6 +27,7 @@ from sdbatch.prompts.table import Table
 FIRST_ROWS = 100
 EXAMPLES = 3
 MOST_HASHES = 2**25  # of rows, and of images: 8 bytes each, so 512 MiB in all
+SOME_CALLS = 25  # of the denoiser, for which texts over time are read
 _MOST_FAULTS = 50  # reasons that are counted apart
 _SHOWN = (
     "row_key",
@@ -78,7 +80,7 @@ class Check:
             )
         for found, why in (
             (self.weights, "as sampling.prompt_weights is off"),
-            (self.syntax, "as only weights are read, with sampling.prompt_weights"),
+            (self.syntax, "as sampling.prompt_weights does not read it either"),
         ):
             if found is not None:
                 yield (
@@ -245,11 +247,12 @@ def _check_syntax(check: Check, row: dict[str, Any], prompt: str) -> None:
         row: that is resolved.
         prompt: of the row, without LoRAs.
     """
-    for name, text in (("prompt", prompt), ("negative_prompt", row["negative_prompt"])):
+    texts = {name: row[name] for name in ("negative_prompt", "prompt_b")}
+    for name, text in {"prompt": prompt, **texts}.items():
         try:
             example = None if row["prompt_weights"] else find_syntax(text)
             if row["prompt_weights"] or example is not None:
-                parse_weights(text)
+                _parse(text, row["chunk_prompts"] or not row["prompt_weights"])
         except ValueError as error:
             if row["prompt_weights"]:
                 row["error"] = f"{name} = {error}"
@@ -259,6 +262,12 @@ def _check_syntax(check: Check, row: dict[str, Any], prompt: str) -> None:
         if example is not None:
             check.weights = _count(check.weights, example, row, check.rows)
             return
+
+
+def _parse(prompt: str, chunked: bool) -> None:
+    """Raise a ValueError if a prompt cannot be read, at whatever step."""
+    for text in dict.fromkeys(text for _, text in schedule(prompt, Calls(SOME_CALLS))):
+        parse_weights(text, chunked=chunked)
 
 
 def _count(found: Found | None, example: str, row: dict[str, Any], number: int) -> Found:

@@ -50,6 +50,7 @@ def kind(request, tiny_model, tmp_path_factory) -> Kind:
             "prompt_weights": (False, True),
             "chunk_prompts": (False, True),
             "cache_interval": CACHE_INTERVALS,
+            "prompt_b": ("", "a blue cat"),
             "strength": (0.2, 0.8, 1.0),
             "compat": ("diffusers", "a1111"),
             "sample_posterior": (False, True),

@@ -42,7 +42,9 @@ def requests_of(kind):
     modes = st.sampled_from(["text", "text", "hires", "image", "mask"])
     plain = st.builds(
         Request,
-        prompt=st.sampled_from(["", "a dog", "a (red:1.3) dog", "a cat and a dog " * 6]),
+        prompt=st.sampled_from(
+            ["", "a dog", "a (red:1.3) dog", "a cat and a dog " * 6, "[a:b:0.5]", "a [b|c|d]"]
+        ),
         negative_prompt=st.sampled_from(["", "blurry"]),
         seed=st.integers(0, 50),
         sampler=st.sampled_from(kind.samplers),

@@ -83,12 +83,12 @@ def test_a_row_without_an_id_is_named_by_its_number(checked):
 
 
 def test_syntax_that_is_drawn_as_text_is_counted(checked):
-    found = checked("prompt\na dog\na (red:1.2) dog\n((big)) cat\na BREAK b\n")
+    found = checked("prompt\na dog\na (red:1.2) dog\n[a|b] BREAK b\na AND b\n")
     assert list(found.notes()) == [
         "2 of the first 4 rows have prompts like '(red:1.2)': drawn as text, as "
         "sampling.prompt_weights is off (the first is row '1')",
-        "1 of the first 4 rows have prompts like 'BREAK': drawn as text, as only weights are read, "
-        "with sampling.prompt_weights (the first is row '3')",
+        "1 of the first 4 rows have prompts like 'AND': drawn as text, as "
+        "sampling.prompt_weights does not read it either (the first is row '3')",
     ]
 
 
@@ -105,6 +105,24 @@ def test_prompts_whose_weights_cannot_be_read_are_rows_that_cannot_be_drawn(chec
     assert (fault.rows, fault.row) == (1, "'1'")
     assert fault.example.startswith("prompt = '<lora:")
     assert (found.weights, found.syntax) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        ({"prompt": "a BREAK b"}, "prompt = 'BREAK': must have chunk_prompts"),
+        ({"negative_prompt": "a [b|c"}, "negative_prompt = '[b|': must be [before:after:when]"),
+        ({"prompt_b": "[a:a AND b:20]"}, "prompt_b = 'AND': networks and AND are not"),
+    ],
+)
+def test_what_changes_over_time_is_read_at_every_step(checked, values, error):
+    row = {"prompt": "a dog", "negative_prompt": "", "prompt_b": "", **values}
+    table = f"{','.join(row)}\n{','.join(row.values())}\n"
+    (fault,) = checked(table, sampling={"prompt_weights": True}).faults
+    assert fault.example.startswith(error)
+    if "BREAK" in error:
+        both = {"prompt_weights": True, "chunk_prompts": True}
+        assert checked(table, sampling=both).faults == []
 
 
 def test_equal_ids_and_equal_prompts_with_equal_seeds_are_counted(checked):

@@ -13,7 +13,6 @@ import torch
 from diffusers import AutoencoderTiny
 from numpy.typing import NDArray
 
-from sdbatch import prompt_syntax
 from sdbatch.engine.attention import attention_by
 from sdbatch.engine.cuda import moved
 from sdbatch.engine.family import Cache, Conditions, Original, Pictures
@@ -23,7 +22,8 @@ from sdbatch.models.schedulers import DiffusersScheduler, Kind, SchedulerCache
 from sdbatch.models.sd1 import LIMITS, VAE_FACTOR
 from sdbatch.models.sd1.deep_cache import DeepCache
 from sdbatch.models.sd1.loading import Model
-from sdbatch.models.sd1.text import Chunk, TextEncoder, Tokenizer, Tokens
+from sdbatch.models.sd1.prompts import Prompts, read_prompts
+from sdbatch.models.sd1.text import TextEncoder, Tokenizer
 from sdbatch.sampling import PICTURE_KEYS, PICTURE_UPSCALERS
 
 LATENT_CHANNELS = 4
@@ -42,21 +42,28 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompts:
-    """The text of a request as tokens; both prompts have the same number of chunks."""
+class Row:
+    """A request as the model reads it; see engine.family.Reading."""
 
-    prompt: tuple[Chunk, ...]
-    negative: tuple[Chunk, ...]
-    tokens: int
-    truncated: bool
-    loras: tuple[float, ...]  # the weights of the declared LoRAs
+    prompts: Prompts
     lanes: int = 2
-    pictures: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)  # to encode
-    original: Original | None = None
+    pictures: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict, compare=False)
+    original: Original | None = field(default=None, compare=False)
 
-    def at(self, tick: int, ticks: int) -> "Prompts":
+    @property
+    def tokens(self) -> int:
         """See engine.family.Reading."""
-        return self
+        return self.prompts.tokens
+
+    @property
+    def truncated(self) -> bool:
+        """See engine.family.Reading."""
+        return self.prompts.truncated
+
+    def at(self, tick: int) -> "Row":
+        """See engine.family.Reading."""
+        now = self.prompts.at(tick)
+        return self if now is self.prompts else replace(self, prompts=now)
 
 
 class StableDiffusion1:
@@ -71,6 +78,7 @@ class StableDiffusion1:
             "chunk_prompts",
             "loras",
             "cache_interval",
+            "prompt_b",
         }
     )
     keys |= PICTURE_KEYS
@@ -86,7 +94,7 @@ class StableDiffusion1:
         self._text = TextEncoder(model.text_encoder, model.row_loras)
         self._schedulers = SchedulerCache(model.scheduler_config, model.device)
 
-    def read(self, request: Request) -> Prompts:
+    def read(self, request: Request) -> Row:
         """Return the tokens of the request's prompts, and its pictures.
 
         Raises:
@@ -102,27 +110,9 @@ class StableDiffusion1:
                 f"clip_skip = {request.clip_skip}: must be below {layers}, the layers of the text "
                 f"encoder"
             )
-        row_loras = self._model.row_loras
-        text, chosen = prompt_syntax.choose_loras(request.prompt, request.loras, row_loras.weights)
-        prompt = negative = self._tokens("prompt", text, request)
-        if request.guided:
-            if row_loras.weights:
-                prompt_syntax.refuse_tags(request.negative_prompt)
-            negative = self._tokens("negative_prompt", request.negative_prompt, request)
-        loras = row_loras.vector(chosen)
-        rows = [prompt.chunks, negative.chunks]
-        blank = self._tokenizer.blank_chunk(request.clip_skip)
-        chunks = max(len(row) for row in rows)
-        padded, negatives = (
-            tuple(
-                replace(chunk, loras=row_loras.in_text(loras))
-                for chunk in (*row, *[blank] * (chunks - len(row)))
-            )
-            for row in rows
-        )
-        truncated = prompt.truncated or negative.truncated
+        prompts = read_prompts(request, self._tokenizer, self._model.row_loras)
         pictures = {name: each for name, each in request.inputs.items() if name == "image"}
-        return Prompts(padded, negatives, prompt.count, truncated, loras, pictures=pictures)
+        return Row(prompts, pictures=pictures)
 
     def _check_pictures(self, request: Request) -> None:
         """Raise a ValueError if the model cannot draw from the request's pictures."""
@@ -141,16 +131,9 @@ class StableDiffusion1:
         if request.sample_posterior and isinstance(self._model.vae, AutoencoderTiny):
             raise ValueError("sample_posterior = true: must be false, a tiny VAE has no posterior")
 
-    def _tokens(self, where: str, text: str, request: Request) -> Tokens:
-        options = {"weighted": request.prompt_weights, "chunked": request.chunk_prompts}
-        try:
-            return self._tokenizer.tokenize(text, request.clip_skip, **options)
-        except ValueError as error:
-            raise ValueError(f"{where} = {error}") from error
-
-    def shape(self, request: Request, reading: Prompts) -> Shape:
+    def shape(self, request: Request, reading: Row) -> Shape:
         """See engine.family.Family."""
-        chunks = len(reading.prompt)
+        chunks = len(reading.prompts.prompt)
         return Shape(request.height, request.width, chunks, request.cache_interval)
 
     def noise(self, request: Request, generator: torch.Generator) -> torch.Tensor:
@@ -193,8 +176,8 @@ class StableDiffusion1:
         return latents.float()
 
     def with_pictures(
-        self, request: Request, reading: Prompts, encoded: Mapping[str, torch.Tensor]
-    ) -> Prompts:
+        self, request: Request, reading: Row, encoded: Mapping[str, torch.Tensor]
+    ) -> Row:
         """See engine.family.Family."""
         latents = self._latents(request, "image", encoded["image"])
         mask, starts = None, True
@@ -219,25 +202,34 @@ class StableDiffusion1:
         drawn = torch.from_numpy((mask[::VAE_FACTOR, ::VAE_FACTOR] >= 128).astype(np.float32))
         return moved(drawn[None], self.device)
 
-    def embed(self, readings: Sequence[Prompts], soon: Iterable[Prompts]) -> tuple[Conditions, ...]:
+    def embed(self, readings: Sequence[Row], soon: Iterable[Row]) -> tuple[Conditions, ...]:
         """Return the text embeddings, (n, chunks * L, D), and the weights of LoRAs by row.
 
         See engine.family.Family. Both lanes of a guided image have the LoRAs of its row. With the
-        rewrite text_kv the first are (n, chunks * L, K): the keys and values of all layers.
+        rewrite text_kv the first are (n, chunks * L, K): the keys and values of all layers. These
+        are linear in the text, so to mix them is the same but for rounding.
+
+        Source of mixing: diffusers' examples/community/interpolate_stable_diffusion.py, `walk`.
         """
-        rows = [*(each.prompt for each in readings), *(each.negative for each in readings)]
-        later = (chunk for each in soon for chunk in (*each.prompt, *each.negative))
+        n, texts = len(readings), [each.prompts for each in readings]
+        mixed = [i for i, each in enumerate(texts) if each.prompt_b]
+        rows = [*(each.prompt for each in texts), *(each.negative for each in texts)]
+        rows += [texts[i].prompt_b for i in mixed]
+        later = (chunk for each in soon for chunk in each.prompts.chunks)
         flat = self._text.encode([chunk for row in rows for chunk in row], later)
         chunks = len(rows[0])
         if self._model.text_projection is not None:
-            loras = [each.loras for each in (*readings, *readings) for _ in range(chunks)]
+            owners = [*texts, *texts, *(texts[i] for i in mixed)]
+            loras = [each.loras for each in owners for _ in range(chunks)]
             flat = self._model.text_projection.project(flat, loras)
         joined = [torch.cat(flat[i : i + chunks]) for i in range(0, len(flat), chunks)]
-        n = len(readings)
+        for i, other in zip(mixed, joined[2 * n :], strict=True):  # one by one, as bits need it
+            joined[i] = torch.lerp(joined[i], other, texts[i].mix)
         both: Conditions = {}
         if self._model.row_loras.weights:
-            both[LORAS] = moved(torch.tensor([each.loras for each in readings]), self.device)
-        return {TEXT: torch.stack(joined[:n]), **both}, {TEXT: torch.stack(joined[n:]), **both}
+            both[LORAS] = moved(torch.tensor([each.loras for each in texts]), self.device)
+        negatives = torch.stack(joined[n : 2 * n])
+        return {TEXT: torch.stack(joined[:n]), **both}, {TEXT: negatives, **both}
 
     def denoise(
         self,

@@ -62,17 +62,18 @@ class Tokenizer:
             ValueError: `weighted`, and the prompt has syntax that is not supported; or `chunked`,
                 and a word has more vectors than a chunk.
         """
-        parts = prompt_syntax.parse_weights(prompt) if weighted else [(prompt, 1.0)]
-        words = [
-            [(token, weight) for token in word]
-            for text, weight in parts
-            for word in self._words(text)
-        ]
+        pieces = [[(prompt, 1.0)]]
+        if weighted:
+            pieces = prompt_syntax.parse_weights(prompt, chunked=chunked)
+        pieces_of_words = [self._weighted_words(piece) for piece in pieces]
+        if len(pieces) > 1 and not pieces_of_words[-1]:
+            del pieces_of_words[-1]  # a BREAK at the end begins no chunk
+        words = [word for piece in pieces_of_words for word in piece]
         count = sum(map(len, words))
         room = self._tokenizer.model_max_length - 2
         if chunked:
             self._check_words(words, room)
-            rows = _cut(words, room, self._comma)
+            rows = [row for piece in pieces_of_words for row in _cut(piece, room, self._comma)]
         else:
             rows = [[each for word in words for each in word][:room]]
         chunks = tuple(self._chunk(row, clip_skip) for row in rows)
@@ -81,6 +82,14 @@ class Tokenizer:
     def blank_chunk(self, clip_skip: int) -> Chunk:
         """Return the chunk of an empty prompt, which pads a shorter prompt."""
         return self.tokenize("", clip_skip, weighted=False, chunked=False).chunks[0]
+
+    def _weighted_words(self, parts: list[tuple[str, float]]) -> list[Row]:
+        """Return the words of a piece of a prompt, a row each."""
+        return [
+            [(token, weight) for token in word]
+            for text, weight in parts
+            for word in self._words(text)
+        ]
 
     def _words(self, text: str) -> list[Sequence[int]]:
         """Return the tokens of `text`, those of an added word together."""

@@ -58,6 +58,14 @@ def test_a_rewrite_computes_the_same_in_float64(tiny_model, request_for, name, l
     assert_equal_but_for_rounding(outputs(rewritten, request_for), expected)
 
 
+def test_prompts_are_mixed_the_same_after_their_projection(tiny_model, request_for):
+    mixed = {"prompt_b": "a blue cat", "mix": 0.3}
+    expected = outputs(built(tiny_model), request_for, **mixed)
+    ours = outputs(built(tiny_model, ["text_kv"]), request_for, **mixed)
+    assert_equal_but_for_rounding(ours, expected)
+    assert not torch.equal(ours[0], outputs(built(tiny_model, ["text_kv"]), request_for)[0])
+
+
 @pytest.mark.parametrize("name", ON_A_CPU)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_bits_of_a_row_do_not_depend_on_its_neighbours(tiny_model, request_for, name, dtype):

@@ -198,6 +198,14 @@ def test_tags_of_a_prompt_choose_loras_and_are_no_text(adapted, request_for):
     assert {each.prompt_tokens for each in (one, two, three, four)} == {len("areddog")}
 
 
+def test_tags_are_removed_before_a_prompt_is_read_over_time(adapted, request_for):
+    family = StableDiffusion1(adapted)
+    options = {"loras": "fur:1", "prompt_weights": True, "prompt_b": "a cat", "mix": 0.5}
+    tagged = request_for(prompt="[<lora:ink:2>a dog|b]<lora:fur:1>", **options)
+    plain = request_for(prompt="[a dog|b]", **{**options, "loras": "fur:2, ink:2"})
+    assert family.read(tagged) == family.read(plain)
+
+
 def test_a_tag_is_text_if_the_job_names_no_lora(model, request_for):
     [drawn] = draw(model, [request_for(prompt="a <lora:ink:1>")])
     assert drawn.prompt_tokens == len("a<lora:ink:1>")
@@ -218,6 +226,10 @@ def test_a_tag_is_text_if_the_job_names_no_lora(model, request_for):
         (
             {"negative_prompt": "bad <lora:ink:1>"},
             "negative_prompt = '<lora:ink:1>': a LoRA changes the whole image. Move it to the",
+        ),
+        (
+            {"prompt_b": "a <lora:ink:1>cat"},
+            "prompt_b = '<lora:ink:1>': a LoRA changes the whole image. Move it to the prompt",
         ),
     ],
 )
@@ -265,7 +277,7 @@ def test_a_fused_and_a_chosen_lora_work_together(tiny_model, files, request_for)
 def test_a_lora_of_the_unet_alone_shares_the_text_of_other_rows(adapted, request_for):
     family = StableDiffusion1(adapted)
     wet, without, ink = (family.read(request_for(loras=each)) for each in ("wet", "", "ink"))
-    assert wet.prompt == without.prompt != ink.prompt
+    assert wet.prompts.prompt == without.prompts.prompt != ink.prompts.prompt
 
 
 @pytest.mark.slow  # a minute: torch compiles a UNet and a VAE

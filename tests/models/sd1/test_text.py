@@ -90,30 +90,22 @@ def encode_by_hand(model, words, clip_skip=0):
     return torch.cat([encoder.final_layer_norm(state) for state in skipped], dim=1)
 
 
-# Examples of AUTOMATIC1111's wiki, and what is not supported in them.
-OTHER_SYNTAX = {
-    "a [cat:dog:0.5]": "[cat:dog:0.5]",
-    "a [[cat]:dog:0.5]": "[[cat]:dog:0.5]",
-    "a [dog: 5 ]": "[dog: 5 ]",
-    "a [cat|dog]": "[cat|",
-    "a <lora:fur:1>": "<lora:",
-    "a cat BREAK a dog": "BREAK",
-    "a cat AND a dog": "AND",
-}
+OTHER_SYNTAX = {"a <lora:fur:1>": "<lora:", "a cat AND a dog": "AND"}
+OVER_TIME = ["a [cat:dog:0.5]", "a [dog: 5 ]", "a [cat|dog]", "a cat BREAK a dog"]
 
 
 @pytest.mark.parametrize("prompt", OTHER_SYNTAX)
-@pytest.mark.parametrize("where", ["prompt", "negative_prompt"])
+@pytest.mark.parametrize("where", ["prompt", "negative_prompt", "prompt_b"])
 def test_syntax_that_is_not_supported_fails_the_row_with_the_way_out(
     engine, request_for, prompt, where
 ):
     future = engine.submit(request_for(**{where: prompt, "prompt_weights": True}))
-    reason = re.escape(f"{where} = {OTHER_SYNTAX[prompt]!r}: networks, prompt editing, BREAK and")
+    reason = re.escape(f"{where} = {OTHER_SYNTAX[prompt]!r}: networks and AND are not supported")
     with pytest.raises(ValueError, match=rf"^{reason}.*Remove it; LoRAs belong in model.loras"):
         future.result()
 
 
-@pytest.mark.parametrize("prompt", ["a (red:1.5) [dog]", *OTHER_SYNTAX, "\\(a\\)"])
+@pytest.mark.parametrize("prompt", ["a (red:1.5) [dog]", *OTHER_SYNTAX, *OVER_TIME, "\\(a\\)"])
 def test_without_prompt_weights_brackets_are_text_as_in_diffusers(draw_from, request_for, prompt):
     draw_from(request_for(prompt=prompt, negative_prompt="[a] (b"))
 
@@ -189,7 +181,7 @@ def test_weights_apply_to_the_tokens_of_every_chunk(model, request_for):
     weighted = request_for(
         prompt=f"{'x' * ROOM}(y:2)", prompt_weights=True, chunk_prompts=True, guidance_scale=1.0
     )
-    first, second = StableDiffusion1(model).read(weighted).prompt
+    first, second = StableDiffusion1(model).read(weighted).prompts.prompt
     assert first.weights is None
     assert second.weights == (1.0, 2.0, *[1.0] * ROOM)
 
@@ -287,6 +279,28 @@ def test_chunk_prompts_cuts_where_automatic1111_does(words_of_vectors, prompt, w
             else [f"{letter}</w>"]
         )
     ]
+
+
+# Prompt -> the tokens of its chunks; by AUTOMATIC1111's tokenize_line: BREAK ends a chunk, also an
+# empty one, and at the end it begins none.
+BREAKS = {
+    "x BREAK y y": [1, 2],
+    "x BREAK": [1],
+    "BREAK x": [0, 1],
+    "BREAK": [0],
+    "x BREAK BREAK y": [1, 0, 1],
+    "x " * 75 + "BREAK y": [75, 1],
+    "x " * 76 + "BREAK y": [75, 1, 1],
+    "x " * 60 + ", " + "x " * 9 + "BREAK" + " y" * 10: [70, 10],  # no comma counts before it
+}
+
+
+@pytest.mark.parametrize("prompt", BREAKS)
+def test_break_begins_a_new_chunk(model, prompt):
+    tokens = Tokenizer(model.tokenizer).tokenize(prompt, 0, weighted=True, chunked=True)
+    end = model.tokenizer.eos_token_id
+    assert [chunk.ids.index(end) - 1 for chunk in tokens.chunks] == BREAKS[prompt]
+    assert tokens.count == sum(BREAKS[prompt])
 
 
 def test_what_moves_to_the_next_chunk_keeps_its_weights(model):
