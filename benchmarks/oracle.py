@@ -1,4 +1,4 @@
-"""One of our requests, drawn by diffusers' own StableDiffusionPipeline."""
+"""One of our requests, drawn by diffusers' own pipelines."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ from sdbatch.engine.request import Request
 from sdbatch.models.sd1.loading import Model
 
 
-def pipeline(model: Model) -> StableDiffusionPipeline:
-    """Return diffusers' pipeline over the parts of `model`."""
-    pipe = StableDiffusionPipeline(
+def pipeline(model: Model, kind: Any = StableDiffusionPipeline) -> Any:
+    """Return diffusers' pipeline of a kind over the parts of `model`."""
+    pipe = kind(
         vae=model.vae,
         text_encoder=model.text_encoder,
         tokenizer=model.tokenizer,

@@ -58,6 +58,7 @@ FAMILIES: dict[str, str] = {
     # with the same parts; sd1 rejects a UNet that needs more
     "StableDiffusionImg2ImgPipeline": "sdbatch.models.sd1",
     "StableDiffusionInpaintPipeline": "sdbatch.models.sd1",
+    "StableDiffusionInstructPix2PixPipeline": "sdbatch.models.sd1",
     "StableDiffusionControlNetPipeline": "sdbatch.models.sd1",
     "StableDiffusionPAGPipeline": "sdbatch.models.sd1",
     "LatentConsistencyModelPipeline": "sdbatch.models.sd1",

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sdbatch import hardware, registry, tuned
 from sdbatch.advice import Advice, advise, dtype_by_rule, layout_by_rule
 from sdbatch.engine.limits import DECODE_GROUP, ModelLimits
@@ -20,6 +22,7 @@ from sdbatch.models import find_model as models
 from sdbatch.models import hub
 from sdbatch.models.build import Build
 from sdbatch.models.find_model import ModelFiles
+from sdbatch.models.identify import EDITING
 from sdbatch.sampling import KEYS
 
 if TYPE_CHECKING:
@@ -189,7 +192,7 @@ def _resolve_device(job: Job, gpus: float) -> str:
 
 
 def _resolve_engine(job: Job, files: ModelFiles, device: str, advice: Advice) -> EngineConfig:
-    settings, sampling, choice = job.engine, job.sampling, advice.choice
+    settings, choice = job.engine, advice.choice
 
     def value(name: str, by_rule: Any) -> Any:
         given = getattr(settings, name)
@@ -201,14 +204,12 @@ def _resolve_engine(job: Job, files: ModelFiles, device: str, advice: Advice) ->
     if settings.fp8_linears:
         dtype = _dtype_of_fp8(settings, device)
     group: int = value("decode_group", DECODE_GROUP)
-    limits: ModelLimits = registry.load(files.family).LIMITS
-    memory = advice.memory / 2 if dtype == "float32" else advice.memory
-    lanes = value("lanes", limits.lanes(device, sampling.height, sampling.width, memory, group))
+    lanes = _lanes(job, files, device, advice, dtype, group)
     compiled: bool = value("compile", by_rule=False)
     return EngineConfig(
         device=device,
         dtype=dtype,
-        lanes=lanes if isinstance(lanes, dict) else {ANY_GPU: lanes},
+        lanes=lanes,
         threads=settings.threads,
         channels_last=value("channels_last", layout_by_rule(device, dtype)),
         compile=compiled,
@@ -218,6 +219,28 @@ def _resolve_engine(job: Job, files: ModelFiles, device: str, advice: Advice) ->
         rewrites=_rewrites(job, files, device, choice, compiled=compiled),
         fp8_linears=settings.fp8_linears,
     )
+
+
+def _lanes(
+    job: Job, files: ModelFiles, device: str, advice: Advice, dtype: str, group: int
+) -> dict[str, int]:
+    """Return the lanes by type of GPU; raise a JobError if the job sets too few for an image."""
+    given, least = job.engine.lanes, files.image_lanes
+    if given == "auto":
+        limits: ModelLimits = registry.load(files.family).LIMITS
+        memory = advice.memory / 2 if dtype == "float32" else advice.memory
+        size = (job.sampling.height, job.sampling.width)
+        found = limits.lanes(device, *size, memory, group)
+        if advice.choice is not None:
+            found = advice.choice.lanes
+        return {ANY_GPU: max(least, found)}
+    lanes = given if isinstance(given, dict) else {ANY_GPU: given}
+    if min(lanes.values()) < least:
+        raise JobError(
+            f"engine.lanes = {given!r}: must be at least {least}, the lanes of an image of this "
+            f"model. Leave it out."
+        )
+    return lanes
 
 
 def _dtype_of_fp8(settings: EngineSettings, device: str) -> str:
@@ -268,6 +291,9 @@ def why_unfit(
             rewrite == "shared_prefix" and "graphs" in job.engine.rewrites
         ),
         loras: rewrite == "graphs" and bool(job.model.row_loras),
+        "the lanes of an edit differ in their picture: must have equal inputs": (
+            rewrite == "shared_prefix" and files.use == EDITING
+        ),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
@@ -304,6 +330,7 @@ def load_engine(
         from sdbatch.models import safety_checker
 
         family: Family = registry.load(files.family).load(files, config.build)
+        example = with_picture(example, files)
         checker = safety_checker.load(files, config.build)
     engine = Engine(
         family,
@@ -321,6 +348,14 @@ def load_engine(
         raise
     cuda.check_headroom(family.device)
     return engine
+
+
+def with_picture(example: Request, files: ModelFiles) -> Request:
+    """Return an example with a black picture, if the model draws nothing without one."""
+    if files.use != EDITING:
+        return example
+    black = np.zeros((example.height, example.width, 3), np.uint8)
+    return example.model_copy(update={"inputs": {"image": black}})
 
 
 def _try_out(engine: "Engine", example: Request, *, must_draw: bool) -> None:

@@ -83,6 +83,18 @@ def tiny_model(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def folders_by_use(tmp_path_factory) -> dict[str, Path]:
+    """Random models for inpainting and for editing in small, in diffusers' layout."""
+    from tests import tiny
+
+    channels = {"inpainting": 9, "editing": 8}
+    folders = {use: tmp_path_factory.mktemp(use) for use in channels}
+    for use, folder in folders.items():
+        tiny.write_folder(folder, channels=channels[use])
+    return folders
+
+
 @pytest.fixture
 def write(tmp_path):
     """Write a file below tmp_path; return its path."""

@@ -29,13 +29,26 @@ MODEL_INDEX = {
 }
 
 
-def write_folder(path: Path, seed: int = 0) -> None:
-    """Write a random Stable Diffusion 1.5 in small at `path`, in diffusers' layout."""
+PIPELINES = {  # by the channels of the UNet's input
+    4: "StableDiffusionPipeline",
+    9: "StableDiffusionInpaintPipeline",
+    8: "StableDiffusionInstructPix2PixPipeline",
+}
+
+
+def write_folder(path: Path, seed: int = 0, channels: int = 4) -> None:
+    """Write a random Stable Diffusion 1.5 in small at `path`, in diffusers' layout.
+
+    Args:
+        path: of the folder.
+        seed: of its weights.
+        channels: of the UNet's input: 9 for inpainting, 8 for editing.
+    """
     tokenizer = byte_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         parts = {
-            "unet": _random_unet(),
+            "unet": _random_unet(channels),
             "vae": _random_vae(),
             "text_encoder": _random_text_encoder(tokenizer),
             "tokenizer": tokenizer,
@@ -50,11 +63,14 @@ def write_folder(path: Path, seed: int = 0) -> None:
         }
     for name, part in parts.items():
         part.save_pretrained(path / name)
-    (path / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2))
+    index = MODEL_INDEX | {"_class_name": PIPELINES[channels]}
+    (path / "model_index.json").write_text(json.dumps(index, indent=2))
 
 
-def _random_unet() -> UNet2DConditionModel:
+def _random_unet(channels: int) -> UNet2DConditionModel:
     return UNet2DConditionModel(
+        sample_size=64,
+        in_channels=channels,
         block_out_channels=(32, 64),
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),

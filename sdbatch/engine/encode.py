@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -23,7 +23,7 @@ from sdbatch.engine.lanes import padded
 class _Picture:
     ticket: Ticket
     name: str
-    pixels: NDArray[np.uint8]  # (H, W, 3)
+    pixels: NDArray[Any]  # (H, W, 3), 0 to 255
 
 
 @dataclass(slots=True)

@@ -26,7 +26,7 @@ from sdbatch.engine.enlarge import enlarge_latents, with_enlarged
 from sdbatch.engine.family import Family, Original, Reading
 from sdbatch.engine.faults import FaultPolicy, cannot_draw, is_lack_of_memory
 from sdbatch.engine.lanes import Lanes
-from sdbatch.engine.limits import DECODE_GROUP, LEAST_LANES
+from sdbatch.engine.limits import DECODE_GROUP
 from sdbatch.engine.request import Drawn, Follow, Request, Usage
 from sdbatch.errors import ModelError
 from sdbatch.sampling import LATENT_UPSCALERS, Sampling
@@ -65,7 +65,7 @@ class Engine:
 
     Args:
         family: the loaded model.
-        lanes: rows of the denoiser's batch, at least 2; a guided image takes two.
+        lanes: rows of the denoiser's batch, at least those of a guided image: two, or three.
         threads: of torch on a CPU; they are part of what decides the bits.
         pixels: of the images that `lanes` are meant for; larger ones get fewer lanes.
         checker: scores the images, if they are to be checked.
@@ -246,9 +246,10 @@ class Engine:
                 raise ValueError(
                     f"{name} = {value!r}: must be {default!r}, this model has no {name}"
                 )
+        reading = self._family.read(request)
         if (enlarged := request.enlarged()) is not None:
             self._read(enlarged)
-        return self._family.read(request)
+        return reading
 
     def _enqueue(self, ticket: Ticket) -> None:
         """Queue a request for lanes, or first for the encoding of its pictures."""
@@ -291,9 +292,10 @@ class Engine:
 
     def _lanes_of(self, height: int, width: int) -> int:
         """Return the lanes for a size, so that a call has no more pixels than it is meant for."""
-        if self._pixels is None or height * width <= self._pixels:
-            return self._lanes
-        return max(LEAST_LANES, self._lanes * self._pixels // (height * width))
+        lanes = self._lanes
+        if self._pixels is not None and height * width > self._pixels:
+            lanes = lanes * self._pixels // (height * width)
+        return max(self._family.limits.image_lanes, lanes)
 
     def _round(self) -> None:
         """Admit, tick and decode once, for the shape whose turn it is."""
@@ -352,7 +354,7 @@ class Engine:
             trial.tick(lambda _, call: call())
             self._decoder.try_out(ticket, trial.cohorts[0].latents[0])
         except Exception as error:
-            if not is_lack_of_memory(error) or lanes.count == LEAST_LANES:
+            if not is_lack_of_memory(error) or lanes.count == lanes.least:
                 raise
             self._faults.halve(lanes, error.with_traceback(None))
             return False

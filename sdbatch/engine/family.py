@@ -47,8 +47,8 @@ class Reading(Protocol):
         """Return the lanes of the image while it is guided: 2 or 3."""
 
     @property
-    def pictures(self) -> Mapping[str, NDArray[np.uint8]]:
-        """Return the pictures to encode before it is drawn, by name: (H, W, 3) each."""
+    def pictures(self) -> Mapping[str, NDArray[Any]]:
+        """Return the pictures to encode before it is drawn, by name: (H, W, 3), 0 to 255."""
 
     @property
     def original(self) -> Original | None:
@@ -146,7 +146,7 @@ class Family(Protocol):
         """Return a fresh scheduler for requests of one kind; `noise` (n, C, h, w) is on the CPU."""
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return pictures (n, H, W, 3) uint8 as latents: (n, K, h, w) with K as it needs.
+        """Return pictures (n, H, W, 3), 0 to 255, as latents: (n, K, h, w) with K as it needs.
 
         A row does not depend on the others; calls for one size have one number of rows.
         """

@@ -9,7 +9,6 @@ import torch
 from sdbatch.engine import cuda
 from sdbatch.engine.cohort import Cohort, Ticket
 from sdbatch.engine.lanes import Lanes
-from sdbatch.engine.limits import LEAST_LANES
 from sdbatch.engine.request import Usage
 from sdbatch.errors import ModelError, one_line
 
@@ -36,8 +35,8 @@ def cannot_draw(error: BaseException) -> ModelError:
     text = f"{type(error).__name__}: {one_line(paragraph, 300)}"
     if is_lack_of_memory(error):
         return ModelError(
-            f"The device has too little memory for {LEAST_LANES} lanes ({text}). Set a smaller "
-            f"height and width, or use a device with more memory."
+            f"The device has too little memory for an image ({text}). Set a smaller height and "
+            f"width, or use a device with more memory."
         )
     return ModelError(
         f"The model cannot draw on this device ({text}). Correct the cause, or set engine.compile "
@@ -94,7 +93,7 @@ class FaultPolicy:
         except Exception as error:
             if _is_failed_device(error):
                 raise
-            if is_lack_of_memory(error) and lanes.count > LEAST_LANES:
+            if is_lack_of_memory(error) and lanes.count > lanes.least:
                 raise
             lanes.leave(tickets)
             self._retry_alone(lanes, tickets, error)
@@ -113,7 +112,7 @@ class FaultPolicy:
     def halve(self, lanes: Lanes, error: Exception) -> None:
         """Halve the lanes for lack of memory, and release what torch caches."""
         cuda.release_cached_memory()
-        lanes.count = max(LEAST_LANES, lanes.count // 2)
+        lanes.count = max(lanes.least, lanes.count // 2)
         self.record(f"{lanes.count} lanes", error)
 
     def record(self, reduced_to: str, error: Exception) -> None:
@@ -135,7 +134,7 @@ class FaultPolicy:
         no_memory = is_lack_of_memory(error)
         if not no_memory:
             self._check_engine(error)
-        if lanes.count == LEAST_LANES if no_memory else len(tickets) == 1:
+        if lanes.count == lanes.least if no_memory else len(tickets) == 1:
             for ticket in tickets:
                 ticket.settle(error)
             return

@@ -30,6 +30,7 @@ class Lanes:
 
     def __init__(self, family: Family, count: int) -> None:
         self.count = count
+        self.least = family.limits.image_lanes  # which an image needs
         self.cohorts: list[Cohort] = []
         self._family = family
         # By kind, and within it by when two lanes are needed: all of a queue fit, or none does.

@@ -34,6 +34,7 @@ class ModelLimits:
     multiple_of: int  # pixels: height and width are multiples of it
     side: int  # pixels of an image's side by default
     capacity: Mapping[str, Capacity]  # device kind -> lanes
+    image_lanes: int = LEAST_LANES  # of a guided image
 
     def check_size(self, height: int, width: int) -> None:
         """Raise a ValueError if images of this size cannot be drawn."""

@@ -16,7 +16,7 @@ _PARALLEL = 0.9995  # the cosine above which two noises are mixed by a straight 
 def stream(seed: int, name: str) -> torch.Generator:
     """Return the generator of a random stream of its own, such as that of a picture's posterior.
 
-    The starting noise and a sampler's steps draw from the seed itself, as diffusers does.
+    The starting noise and then a sampler's steps draw from the seed itself.
     """
     digest = hashlib.blake2b(f"{seed}\n{name}".encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
@@ -42,7 +42,7 @@ def start_noise(family: Family, request: Request, generator: torch.Generator) ->
 def slerp(share: float, one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
     """Return the point between two tensors on the arc that joins them; share 0 is the first.
 
-    Source: Shoemake 1985; diffusers' examples/community/interpolate_stable_diffusion.py.
+    Source: Shoemake 1985, eq. 4.
     """
     cosine = (one * two).sum() / (one.norm() * two.norm())
     if cosine.abs() > _PARALLEL:

@@ -60,7 +60,7 @@ class Painting:
     def restore(self, latents: torch.Tensor, step: int) -> torch.Tensor:
         """Return latents (n, C, h, w) before a step with the picture's outside of the masks.
 
-        Source: diffusers' StableDiffusionInpaintPipeline with 4 channels.
+        Source: Avrahami et al. 2023 (Blended Latent Diffusion), sec. 4.1.
         """
         if False not in self._masked:
             return latents

@@ -67,7 +67,7 @@ def make_rows(family: Family, request: Request, count: int, seed: int = 0) -> Ro
     )
     scheduler = family.scheduler(requests, noise, generators)
     latents = scheduler.model_input(scheduler.start(noise), 0)
-    conditions, _ = family.embed(readings, ())
+    conditions, *_ = family.embed(readings, ())
     order = moved(torch.arange(count), latents.device)
     steps = scheduler.timesteps
     return Rows(

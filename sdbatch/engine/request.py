@@ -31,7 +31,7 @@ class Request(Sampling):
     def steps_from_picture(self) -> tuple[int, int]:
         """Return the steps of the schedule, and the first one that is drawn from a picture.
 
-        Sources: diffusers' StableDiffusionImg2ImgPipeline.get_timesteps; AUTOMATIC1111's
+        Sources: Meng et al. 2022 (SDEdit), sec. 3; AUTOMATIC1111's
         modules/sd_samplers_common.py, setup_img2img_steps, whose hires fix draws all of its steps.
 
         Raises:

@@ -203,6 +203,11 @@ class Model(Section):
     )
     loras: list[Lora] = Field([])
     embeddings: list[Embedding] = Field([])
+    tiling: bool = Field(
+        False,
+        description="draw pictures whose opposite edges meet without a seam; of all rows, as it "
+        "changes the model",
+    )
     sha256: str | None = Field(None, description="of the weights; filled in when the job begins")
 
     @model_validator(mode="after")

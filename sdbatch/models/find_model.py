@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdbatch import registry
+from sdbatch.engine.limits import LEAST_LANES
 from sdbatch.errors import ModelError, one_line
 from sdbatch.job import Model, Safety
 from sdbatch.job.files import FileKey, named_files, with_paths
@@ -43,6 +44,11 @@ class Layout:
     # From the configurations of the weights to what identify calls files that fit them. Raises
     # ValueError, with what the model is, if the family cannot draw with it.
     base_of: Callable[[Configs], str] = _any_base
+    # By the use of the models that the family loads: the lanes of a guided image.
+    image_lanes: Mapping[str, int] = field(
+        default_factory=lambda: {identify.TEXT_TO_IMAGE: LEAST_LANES}
+    )
+    use_of: Callable[[Configs], str] = _any_base  # of a model, by its configurations
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class ModelFiles:
     expected_sha256: str | None = None  # of the files on the driver's machine
     variants: Mapping[str, str | None] = field(default_factory=dict)  # part -> its weights' variant
     scheduler: str = ""  # the class that its model_index.json names
+    use: str = identify.TEXT_TO_IMAGE  # what else than text its input is for: see identify.USES
 
     @property
     def root(self) -> str:
@@ -72,6 +79,11 @@ class ModelFiles:
     def revision(self) -> str | None:
         """Return the commit of a hub id."""
         return self.settings.revision
+
+    @property
+    def image_lanes(self) -> int:
+        """Return the lanes of a guided image."""
+        return self.layout.image_lanes[self.use]
 
     @property
     def layout(self) -> Layout:
@@ -159,17 +171,23 @@ def _with_parts(
     if listed and f"{CHECKER}/config.json" in names:
         own = model_folder.variants(names, CHECKER)
         variants[CHECKER] = variant if variant in own else None
-    base = _base_of_configs(layout, root, path)
-    settings = files.settings.updated(variant=variant)
-    scheduler = str((index.get("scheduler") or [""])[-1])
-    found = replace(files, family=family, settings=settings, variants=variants, scheduler=scheduler)
+    base, use = _read_configs(layout, root, path)
+    found = replace(
+        files,
+        family=family,
+        settings=files.settings.updated(variant=variant),
+        variants=variants,
+        scheduler=str((index.get("scheduler") or [""])[-1]),
+        use=use,
+    )
     return found, base
 
 
-def _base_of_configs(layout: Layout, root: Path, path: str) -> str:
+def _read_configs(layout: Layout, root: Path, path: str) -> tuple[str, str]:
+    """Return the base and the use of a model, by the configurations of its weights."""
     configs = {part: _read_json(root, f"{part}/config.json", path) for part in layout.weights}
     try:
-        return layout.base_of(configs)
+        return layout.base_of(configs), layout.use_of(configs)
     except ValueError as error:
         raise ModelError(f"model.path = {path}: {error}. Choose another model.") from error
 
@@ -197,12 +215,13 @@ def _find_file(settings: Model, file: Path) -> tuple[ModelFiles, str]:
     kind = identify.identify(header)
     for family in dict.fromkeys(registry.FAMILIES.values()):
         layout = _layout(family)
-        if kind.role == identify.CHECKPOINT and kind.base and kind.base == layout.base:
+        fits = kind.base and kind.base == layout.base and kind.use in layout.image_lanes
+        if kind.role == identify.CHECKPOINT and fits:
             single_file.check_parts(header, settings, str(file))
             settings = single_file.adopt_training(header, settings, str(file))
-            files = ModelFiles("file", str(file.resolve()), family, settings)
+            files = ModelFiles("file", str(file.resolve()), family, settings, use=kind.use)
             if _is_here(files):
-                _base_of_configs(layout, Path(files.config), settings.config)
+                _read_configs(layout, Path(files.config), settings.config)
                 unet = _read_json(Path(files.config), "unet/config.json", settings.config)
                 single_file.check_architecture(header, unet, str(file))
             return files, layout.base

@@ -14,6 +14,14 @@ SD1, SD2, SDXL = "Stable Diffusion 1.x", "Stable Diffusion 2.x", "SDXL"
 REFINER, SD3, FLUX = "SDXL refiner", "Stable Diffusion 3", "Flux"
 CHECKPOINT, LORA, EMBEDDING, VAE = "checkpoint", "LoRA", "embedding", "VAE"
 UNET, TEXT_ENCODER, OTHER = "UNet", "text encoder", ""
+TEXT_TO_IMAGE, INPAINTING, EDITING = "", "inpainting", "editing"
+USES = {  # by the channels of a UNet's input
+    4: TEXT_TO_IMAGE,
+    9: INPAINTING,
+    8: EDITING,
+    5: "depth",
+    7: "upscaling",
+}
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = (
     "model.diffusion_model.",
     "first_stage_model.",
@@ -21,7 +29,6 @@ UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = (
 )
 AVERAGED_PREFIX = "model_ema."  # before the averaged weights of the original full checkpoints
 _BY_WIDTH = {768: SD1, 1024: SD2, 2048: SDXL}  # of the text that a UNet attends to
-_BY_CHANNELS = {9: "inpainting", 8: "editing", 5: "depth", 7: "upscaling"}  # of a UNet's input
 _ARTICLES = {LORA: "a", CHECKPOINT: "a", EMBEDDING: "an", VAE: "a", UNET: "a"}
 # Files of other kinds, by what their names contain.
 _OTHERS = (
@@ -66,6 +73,7 @@ class Kind:
     base: str  # SD1, ...; "" if it does not tell
     words: str  # in an error, such as "an SDXL checkpoint"
     network: str = ""  # of a LoRA: LoRA, DoRA, LoHa, ...
+    use: str = TEXT_TO_IMAGE  # of a UNet: what else than text its input is for; one of USES
 
 
 def identify(header: Header) -> Kind:
@@ -109,18 +117,18 @@ def _of_unet(tensors: dict[str, Tensor]) -> Kind:
     whole = any(name.startswith((UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX)) for name in tensors)
     base = _base_of_unet(tensors)
     channels = _shape(tensors, r"(^|\.)input_blocks\.0\.0\.weight$|^conv_in\.weight$")[1:2]
-    use = _BY_CHANNELS.get(channels[0], "") if channels else ""
+    use = USES.get(channels[0], "other inputs") if channels else TEXT_TO_IMAGE
+    more = f" for {use} ({channels[0]} channels)" if use else ""
     if _first(tensors, r"(^|\.)(control_model|input_hint_block|controlnet_\w+)\."):
         return Kind(OTHER, base, _words(base, "ControlNet"))
-    if use:
-        return Kind(OTHER, base, f"{_words(base, CHECKPOINT)} for {use} ({channels[0]} channels)")
     has = {
         part: any(name.startswith(prefix) for name in tensors)
         for part, prefix in (("VAE", VAE_PREFIX), ("text encoder", "cond"))
     }
     if not whole or not any(has.values()):
-        return Kind(UNET, base, f"{_words(base, UNET)} alone, without text encoder and VAE")
-    return Kind(CHECKPOINT, base, _words(base, CHECKPOINT))
+        words = f"{_words(base, UNET)} alone{more}, without text encoder and VAE"
+        return Kind(UNET, base, words, use=use)
+    return Kind(CHECKPOINT, base, f"{_words(base, CHECKPOINT)}{more}", use=use)
 
 
 def _base_of_unet(tensors: dict[str, Tensor]) -> str:

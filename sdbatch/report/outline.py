@@ -120,7 +120,8 @@ def _find_model(job: Job, record: Record | None) -> tuple[str, ModelFiles | None
     if record is not None:
         job = identity.with_commits(job, record.job)
     if path.startswith("builtin:") or Path(path).exists():
-        return path, *resolve.find_model(job)
+        files, job = resolve.find_model(job)
+        return f"{path}, for {files.use}" if files.use else path, files, job
     if record is not None and record.job.model.path == path:
         open_keys = [name for name in resolve.FOUND if getattr(job.model, name) is None]
         values = {name: getattr(record.job.model, name) for name in open_keys}

@@ -65,7 +65,8 @@ def tune(options: Options, show: Show) -> Entry:
     )
     show(f"{options.model}, {key.width}x{key.height}, at most {options.seconds:g} s")
     show(f"\n{'variant':{WIDTH}} {'ms a lane':>10} {'GB':>8}\n{'':{WIDTH}} {'or image':>10}")
-    bench = Bench(files, Request(**job.sampling.model_dump(), prompt="a picture, number"), show)
+    example = Request(**job.sampling.model_dump(), prompt="a picture, number")
+    bench = Bench(files, resolve.with_picture(example, files), show)
     before = torch.get_num_threads()
     try:
         run = _Tuning(job, device, limits, bench, budget)

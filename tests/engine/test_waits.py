@@ -13,6 +13,7 @@ from sdbatch.engine.request import Follow
 from sdbatch.job.sections import Lora
 from sdbatch.models import safety_checker
 from sdbatch.models.build import Build
+from sdbatch.models.identify import EDITING, INPAINTING
 from sdbatch.models.sd1.family import StableDiffusion1
 from sdbatch.samplers import NAMES, SAMPLERS
 from tests.engine.faulty_family import FaultyFamily, Hold, OutOfMemory
@@ -110,6 +111,21 @@ def test_a_shared_prefix_does_not_wait(assert_without_waits, models, tiny_model)
     assert_without_waits(
         lambda model: draw_all(StableDiffusion1(model), requests),
         [load(tiny_model, replace(build, rewrites=("shared_prefix",))) for build in BUILDS],
+    )
+
+
+@pytest.mark.parametrize("use", [INPAINTING, EDITING])
+def test_what_a_unet_sees_of_a_picture_does_not_wait(assert_without_waits, folders_by_use, use):
+    rng = np.random.default_rng(0)
+    inputs = {"image": rng.integers(0, 256, (16, 16, 3), np.uint8)}
+    requests = [small(inputs=inputs), small(inputs=inputs, guidance_scale=1.0)]
+    if use == INPAINTING:
+        masked = {**inputs, "mask": rng.integers(0, 256, (16, 16), np.uint8)}
+        requests += [small(inputs=masked, compat=each) for each in ("diffusers", "a1111")]
+        requests += [small(inputs=masked, sample_posterior=True, strength=1.0), small()]
+    assert_without_waits(
+        lambda model: draw_all(StableDiffusion1(model), requests),
+        [load(folders_by_use[use], build) for build in BUILDS],
     )
 
 

@@ -83,10 +83,17 @@ CHECKPOINTS = {
         SD1,
         "a Stable Diffusion 1.x checkpoint",
     ),
-    "sd15 inpainting": (unet(768, 9) | CLIP_1, OTHER, SD1, "for inpainting (9 channels)"),
-    "instruct-pix2pix": (unet(768, 8) | CLIP_1, OTHER, SD1, "for editing (8 channels)"),
-    "sd2 depth": (unet(1024, 5) | OPEN_CLIP, OTHER, SD2, "for depth (5 channels)"),
-    "x4 upscaler": (unet(1024, 7) | OPEN_CLIP, OTHER, SD2, "for upscaling (7 channels)"),
+    "sd15 inpainting": (
+        unet(768, 9) | CLIP_1,
+        CHECKPOINT,
+        SD1,
+        "a Stable Diffusion 1.x checkpoint for inpainting (9 channels)",
+    ),
+    "sd15 instruct-pix2pix": (unet(768, 8) | CLIP_1, CHECKPOINT, SD1, "for editing (8 channels)"),
+    "depth": (unet(768, 5) | CLIP_1, CHECKPOINT, SD1, "for depth (5 channels)"),
+    "sd2 depth": (unet(1024, 5) | OPEN_CLIP, CHECKPOINT, SD2, "for depth (5 channels)"),
+    "x4 upscaler": (unet(1024, 7) | OPEN_CLIP, CHECKPOINT, SD2, "for upscaling (7 channels)"),
+    "6 channels": (unet(768, 6) | CLIP_1, CHECKPOINT, SD1, "for other inputs (6 channels)"),
     "sd21": (
         unet(1024) | OPEN_CLIP | vae(FIRST_STAGE),
         CHECKPOINT,
@@ -95,14 +102,14 @@ CHECKPOINTS = {
     ),
     "sd2 inpainting": (
         unet(1024, 9) | OPEN_CLIP,
-        OTHER,
+        CHECKPOINT,
         SD2,
         "a Stable Diffusion 2.x checkpoint for inpainting",
     ),
     "sdxl": (SDXL_UNET | SDXL_TEXT | vae(FIRST_STAGE), CHECKPOINT, SDXL, "an SDXL checkpoint"),
     "sdxl inpainting": (
         unet(2048, 9, **{"label_emb.0.0.weight": (1280, 2816)}) | SDXL_TEXT,
-        OTHER,
+        CHECKPOINT,
         SDXL,
         "an SDXL checkpoint for inpainting",
     ),
@@ -131,7 +138,12 @@ PARTS = {
         SDXL,
         "an SDXL UNet alone",
     ),
-    "diffusers inpainting unet": (diffusers_unet(768, 9), OTHER, SD1, "for inpainting"),
+    "diffusers inpainting unet": (
+        diffusers_unet(768, 9),
+        UNET,
+        SD1,
+        "UNet alone for inpainting (9 channels), without",
+    ),
     "vae": (vae(), VAE, "", "a VAE"),
     "vae with its prefix": (vae(FIRST_STAGE), VAE, "", "a VAE"),
     "vae with its loss": (vae() | {"loss.logvar": ()}, VAE, "", "a VAE"),
@@ -317,6 +329,14 @@ def test_a_file_is_known_by_the_names_and_shapes_of_its_tensors(shapes, role, ba
     kind = identify.identify(header_of(shapes))
     assert (kind.role, kind.base) == (role, base), kind
     assert words in kind.words
+
+
+@pytest.mark.parametrize(
+    ("channels", "use"), [(4, ""), (9, "inpainting"), (8, "editing"), (5, "depth")]
+)
+def test_the_channels_of_a_unets_input_say_what_it_is_for(channels, use):
+    for shapes in (unet(768, channels) | CLIP_1, diffusers_unet(768, channels)):
+        assert identify.identify(header_of(shapes)).use == use
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,6 @@ def test_an_archive_that_holds_a_model_is_to_be_unpacked(tmp_path):
 OTHER_MODELS = {
     name: case for name, case in {**CHECKPOINTS, **PARTS}.items() if not name.startswith("sd15")
 }
-OTHER_MODELS["sd15 inpainting"] = CHECKPOINTS["sd15 inpainting"]
 OTHER_MODELS |= {f"lora {name}": (case[0], "", "", case[2]) for name, case in LORAS.items()}
 del OTHER_MODELS["nai"]
 
@@ -203,8 +202,11 @@ def test_a_tokenizer_of_another_vocabulary_than_the_text_encoders_is_refused(cop
 
 
 CONFIGS = {
-    "inpainting": ({"in_channels": 9}, "is a model for inpainting .in_channels 9"),
-    "editing": ({"in_channels": 8}, "is a model for editing .in_channels 8"),
+    "depth": ({"in_channels": 5}, "is a model for depth .in_channels 5"),
+    "upscaling": ({"in_channels": 7}, "is a model for upscaling .in_channels 7"),
+    "6 channels": ({"in_channels": 6}, "is a model for other inputs .in_channels 6"),
+    "lcm of 9 channels": ({"in_channels": 9, "time_cond_proj_dim": 256}, "model with more inputs"),
+    "sdxl inpainting": ({"in_channels": 9, "cross_attention_dim": 2048}, "is SDXL"),
     "sdxl": ({"cross_attention_dim": 2048, "addition_embed_type": "text_time"}, "is SDXL"),
     "lcm": ({"time_cond_proj_dim": 256}, "use the LoRA of an LCM"),
 }

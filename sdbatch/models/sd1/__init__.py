@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdbatch.engine.limits import Capacity, Memory, ModelLimits
 from sdbatch.models.find_model import Configs, Layout, ModelFiles
-from sdbatch.models.identify import SD1, SD2
+from sdbatch.models.identify import EDITING, INPAINTING, SD1, SD2, TEXT_TO_IMAGE, USES
 from sdbatch.registry import REWRITES
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sdbatch.models.build import Build
 
 VAE_FACTOR = 8  # pixels a latent: f in Rombach et al. 2022, sec. 4
+LATENT_CHANNELS = 4
 # On a CPU by benchmarks/lanes.py: large images gain nothing from a batch. Of small ones 32 lanes
 # are 7 to 17 % faster than 16. On a GPU 32 lanes of 512x512 keep it busy by arithmetic; its memory
 # is that of 1.07 G weights, and what a UNet lane and a decoded image take by their shapes. Not
@@ -28,25 +29,27 @@ LIMITS = ModelLimits(
     },
 )
 __all__ = ["LAYOUT", "LIMITS", "REWRITES", "load"]
-_USES = {9: "for inpainting", 8: "for editing", 5: "for depth", 7: "for upscaling"}
 
 
 def check_unet(config: dict[str, Any]) -> str:
     """Return which Stable Diffusion a UNet is, by its configuration.
 
     Raises:
-        ValueError: with what the model is, if text and latents are not all that it needs.
+        ValueError: with what the model is, if it needs more than text, latents and a picture.
     """
     width = config.get("cross_attention_dim")
     found = {
         name: value
         for name in ("in_channels", "time_cond_proj_dim", "addition_embed_type")
-        if (value := config.get(name)) not in (None, 4)
+        if (value := config.get(name)) not in (None, LATENT_CHANNELS)
     }
+    use = USES.get(found.get("in_channels", LATENT_CHANNELS), "other inputs")
+    if use in LAYOUT.image_lanes:
+        found.pop("in_channels", None)
     if width in (2048, 1280) or found.get("addition_embed_type") == "text_time":
         words = "SDXL"
     elif found:
-        words = f"a model {_USES.get(found.get('in_channels', 4), 'with more inputs')}"
+        words = "a model with more inputs" if use in LAYOUT.image_lanes else f"a model for {use}"
     else:
         return SD2 if width == 1024 else SD1
     needs = ", ".join(f"{name} {value}" for name, value in found.items()) or f"text width {width}"
@@ -58,11 +61,17 @@ def _base_of(configs: Configs) -> str:
     return check_unet(configs["unet"])
 
 
+def _use_of(configs: Configs) -> str:
+    return USES[configs["unet"].get("in_channels") or LATENT_CHANNELS]
+
+
 LAYOUT = Layout(
     weights=("text_encoder", "unet", "vae"),
     configs=("tokenizer", "scheduler"),
     base=SD1,
     base_of=_base_of,
+    image_lanes={TEXT_TO_IMAGE: 2, INPAINTING: 2, EDITING: 3},
+    use_of=_use_of,
 )
 
 

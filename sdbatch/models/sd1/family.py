@@ -1,11 +1,13 @@
 """Stable Diffusion 1.x behind the engine's interface; see engine.family.Family.
 
-n = images, C = 4 latent channels, H/W = image height/width in pixels, h/w = H/8 and W/8,
-L = 77 text tokens a chunk, D = text width (768 for SD 1.5).
+n = images, C = 4 latent channels, K = channels that join them (see picture_channels.py), H/W =
+image height/width in pixels, h/w = H/8 and W/8, L = 77 text tokens a chunk, D = text width (768
+for SD 1.5).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,17 +20,21 @@ from sdbatch.engine.cuda import moved
 from sdbatch.engine.family import Cache, Conditions, Original, Pictures
 from sdbatch.engine.noise import stream
 from sdbatch.engine.request import Request
+from sdbatch.models.identify import EDITING, INPAINTING, TEXT_TO_IMAGE, USES
 from sdbatch.models.schedulers import DiffusersScheduler, Kind, SchedulerCache
-from sdbatch.models.sd1 import LIMITS, VAE_FACTOR
+from sdbatch.models.sd1 import LATENT_CHANNELS, LAYOUT, LIMITS, VAE_FACTOR, picture_channels
 from sdbatch.models.sd1.deep_cache import DeepCache
 from sdbatch.models.sd1.loading import Model
+from sdbatch.models.sd1.picture_channels import GREY, MASKED
 from sdbatch.models.sd1.prompts import Prompts, read_prompts
 from sdbatch.models.sd1.text import TextEncoder, Tokenizer
-from sdbatch.sampling import PICTURE_KEYS, PICTURE_UPSCALERS
+from sdbatch.models.sd1.tiling import wrap_edges
+from sdbatch.sampling import PICTURE_UPSCALERS
 
-LATENT_CHANNELS = 4
 TEXT = "text"  # the condition: the embedding of the prompt
+CHANNELS = "channels"  # the condition: what joins the latents, if the UNet sees a picture
 LORAS = "loras"  # the condition: the weights of the LoRAs by row, if the job declares any
+BLANK_SIZES = 64  # image sizes for which the channels of no picture are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +52,11 @@ class Row:
     """A request as the model reads it; see engine.family.Reading."""
 
     prompts: Prompts
+    size: tuple[int, int]  # height and width of the image, in pixels
     lanes: int = 2
-    pictures: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict, compare=False)
+    pictures: Mapping[str, NDArray[Any]] = field(default_factory=dict, compare=False)  # to encode
     original: Original | None = field(default=None, compare=False)
+    channels: torch.Tensor | None = field(default=None, compare=False)  # (K, h, w); None: blank
 
     @property
     def tokens(self) -> int:
@@ -69,7 +77,6 @@ class Row:
 class StableDiffusion1:
     """A loaded Stable Diffusion 1.x."""
 
-    limits = LIMITS
     keys = frozenset(
         {
             "negative_prompt",
@@ -81,9 +88,11 @@ class StableDiffusion1:
             "prompt_b",
         }
     )
-    keys |= PICTURE_KEYS
 
     def __init__(self, model: Model) -> None:
+        self._use = use = USES[model.unet.config.in_channels]
+        self.limits = replace(LIMITS, image_lanes=LAYOUT.image_lanes[use])
+        self.keys = self.keys | picture_channels.KEYS[use]
         self.device = model.device
         self.dtype = model.dtype
         self.compiled = model.build.compile
@@ -93,6 +102,7 @@ class StableDiffusion1:
         self._tokenizer = Tokenizer(model.tokenizer)
         self._text = TextEncoder(model.text_encoder, model.row_loras)
         self._schedulers = SchedulerCache(model.scheduler_config, model.device)
+        self._blank_channels = lru_cache(BLANK_SIZES)(self._make_blank_channels)
 
     def read(self, request: Request) -> Row:
         """Return the tokens of the request's prompts, and its pictures.
@@ -111,25 +121,36 @@ class StableDiffusion1:
                 f"encoder"
             )
         prompts = read_prompts(request, self._tokenizer, self._model.row_loras)
-        pictures = {name: each for name, each in request.inputs.items() if name == "image"}
-        return Row(prompts, pictures=pictures)
+        return Row(
+            prompts,
+            (request.height, request.width),
+            self.limits.image_lanes,
+            picture_channels.to_encode(request, self._use),
+        )
 
     def _check_pictures(self, request: Request) -> None:
         """Raise a ValueError if the model cannot draw from the request's pictures."""
+        picture_channels.check(request, self._use)
         if "mask" in request.inputs and request.hires_scale > 1:
             raise ValueError(
                 f"hires_scale = {request.hires_scale:g}: must be 1 where a row has a mask"
             )
         enlarges_pictures = request.hires_scale > 1 and request.hires_upscaler in PICTURE_UPSCALERS
-        if not request.inputs and not enlarges_pictures:
+        if not request.inputs and not enlarges_pictures and self._use == TEXT_TO_IMAGE:
             return
         if self._model.vae.encoder is None:
             raise ValueError(
                 "image = a picture: this model's VAE has a decoder alone, so it can draw from no "
                 "picture. Choose another model.vae"
             )
-        if request.sample_posterior and isinstance(self._model.vae, AutoencoderTiny):
+        is_tiny = isinstance(self._model.vae, AutoencoderTiny)
+        if request.sample_posterior and is_tiny:
             raise ValueError("sample_posterior = true: must be false, a tiny VAE has no posterior")
+        if self._use == EDITING and is_tiny:
+            raise ValueError(
+                "image = a picture: a tiny VAE's latents have another scale than a model for "
+                "editing sees. Choose another model.vae"
+            )
 
     def shape(self, request: Request, reading: Row) -> Shape:
         """See engine.family.Family."""
@@ -152,7 +173,7 @@ class StableDiffusion1:
         return self._schedulers.sigmas(self._kind(request))
 
     def _kind(self, request: Request) -> Kind:
-        if request.second_pass or "image" in request.inputs:
+        if self._use != EDITING and (request.second_pass or "image" in request.inputs):
             return Kind(request.sampler, *request.steps_from_picture())
         return Kind(request.sampler, request.num_inference_steps, 0)
 
@@ -179,12 +200,29 @@ class StableDiffusion1:
         self, request: Request, reading: Row, encoded: Mapping[str, torch.Tensor]
     ) -> Row:
         """See engine.family.Family."""
-        latents = self._latents(request, "image", encoded["image"])
-        mask, starts = None, True
+        mask, original, channels = None, None, None
         if "mask" in request.inputs:
             mask = self._latent_mask(request.inputs["mask"])
-            starts = request.strength < 1 or request.compat == "a1111"
-        return replace(reading, pictures={}, original=Original(latents, mask, starts))
+        if self._use == EDITING:
+            channels = encoded["image"][:LATENT_CHANNELS]
+        elif "image" in encoded:
+            latents = self._latents(request, "image", encoded["image"])
+            # where the UNet sees the mask itself, diffusers does not blend latents by it
+            blends = self._use == TEXT_TO_IMAGE or request.compat == "a1111"
+            starts = picture_channels.begins_with_picture(request, self._use)
+            original = Original(latents, mask if blends else None, starts)
+        if mask is not None and self._use == INPAINTING:
+            masked = self._latents(request, MASKED, encoded[MASKED])
+            channels = torch.cat([mask, masked])
+        return replace(reading, pictures={}, original=original, channels=channels)
+
+    def _make_blank_channels(self, height: int, width: int) -> torch.Tensor:
+        """Return the channels of an image without a picture, or wholly drawn anew: (K, h, w)."""
+        if self._use == EDITING:  # of an example, with which an engine warms up
+            size = (LATENT_CHANNELS, height // VAE_FACTOR, width // VAE_FACTOR)
+            return moved(torch.zeros(size), self.device)
+        latents = self.encode(torch.full((1, height, width, 3), GREY))[0, :LATENT_CHANNELS]
+        return torch.cat([torch.ones_like(latents[:1]), self._scaled(latents)])
 
     def _latents(self, request: Request, name: str, moments: torch.Tensor) -> torch.Tensor:
         """Return an encoded picture as the UNet's latents, (C, h, w): the mean, or a sample."""
@@ -194,7 +232,10 @@ class StableDiffusion1:
             # bounds of diffusers' DiagonalGaussianDistribution
             deviation = torch.exp(0.5 * moments[LATENT_CHANNELS:].clamp(-30.0, 20.0))
             mean = mean + deviation * moved(noise, self.device)
-        scaled: torch.Tensor = mean * self._model.vae.config.scaling_factor
+        return self._scaled(mean)
+
+    def _scaled(self, latents: torch.Tensor) -> torch.Tensor:
+        scaled: torch.Tensor = latents * self._model.vae.config.scaling_factor
         return scaled
 
     def _latent_mask(self, mask: NDArray[np.uint8]) -> torch.Tensor:
@@ -205,9 +246,10 @@ class StableDiffusion1:
     def embed(self, readings: Sequence[Row], soon: Iterable[Row]) -> tuple[Conditions, ...]:
         """Return the text embeddings, (n, chunks * L, D), and the weights of LoRAs by row.
 
-        See engine.family.Family. Both lanes of a guided image have the LoRAs of its row. With the
-        rewrite text_kv the first are (n, chunks * L, K): the keys and values of all layers. These
-        are linear in the text, so to mix them is the same but for rounding.
+        See engine.family.Family. All lanes of a guided image have the LoRAs of its row. With the
+        rewrite text_kv the first are the keys and values of all layers, in the place of D. These
+        are linear in the text, so to mix them is the same but for rounding. Where the UNet sees a
+        picture, also what joins the latents, (n, K, h, w).
 
         Source of mixing: diffusers' examples/community/interpolate_stable_diffusion.py, `walk`.
         """
@@ -228,8 +270,17 @@ class StableDiffusion1:
         both: Conditions = {}
         if self._model.row_loras.weights:
             both[LORAS] = moved(torch.tensor([each.loras for each in texts]), self.device)
-        negatives = torch.stack(joined[n : 2 * n])
-        return {TEXT: torch.stack(joined[:n]), **both}, {TEXT: negatives, **both}
+        if self._use != TEXT_TO_IMAGE:
+            both[CHANNELS] = torch.stack([self._channels(each) for each in readings])
+        prompts, negatives = (
+            {TEXT: torch.stack(part), **both} for part in (joined[:n], joined[n : 2 * n])
+        )
+        if self._use != EDITING:
+            return prompts, negatives
+        return prompts, negatives, {**negatives, CHANNELS: torch.zeros_like(both[CHANNELS])}
+
+    def _channels(self, reading: Row) -> torch.Tensor:
+        return self._blank_channels(*reading.size) if reading.channels is None else reading.channels
 
     def denoise(
         self,
@@ -240,6 +291,8 @@ class StableDiffusion1:
         first_lanes: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Return the UNet's answer: noise or velocity, as the scheduler's prediction type says."""
+        if CHANNELS in conditions:
+            latents = torch.cat([latents, conditions[CHANNELS]], 1)
         latents = latents.to(self._model.dtype, memory_format=self._model.layout)
         loras = self._model.row_loras.apply(conditions.get(LORAS))
         text = conditions[TEXT]
@@ -268,6 +321,8 @@ class StableDiffusion1:
             copied = type(own).from_config(own.config)
         if own.encoder is None:  # of a VAE whose file holds its decoder alone
             copied.encoder = None
+        if self._model.tiling:
+            wrap_edges(copied)
         weights = {name: weight.to(dtype) for name, weight in own.state_dict().items()}
         copied.load_state_dict(weights, assign=True)
         return copied.requires_grad_(False).eval()

@@ -22,6 +22,7 @@ from sdbatch.models.sd1 import LAYOUT, adapters, blocks, check_unet, extras, rew
 from sdbatch.models.sd1.rewrites import TextProjection
 from sdbatch.models.sd1.row_loras import Networks, RowLoras
 from sdbatch.models.sd1.shared_prefix import SharedPrefix
+from sdbatch.models.sd1.tiling import wrap_edges
 from sdbatch.models.weights import (
     check_finite,
     check_weights,
@@ -32,6 +33,7 @@ from sdbatch.models.weights import (
 )
 
 _PADDING = 64  # rows that a text encoder may have beyond its words: trainers pad to multiples
+_CONV_IN = f"{UNET_PREFIX}input_blocks.0.0.weight"
 _TEXT = f"{TEXT_PREFIX}transformer."
 _TEXT_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")
 
@@ -50,6 +52,7 @@ class Model:
     layout: torch.memory_format
     row_loras: RowLoras  # attached to the text encoder and the UNet
     build: Build  # how it is laid out
+    tiling: bool = False  # the opposite edges of a picture are neighbours
     text_projection: TextProjection | None = None  # None: the UNet projects the text itself
     shared_prefix: SharedPrefix | None = None  # None: the UNet computes each lane by itself
 
@@ -100,7 +103,13 @@ def load(files: ModelFiles, build: Build) -> Model:
         with load_errors("model.loras", files.path, "Leave out the LoRA at fault."):
             check_finite(parts["unet"], "unet")
             check_finite(parts["text_encoder"], "text_encoder")
-    return assemble(parts, build, row_loras=networks, lora_weights=settings.row_loras)
+    return assemble(
+        parts,
+        build,
+        row_loras=networks,
+        lora_weights=settings.row_loras,
+        tiling=settings.tiling,
+    )
 
 
 def assemble(
@@ -109,6 +118,7 @@ def assemble(
     *,
     row_loras: Networks = MappingProxyType({}),
     lora_weights: Mapping[str, float] = MappingProxyType({}),
+    tiling: bool = False,
 ) -> Model:
     """Put the loaded `parts`, named as Model's fields and of the dtype, onto the device.
 
@@ -117,6 +127,7 @@ def assemble(
         build: how it is laid out.
         row_loras: the LoRAs that rows can choose.
         lora_weights: of each of them where a row gives none.
+        tiling: whether the opposite edges of a picture are neighbours.
     """
     parts = dict(parts)
     layout = torch.channels_last if build.channels_last else torch.contiguous_format
@@ -125,6 +136,9 @@ def assemble(
         parts[name] = (
             part.eval() if name == "text_encoder" else part.eval().to(memory_format=layout)
         )
+    if tiling:
+        wrap_edges(parts["unet"])
+        wrap_edges(parts["vae"])
     blocks.replace(parts["unet"])
     blocks.replace(parts["vae"].decoder)
     parts["row_loras"] = RowLoras(
@@ -144,6 +158,7 @@ def assemble(
         dtype=getattr(torch, build.dtype),
         layout=layout,
         build=build,
+        tiling=tiling,
     )
 
 
@@ -178,12 +193,14 @@ def _from_file(files: ModelFiles, settings: ModelSettings, dtype: torch.dtype) -
         vae = extras.vae_of(weights, own, dtype)
     else:
         vae = extras.load_vae(settings.vae, own, dtype)
+    unet_weights = _unet_weights(weights, averaged=settings.ema)
     with whole("unet"):
         unet = UNet2DConditionModel.from_single_file(
-            _unet_weights(weights, averaged=settings.ema),
+            unet_weights,
             config=config,
             subfolder="unet",
             dtype=dtype,
+            in_channels=unet_weights[_CONV_IN].shape[1],
         )
     with whole("text_encoder"):
         text_encoder = create_diffusers_clip_model_from_ldm(

@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from torch.nn.functional import pad
 
 from sdbatch.job.sections import ADAPTER_CONFIG
+from sdbatch.models.identify import USES
+from sdbatch.models.sd1 import LATENT_CHANNELS
 from sdbatch.models.sd1.layers import Layer, plain_name
 from sdbatch.models.weights import read_metadata, read_weights
 
@@ -85,7 +88,7 @@ class LayerNetwork:
             delta = self.formula(self.tensors, weight) * self.scale
             if delta.shape[0] != weight.shape[0]:
                 raise RuntimeError
-            delta = delta.reshape(weight.shape)
+            delta = _fit_inputs(delta, weight)
             if self.decomposed:
                 delta = self._decompose(weight + delta) - weight
             bias = self.tensors.get("diff_b", self.tensors.get("b_norm"))
@@ -108,7 +111,7 @@ class LayerNetwork:
         up, down = _flat(self.tensors["up"]), self.tensors["down"]
         if "mid" in self.tensors:
             down = torch.einsum("nm...,mi->ni...", self.tensors["mid"], _flat(down))
-        return Factors(down.reshape(len(down), *layer.weight.shape[1:]), up, self.scale)
+        return Factors(_fit_inputs(down, layer.weight), up, self.scale)
 
     def _decompose(self, changed: torch.Tensor) -> torch.Tensor:
         """Give the changed weight the magnitudes that were trained, by output or by input.
@@ -203,6 +206,20 @@ def _scale(name: str, tensors: Tensors, rank: int | None, config: dict[str, Any]
     if alpha is None or rank is None:
         return 1.0
     return float(alpha) / (math.sqrt(rank) if own.get("use_rslora") else rank)
+
+
+def _fit_inputs(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return (n, *) in the shape (n, I, *k) of a weight.
+
+    A network of a model for text to image has only the latents' channels of the first layer of one
+    for inpainting or editing, which come first: it adds nothing to the others.
+    """
+    if weight.ndim == 4 and weight.shape[1] in USES:
+        _, inputs, *kernel = weight.shape
+        if tensor[0].numel() == LATENT_CHANNELS * math.prod(kernel):
+            tensor = tensor.reshape(len(tensor), LATENT_CHANNELS, *kernel)
+            return pad(tensor, (0, 0, 0, 0, 0, inputs - LATENT_CHANNELS))
+    return tensor.reshape(len(tensor), *weight.shape[1:])
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:

@@ -59,7 +59,10 @@ class PhaseUpsample(nn.Module):
         """Return (B, C', 2H, 2W) for (B, C, H, W), or (B, C', *output_size)."""
         doubled = [2 * side for side in x.shape[2:]]
         if output_size is None or list(output_size) == doubled:
-            return F.conv_transpose2d(x, self.kernel, self.conv.bias, stride=2, padding=1)
+            border = 1
+            if self.conv.padding_mode == "circular":  # see tiling.py
+                x, border = F.pad(x, (1, 1, 1, 1), "circular"), 3  # of which 2 are cut off again
+            return F.conv_transpose2d(x, self.kernel, self.conv.bias, stride=2, padding=border)
         larger: torch.Tensor = self.conv(F.interpolate(x, size=list(output_size), mode="nearest"))
         return larger
 

@@ -1,6 +1,6 @@
 """The shared prefix: what both lanes of a guided image compute before the text, computed once.
 
-Their latents and timesteps are equal, and the text enters at the first cross-attention. All before
+Their input and timesteps are equal, and the text enters at the first cross-attention. All before
 it is computed in a call of half the lanes for guided images, and of all lanes for others. So each
 image's bits are its own. If only some images are guided, both calls are made, which takes longer.
 
@@ -15,6 +15,7 @@ import torch
 
 from sdbatch.engine.cuda import moved
 from sdbatch.errors import ModelError
+from sdbatch.models.identify import EDITING, USES
 from sdbatch.models.sd1.blocks import Transformer
 from sdbatch.models.sd1.row_loras import RowLoras
 
@@ -45,8 +46,8 @@ class SharedPrefix:
     def __init__(self, unet: Any, row_loras: RowLoras) -> None:
         if not _is_plain(unet):
             raise ModelError(
-                "engine.rewrites = 'shared_prefix': this model's UNet has other layers: must be "
-                "Stable Diffusion 1.x. Leave shared_prefix out."
+                "engine.rewrites = 'shared_prefix': this model's UNet has other layers or inputs: "
+                "must be Stable Diffusion 1.x, not for editing. Leave shared_prefix out."
             )
         self._unet = unet
         self._row_loras = row_loras
@@ -153,7 +154,8 @@ def _is_plain(unet: Any) -> bool:
         return False
     transformer = unet.down_blocks[down.index("CrossAttnDownBlock2D")].attentions[0]
     return (
-        all(config[name] == value for name, value in _PLAIN.items())
+        USES[config["in_channels"]] != EDITING  # whose lanes differ in their picture
+        and all(config[name] == value for name, value in _PLAIN.items())
         and isinstance(transformer, Transformer)
         and not transformer.transformer_blocks[0].only_cross_attention
     )

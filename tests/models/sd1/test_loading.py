@@ -111,7 +111,7 @@ def test_a_single_file_without_a_part_is_rejected(tiny_model, tmp_path, missing,
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
-    [("in_channels", 9, "in_channels 9"), ("time_cond_proj_dim", 16, "time_cond_proj_dim 16")],
+    [("in_channels", 7, "in_channels 7"), ("time_cond_proj_dim", 16, "time_cond_proj_dim 16")],
 )
 def test_a_unet_with_more_inputs_is_rejected(copied, name, value, words):
     config = UNet2DConditionModel.load_config(copied / "unet")

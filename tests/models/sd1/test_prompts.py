@@ -23,7 +23,7 @@ def read(family, request_for):
 @torch.inference_mode()
 def embed(family, *readings):
     """Return the embeddings of the readings' prompts and of their negative prompts."""
-    prompts, negatives = family.embed([Row(each) for each in readings], soon=())
+    prompts, negatives = family.embed([Row(each, (64, 64)) for each in readings], soon=())
     return prompts[TEXT], negatives[TEXT]
 
 
@@ -110,7 +110,7 @@ def test_all_texts_of_a_request_have_the_chunks_of_the_longest(read, family, req
     at = [reading.at(tick) for tick in range(6)]
     assert {(len(each.prompt), len(each.negative)) for each in at} == {(3, 3)}
     assert {each.tokens for each in at} == {reading.tokens} == {98}
-    assert family.shape(request_for(), Row(reading)) == family.shape(request_for(), Row(at[5]))
+    assert family.shape(request_for(), Row(reading, (64, 64))) == family.shape(request_for(), Row(at[5], (64, 64)))
     assert not reading.truncated
     assert read(prompt=f"a [{LONG}:3] b").at(0).truncated
 
