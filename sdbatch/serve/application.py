@@ -25,6 +25,7 @@ from sdbatch import job as jobs
 from sdbatch import resolve
 from sdbatch.batch import pool, ray_setup
 from sdbatch.batch.pool import Machines
+from sdbatch.engine.request import Request
 from sdbatch.errors import JobError, ModelError, SdbatchError
 from sdbatch.job import Job
 from sdbatch.models import find_model
@@ -201,7 +202,8 @@ def _replica_errors() -> Iterator[None]:
 def _check_own_limits(job: Job) -> None:
     """Raise a JobError if the job's own sampling exceeds its serve.limits."""
     try:
-        requests.check_limits(job.sampling, 1, job.serve.limits)
+        request = Request.model_validate({**job.sampling.model_dump(), "prompt": ""})
+        requests.check_limits(request, 1, job.serve.limits)
     except ApiError as error:
         raise JobError(f"sampling.{error} Raise serve.limits, or lower this value.") from error
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from sdbatch.engine.request import Drawn, EngineProtocol, Follow, Request
 from sdbatch.errors import SdbatchError, one_line
+from sdbatch.inputs.prepare import Prepared
 from sdbatch.output.image_file import Encoding, encode_image
 from sdbatch.serve.errors import sentence
 from sdbatch.stages.safety import SafetyPolicy, black
@@ -25,6 +26,13 @@ class DrawRequest:
     sample_index: int = 0
     exact: bool = False  # bit for bit as a batch run draws it, even if that takes longer
     previews: int = 0  # the number of previews
+    prepared: Prepared | None = None  # its pictures, whose arrays are the request's inputs
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Return the sha256 of its pictures by the names of their columns in an output."""
+        hashes = self.prepared.sha256 if self.prepared else {}
+        return {f"{name}_sha256": sha256 for name, sha256 in hashes.items()}
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class Progress:
 class ImageFacts:
     """How an image was drawn."""
 
+    height: int
+    width: int
     lanes: int
     exact: bool
     prompt_tokens: int
@@ -151,10 +161,26 @@ class Drawer:
         self, draw_request: DrawRequest, drawn: Drawn, *, preview: bool
     ) -> EncodedImage:
         loop = asyncio.get_running_loop()
-        file, sha256 = await loop.run_in_executor(
-            self._encoders, self._encode_file, draw_request, drawn
+        return await loop.run_in_executor(
+            self._encoders, self._encode_image, draw_request, drawn, preview
         )
+
+    def _encode_image(self, draw_request: DrawRequest, drawn: Drawn, preview: bool) -> EncodedImage:
+        prepared = draw_request.prepared
+        image = drawn.image if prepared is None else prepared.finish(drawn.image)
+        height, width, _ = image.shape  # the picture's, where only its mask was drawn
+        if self._policy.hides(drawn.nsfw):
+            image = black(height, width)
+        row = {
+            **draw_request.request.model_dump(exclude={"inputs"}),
+            "row_key": "",
+            "sample_index": draw_request.sample_index,
+            **draw_request.hashes,
+        }
+        file = encode_image(image, row, draw_request.encoding)
         facts = ImageFacts(
+            height=height,
+            width=width,
             lanes=drawn.lanes,
             exact=drawn.exact,
             prompt_tokens=drawn.prompt_tokens,
@@ -162,18 +188,6 @@ class Drawer:
             decoded_again=drawn.decoded_again,
             nsfw=drawn.nsfw,
             nsfw_scores=drawn.nsfw_scores,
-            sha256=sha256,
+            sha256=hashlib.sha256(file).hexdigest(),
         )
         return EncodedImage(file, facts, preview)
-
-    def _encode_file(self, draw_request: DrawRequest, drawn: Drawn) -> tuple[bytes, str]:
-        """Return the file of an image, and the file's sha256."""
-        height, width, _ = drawn.image.shape
-        image = black(height, width) if self._policy.hides(drawn.nsfw) else drawn.image
-        row = {
-            **draw_request.request.model_dump(exclude={"inputs"}),
-            "row_key": "",
-            "sample_index": draw_request.sample_index,
-        }
-        file = encode_image(image, row, draw_request.encoding)
-        return file, hashlib.sha256(file).hexdigest()

@@ -73,8 +73,7 @@ def invalid_body(error: ValidationError) -> ApiError:
     first = error.errors()[0]
     param = ".".join(str(part) for part in first["loc"] if not str(part).startswith("literal["))
     if first["type"] == "extra_forbidden":
-        text = f"{param}: unknown parameter. It would have no effect. Leave it out."
-        return ApiError(400, text, code="unknown_parameter", param=param)
+        return unknown_parameter(param)
     if first["type"] == "value_error" and not param:
         return invalid_request(describe_error(error))  # its text begins with a parameter
     if not param:
@@ -83,6 +82,12 @@ def invalid_body(error: ValidationError) -> ApiError:
         return ApiError(400, text, code="invalid_value")
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
     return ApiError(400, describe_error(error), code=code, param=param)
+
+
+def unknown_parameter(param: str) -> ApiError:
+    """Return the error of a parameter that no route of this kind has."""
+    text = f"{param}: unknown parameter. It would have no effect. Leave it out."
+    return ApiError(400, text, code="unknown_parameter", param=param)
 
 
 def model_not_found(key: str, name: str, served: str) -> ApiError:

@@ -2,18 +2,29 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ValidationError
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from sdbatch.serve import responses
-from sdbatch.serve.errors import ApiError, client_disconnected, invalid_body
+from sdbatch.serve.errors import (
+    ApiError,
+    client_disconnected,
+    invalid_body,
+    invalid_value,
+    sentence,
+    unknown_parameter,
+)
 from sdbatch.serve.requests import ImageRequest
 
+MAX_FIELDS, MAX_FIELD_BYTES = 100, 64 * 1024  # of a form, without its files
 DRAW_ERRORS = (400, 404, 413, 415, 429, 500, 503, 504)  # the statuses of a route that draws
 Body = TypeVar("Body", bound=BaseModel)
 Result = TypeVar("Result")
@@ -25,27 +36,69 @@ def documented_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def documented_body(kind: type[BaseModel]) -> dict[str, Any]:
-    """Return the OpenAPI documentation of a body that the route parses itself."""
-    schema = kind.model_json_schema()
-    text = json.dumps({**schema, "$defs": None})
-    for name, inner in schema.get("$defs", {}).items():
-        text = text.replace(json.dumps({"$ref": f"#/$defs/{name}"}), json.dumps(inner))
-    schema = {key: value for key, value in json.loads(text).items() if key != "$defs"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    """Return the OpenAPI documentation of a body in JSON that the route parses itself."""
+    return _documented({"application/json": {"schema": _schema(kind)}})
+
+
+def documented_form(kind: type[BaseModel], *files: str) -> dict[str, Any]:
+    """Return the OpenAPI documentation of a form that the route parses itself.
+
+    Args:
+        kind: its fields.
+        files: the names of its files; the first one is required.
+    """
+    schema = _schema(kind)
+    binary = {name: {"type": "string", "format": "binary"} for name in files}
+    schema["properties"] = {**binary, **schema["properties"]}
+    schema["required"] = [files[0], *schema.get("required", [])]
+    return _documented({"multipart/form-data": {"schema": schema}})
+
+
+def documented_either(*bodies: dict[str, Any]) -> dict[str, Any]:
+    """Return the OpenAPI documentation of a body that has one of several content types."""
+    contents = (body["requestBody"]["content"] for body in bodies)
+    return _documented({kind: schema for each in contents for kind, schema in each.items()})
 
 
 async def json_body(request: Request, kind: type[Body]) -> Body:
     """Return the request's body as `kind`; raises an ApiError if it is not one in JSON."""
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json":
-        text = f"content-type = {content_type!r}: must be application/json."
-        raise ApiError(415, text, code="unsupported_media_type")
+    _check_content_type(request, "application/json")
     try:
         return kind.model_validate_json(await request.body())
     except ValidationError as error:
         raise invalid_body(error) from error
     except ClientDisconnect as error:
         raise client_disconnected() from error
+
+
+async def form_body(
+    request: Request, kind: type[Body], *names: str
+) -> tuple[Body, dict[str, bytes]]:
+    """Return the fields of a form as `kind`, and its files by their names.
+
+    Args:
+        request: has the form as its body.
+        kind: the fields.
+        names: of the files; the first one is required.
+
+    Raises:
+        ApiError: the body is not such a form.
+    """
+    _check_content_type(request, "multipart/form-data")
+    limits = {"max_files": MAX_FIELDS, "max_fields": MAX_FIELDS, "max_part_size": MAX_FIELD_BYTES}
+    try:
+        async with request.form(**limits) as form:
+            texts, files = _texts(form, names), await _files(form, names)
+    except HTTPException as error:
+        text = f"The body must be a form: {sentence(error.detail)}"
+        raise ApiError(400, text, code="invalid_value") from error
+    except ClientDisconnect as error:
+        raise client_disconnected() from error
+    try:
+        body = kind.model_validate(_typed(texts, kind))
+    except ValidationError as error:
+        raise invalid_body(error) from error
+    return body, files
 
 
 def json_response(
@@ -86,3 +139,81 @@ async def cancel_on_disconnect(request: Request, work: Awaitable[Result]) -> Res
 async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _documented(content: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _schema(kind: type[BaseModel]) -> dict[str, Any]:
+    """Return the JSON Schema of a body without references."""
+    schema = kind.model_json_schema()
+    text = json.dumps({**schema, "$defs": None})
+    for name, inner in schema.get("$defs", {}).items():
+        text = text.replace(json.dumps({"$ref": f"#/$defs/{name}"}), json.dumps(inner))
+    return {key: value for key, value in json.loads(text).items() if key != "$defs"}
+
+
+def _check_content_type(request: Request, required: str) -> None:
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != required:
+        text = f"content-type = {content_type!r}: must be {required}."
+        raise ApiError(415, text, code="unsupported_media_type")
+
+
+def _texts(form: FormData, names: tuple[str, ...]) -> dict[str, str]:
+    """Return the fields of a form that are no files."""
+    texts: dict[str, str] = {}
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            continue
+        if name in names:
+            raise invalid_value(name, "text: must be a file, a part of the form with a filename")
+        if name in texts:
+            raise invalid_value(name, "two values: must be given once")
+        texts[name] = value
+    return texts
+
+
+async def _files(form: FormData, names: tuple[str, ...]) -> dict[str, bytes]:
+    """Return the files of a form; a list of one, which clients call `name[]`, is a file too."""
+    files: dict[str, bytes] = {}
+    for field, value in form.multi_items():
+        if not isinstance(value, UploadFile):
+            continue
+        name = field.removesuffix("[]")
+        if name not in names:
+            raise unknown_parameter(name)
+        if name in files:
+            raise invalid_value(name, "several files: must be one. Send a request for each")
+        files[name] = await value.read()
+    if names[0] not in files:
+        raise ApiError(
+            400,
+            f"{names[0]} = nothing: must be given, as a file of the form.",
+            code="missing_required_parameter",
+            param=names[0],
+        )
+    return files
+
+
+def _typed(texts: dict[str, str], kind: type[BaseModel]) -> dict[str, Any]:
+    """Return the values of a form's fields: numbers and switches where `kind` has no text."""
+    properties = kind.model_json_schema()["properties"]
+    return {
+        name: value if _is_text(properties.get(name, {})) else _number_or_switch(value)
+        for name, value in texts.items()
+    }
+
+
+def _is_text(schema: dict[str, Any]) -> bool:
+    return any(each.get("type") == "string" for each in schema.get("anyOf", [schema]))
+
+
+def _number_or_switch(text: str) -> Any:
+    if not re.fullmatch(r"true|false|-?\d{1,100}(\.\d{1,100})?([eE][-+]?\d{1,3})?", text):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:  # zeros before the number
+        return text

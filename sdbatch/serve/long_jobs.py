@@ -4,13 +4,15 @@ from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
 
 from sdbatch.registry import IMAGE_FORMATS
-from sdbatch.serve import requests, responses
+from sdbatch.serve import edits, requests, responses
 from sdbatch.serve.errors import ApiError
 from sdbatch.serve.http import (
     DRAW_ERRORS,
     base_url,
     documented_body,
+    documented_either,
     documented_errors,
+    documented_form,
     json_body,
     json_response,
     set_log_fields,
@@ -35,13 +37,21 @@ def _add_job_routes(router: APIRouter, service: Service, generation: type[Genera
         "/jobs",
         status_code=202,
         responses={202: {"model": responses.JobState}, **documented_errors(*DRAW_ERRORS)},
-        openapi_extra=documented_body(generation),
+        openapi_extra=documented_either(
+            documented_body(generation), documented_form(generation, *edits.FILES)
+        ),
     )
     async def begin(request: Request) -> Response:
-        """Accept a long job: its images are drawn later, and fetched from its poll_url."""
-        body = await json_body(request, generation)
-        image_request = requests.from_generation(body, model, request.state.key.limits)
-        set_log_fields(request, image_request)
+        """Accept a long job: its images are drawn later, and fetched from its poll_url.
+
+        A form is an edit, as that of /v1/images/edits.
+        """
+        if request.headers.get("content-type", "").lower().startswith("multipart/"):
+            image_request = await edits.read_edit(request, service, generation, edits.FILES)
+        else:
+            body = await json_body(request, generation)
+            image_request = requests.from_generation(body, model, request.state.key.limits)
+            set_log_fields(request, image_request)
         state = _state(service, service.start_job(image_request, request.state.key), request)
         headers = {"Location": state.poll_url, "Retry-After": "1"}
         return json_response(state, 202, headers)

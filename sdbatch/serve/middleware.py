@@ -11,6 +11,14 @@ from sdbatch.serve.errors import ApiError, internal_error
 from sdbatch.serve.service import Service, log
 
 MAX_BODY_BYTES = 256 * 1024  # several times two prompts of the greatest length
+MAX_PICTURE_BODY_BYTES = 32 * 2**20  # a photo and a mask, in base64
+MAX_BODIES_BYTES = 512 * 2**20  # of all requests that are not answered yet
+PICTURE_ROUTES = (
+    "/v1/images/edits",
+    "/v1/images/variations",
+    "/v1/images/jobs",
+    "/sdapi/v1/img2img",
+)
 PUBLIC = ("/", "/docs", "/openapi.json", "/healthz", "/readyz")  # need no key, reveal nothing
 PUBLIC_FOLDERS = ("/static/", "/v1/images/files/")
 _CONTENT_POLICY = (
@@ -33,13 +41,15 @@ class Middleware:
         self._service = service
         self._access = access
         self._log_prompts = log_prompts
+        self._bodies = _Bodies()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send)
+        most = MAX_PICTURE_BODY_BYTES if _path(scope) in PICTURE_ROUTES else MAX_BODY_BYTES
+        exchange = _Exchange(scope, receive, send, self._bodies, most)
         try:
             self._authenticate(scope)
             await self._app(scope, exchange.receive, exchange.send)
@@ -52,13 +62,14 @@ class Middleware:
                 response = JSONResponse(internal_error().body, 500)
                 await response(scope, exchange.receive, exchange.send)
         finally:
+            self._bodies.size -= exchange.received_bytes
             self._record(scope, exchange)
 
     def _authenticate(self, scope: Scope) -> None:
         """Put the key of a request into its state; raise an ApiError if it may not pass."""
         state = scope.setdefault("state", {})
         state.update(key=None, log_fields={}, prompt=None)
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = _path(scope)
         if path in PUBLIC or path.startswith(PUBLIC_FOLDERS):
             return
         headers = {
@@ -88,26 +99,41 @@ class Middleware:
         log.info("%s", json.dumps(fields))
 
 
+class _Bodies:
+    """The bytes of the bodies of all requests that are not answered yet."""
+
+    size = 0
+
+
 class _Exchange:
     """One request and its response, as they pass."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, bodies: _Bodies, most_bytes: int
+    ) -> None:
         self.started = time.monotonic()
         self.status: int | None = None  # None: no response yet
+        self.received_bytes = 0
         self._receive = receive
         self._send = send
-        self._received_bytes = 0
+        self._bodies = bodies
+        self._most_bytes = most_bytes
         length = dict(scope["headers"]).get(b"content-length", b"0")
         self._declared_bytes = int(length) if length.isdigit() else 0
 
     async def receive(self) -> Message:
-        """Pass on a part of the body; raise an ApiError if the body is too large."""
-        if self._declared_bytes > MAX_BODY_BYTES:
-            raise _body_too_large()
+        """Pass on a part of the body; raise an ApiError if there is too much."""
+        if self._declared_bytes > self._most_bytes:
+            raise _body_too_large(self._most_bytes)
         message = await self._receive()
-        self._received_bytes += len(message.get("body", b""))
-        if self._received_bytes > MAX_BODY_BYTES:
-            raise _body_too_large()
+        size = len(message.get("body", b""))
+        self.received_bytes += size
+        self._bodies.size += size
+        if self.received_bytes > self._most_bytes:
+            raise _body_too_large(self._most_bytes)
+        if size and self._bodies.size > MAX_BODIES_BYTES:
+            text = "Too many pictures are being received. Retry later."
+            raise ApiError(503, text, code="overloaded", retry_after=5)
         return message
 
     async def send(self, message: Message) -> None:
@@ -120,9 +146,14 @@ class _Exchange:
         await self._send(message)
 
 
-def _body_too_large() -> ApiError:
-    text = f"The body is larger than {MAX_BODY_BYTES} bytes. Send a smaller one."
+def _body_too_large(most_bytes: int) -> ApiError:
+    text = f"The body is larger than {most_bytes} bytes. Send a smaller one."
     return ApiError(413, text, code="request_too_large")
+
+
+def _path(scope: Scope) -> str:
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _route(scope: Scope) -> str:

@@ -22,12 +22,12 @@ from sdbatch.serve.http import (
     json_response,
     set_log_fields,
 )
-from sdbatch.serve.requests import Streamable
+from sdbatch.serve.requests import ImageRequest, Streamable
 from sdbatch.serve.service import Reservation, Service, log
 
 KEEP_ALIVE_SECONDS = 10.0  # proxies cut a stream that is silent for longer
 FIRST_COMMENT_SECONDS = 1.0  # until a waiting client gets its queue position
-_EVENTS: dict[str, Any] = {"text/event-stream": {}}  # the response with `stream`
+EVENTS: dict[str, Any] = {"text/event-stream": {}}  # the response with `stream`
 _NO_CACHE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -40,7 +40,7 @@ def routes(service: Service) -> APIRouter:
     @router.post(
         "/v1/images/generations",
         responses={
-            200: {"model": responses.Images, "content": _EVENTS},
+            200: {"model": responses.Images, "content": EVENTS},
             **documented_errors(*DRAW_ERRORS),
         },
         openapi_extra=documented_body(generation),
@@ -50,15 +50,7 @@ def routes(service: Service) -> APIRouter:
         body = await json_body(request, generation)
         image_request = requests.from_generation(body, served, request.state.key.limits)
         set_log_fields(request, image_request)
-        reservation = service.reserve(len(image_request.draw_requests), request.state.key)
-        if image_request.stream:
-            [draw_request] = image_request.draw_requests
-            stream = _stream(service, draw_request, reservation)
-            return EventSourceResponse(stream, headers=_NO_CACHE)
-        with reservation:
-            images = await cancel_on_disconnect(request, service.draw(image_request))
-        result = service.store(image_request, images)
-        return json_response(responses.images(result, served.name, base_url(request)))
+        return await respond(request, service, image_request)
 
     @router.get("/v1/models", responses=documented_errors())
     async def models() -> dict[str, Any]:
@@ -73,6 +65,19 @@ def routes(service: Service) -> APIRouter:
         return _model(service)
 
     return router
+
+
+async def respond(request: Request, service: Service, image_request: ImageRequest) -> Response:
+    """Return the images of a request, or their stream of events."""
+    reservation = service.reserve(image_request, request.state.key)
+    if image_request.stream:
+        [draw_request] = image_request.draw_requests
+        stream = _stream(service, draw_request, reservation)
+        return EventSourceResponse(stream, headers=_NO_CACHE)
+    with reservation:
+        images = await cancel_on_disconnect(request, service.draw(image_request))
+    result = service.store(image_request, images)
+    return json_response(responses.images(result, service.model.name, base_url(request)))
 
 
 async def _stream(

@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, create_model
 
 from sdbatch.engine.request import Request
+from sdbatch.inputs.prepare import Prepared
 from sdbatch.job import Job, Limits, Sampling
 from sdbatch.output.image_file import Encoding
 from sdbatch.prompt_syntax import write_loras
@@ -35,6 +36,7 @@ class Generation(Sampling):
 
     prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
     negative_prompt: str = Field("", max_length=MAX_PROMPT_CHARACTERS)
+    prompt_b: str = Field("", max_length=MAX_PROMPT_CHARACTERS)
     model: str | None = Field(None, description="the one that GET /v1/models lists")
     n: int = Field(1, ge=1, le=100, description="images; their seeds count up from the first")
     size: str = Field(
@@ -60,6 +62,12 @@ class Streamable(Generation):
     partial_images: int = Field(0, ge=0, le=3, description="previews of a streamed image")
 
 
+class Variation(Generation):
+    """The fields of POST /v1/images/variations: without a prompt the picture alone counts."""
+
+    prompt: str = Field("", max_length=MAX_PROMPT_CHARACTERS)
+
+
 Body = TypeVar("Body", bound=Sampling)
 
 
@@ -71,6 +79,7 @@ class ImageRequest:
     by_url: bool = False
     stream: bool = False
     user: str | None = None
+    pictures_size: int = 0  # bytes that its pictures take in memory
 
     @property
     def first(self) -> Request:
@@ -81,6 +90,29 @@ class ImageRequest:
     def image_format(self) -> str:
         """Return the format of all its images, one of registry.IMAGE_FORMATS."""
         return self.draw_requests[0].encoding.image_format
+
+    def with_pictures(self, prepared: Prepared) -> "ImageRequest":
+        """Return the request of images that are drawn from pictures."""
+        arrays = prepared.arrays
+        draw_requests = tuple(
+            replace(
+                each, request=each.request.model_copy(update={"inputs": arrays}), prepared=prepared
+            )
+            for each in self.draw_requests
+        )
+        size = sum(array.nbytes for array in arrays.values())
+        size += sum(len(file) for file in prepared.files.values())
+        return replace(self, draw_requests=draw_requests, pictures_size=size)
+
+    def without_pictures(self) -> "ImageRequest":
+        """Return the request without its pictures, as it is stored once it is drawn."""
+        if not self.pictures_size:
+            return self
+        draw_requests = tuple(
+            replace(each, request=each.request.model_copy(update={"inputs": {}}), prepared=None)
+            for each in self.draw_requests
+        )
+        return replace(self, draw_requests=draw_requests, pictures_size=0)
 
 
 @dataclass(frozen=True)
@@ -145,31 +177,41 @@ def with_lora_weights(request: Request, job: Job) -> Request:
     return request.updated(loras=write_loras(request.loras, job.model.row_loras))
 
 
-def repeat(template: DrawRequest, images: int) -> tuple[DrawRequest, ...]:
+def repeat(template: DrawRequest, images: int, counted: str = "seed") -> tuple[DrawRequest, ...]:
     """Return `images` requests whose seeds count up, as those of a row's images do.
+
+    Args:
+        template: the first request.
+        images: their number.
+        counted: the sampling key that counts up.
 
     Raises:
         ApiError: 400 if a seed would leave the range.
     """
-    seed = template.request.seed
+    seed = getattr(template.request, counted)
     try:
         check_seed(seed, images)
     except ValueError as error:
         raise invalid_request(error) from error
     return tuple(
-        replace(template, request=template.request.updated(seed=seed + i), sample_index=i)
+        replace(template, request=template.request.updated(**{counted: seed + i}), sample_index=i)
         for i in range(images)
     )
 
 
-def check_limits(sampling: Sampling, images: int, limits: Limits) -> None:
-    """Raise an ApiError if `images` images exceed `limits`."""
-    if sampling.height * sampling.width > limits.pixels:
-        size = f"{sampling.width}x{sampling.height}"
+def check_limits(request: Request, images: int, limits: Limits) -> None:
+    """Raise an ApiError if `images` images exceed `limits`; hires fix counts at its second size."""
+    second = request.enlarged()
+    largest = second or request
+    if largest.height * largest.width > limits.pixels:
+        size = f"{largest.width}x{largest.height}{' after hires fix' if second else ''}"
         raise invalid_value("size", f"{size}: must have {limits.pixels} pixels at most")
+    steps = {"num_inference_steps": request.num_inference_steps}
+    if second is not None:
+        steps["hires_steps"] = second.num_inference_steps
     for name, value, most in (
         ("n", images, limits.images),
-        ("num_inference_steps", sampling.num_inference_steps, limits.num_inference_steps),
+        *((name, value, limits.num_inference_steps) for name, value in steps.items()),
     ):
         if value > most:
             raise invalid_value(name, f"{value}: must be {most} at most")

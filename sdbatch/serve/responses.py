@@ -90,13 +90,13 @@ def images(result: Result, model: str, base_url: str) -> Images:
         model: the name of the model in the API.
         base_url: of the service as the client knows it, with a slash at its end.
     """
-    first = result.request.first
+    facts = result.images[0].facts
     pairs = zip(result.request.draw_requests, result.images, strict=True)
     return Images(
         created=result.created,
         data=[_image(draw_request, image, base_url) for draw_request, image in pairs],
         output_format=IMAGE_FORMATS[result.request.image_format].api_name,
-        size=f"{first.width}x{first.height}",
+        size=f"{facts.width}x{facts.height}",
         model=model,
     )
 
@@ -128,7 +128,7 @@ def partial_image_event(
 ) -> dict[str, object]:
     """Return the server-sent event of a preview, as OpenAI sends it."""
     return {
-        "type": "image_generation.partial_image",
+        "type": f"{_event_kind(draw_request)}.partial_image",
         **_event_fields(draw_request, image),
         "partial_image_index": index,
     }
@@ -138,7 +138,7 @@ def completed_event(draw_request: DrawRequest, image: EncodedImage) -> dict[str,
     """Return the server-sent event of a finished image, as OpenAI sends it."""
     facts = image.facts
     return {
-        "type": "image_generation.completed",
+        "type": f"{_event_kind(draw_request)}.completed",
         **_event_fields(draw_request, image),
         "usage": {
             "input_tokens": facts.prompt_tokens,
@@ -162,18 +162,22 @@ def _image(draw_request: DrawRequest, image: ResultImage, base_url: str) -> Imag
     return Image.model_validate(values)
 
 
+def _event_kind(draw_request: DrawRequest) -> str:
+    return "image_generation" if draw_request.prepared is None else "image_edit"
+
+
 def _event_fields(draw_request: DrawRequest, image: EncodedImage) -> dict[str, object]:
     """Return the fields that both kinds of events have."""
-    request = draw_request.request
+    facts = image.facts
     return {
         "b64_json": base64.b64encode(image.file).decode(),
         "created_at": int(time.time()),
-        "size": f"{request.width}x{request.height}",
+        "size": f"{facts.width}x{facts.height}",
         "quality": "auto",
         "background": "opaque",
         "output_format": IMAGE_FORMATS[draw_request.encoding.image_format].api_name,
-        "seed": request.seed,
-        "lanes": image.facts.lanes,
-        "exact": image.facts.exact,
-        "nsfw": image.facts.nsfw,
+        "seed": draw_request.request.seed,
+        "lanes": facts.lanes,
+        "exact": facts.exact,
+        "nsfw": facts.nsfw,
     }

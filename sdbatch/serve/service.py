@@ -9,9 +9,10 @@ import secrets
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from cachetools import TTLCache
 
@@ -26,6 +27,7 @@ from sdbatch.serve.drawer import (
 )
 from sdbatch.serve.errors import ApiError, internal_error, invalid_request, invalid_value
 from sdbatch.serve.metrics import Metrics
+from sdbatch.serve.pictures import Pictures
 from sdbatch.serve.requests import ImageRequest, ServedModel
 
 log = logging.getLogger("ray.serve.sdbatch")  # Ray Serve writes what is below its own name
@@ -33,7 +35,13 @@ READY_SECONDS = 2.0  # to wait for the health of a replica
 RECENT_SECONDS = 30.0  # an image drawn within these shows that the service is ready
 JOB_BYTES = 16 * 1024  # of a long job that has ended, besides its images
 WAIT_IMAGES = 64  # the last ones, whose times give an estimate of the wait
+PREPARING_THREADS = 2  # that decode pictures; each holds one picture of 64 megapixels at most
+MAX_PICTURE_BYTES = 2**30  # of the pictures of all images that wait or are being drawn
 MAX_WAIT_SECONDS, DEFAULT_WAIT_SECONDS = 60.0, 5.0
+
+
+Argument = TypeVar("Argument")
+Value = TypeVar("Value")
 
 
 class Drawers(Protocol):
@@ -52,9 +60,16 @@ class Drawers(Protocol):
 class Reservation:
     """Room in the queue for the images of one request; released with its object at the latest."""
 
-    def __init__(self, number: int, images: int, release: Callable[["Reservation"], None]) -> None:
+    def __init__(
+        self,
+        number: int,
+        images: int,
+        pictures_size: int,
+        release: Callable[["Reservation"], None],
+    ) -> None:
         self.number = number
         self.images = images
+        self.pictures_size = pictures_size  # bytes
         self._release: Callable[[Reservation], None] | None = release
 
     def close(self) -> None:
@@ -154,6 +169,8 @@ class Service:
         )
         self._drawers = drawers
         self._queue: dict[int, int] = {}  # number of a reservation -> its images
+        self._pictures_size = 0  # bytes of all reservations
+        self._preparers = ThreadPoolExecutor(PREPARING_THREADS)
         self._last_number = 0
         self._drawn_at: deque[float] = deque(maxlen=WAIT_IMAGES)
         self._stopping = False
@@ -167,18 +184,33 @@ class Service:
         """Return how many pending images are before those of `reservation`."""
         return sum(images for number, images in self._queue.items() if number < reservation.number)
 
-    def reserve(self, images: int, key: ApiKey) -> Reservation:
-        """Reserve room for `images` images in the queue.
+    async def prepare(self, image_request: ImageRequest, pictures: Pictures) -> ImageRequest:
+        """Return the request with its pictures, fitted to its images once for all of them.
+
+        Raises:
+            ApiError: a file is no picture, or does not fit.
+        """
+        prepared = await self.decode(pictures.prepare, image_request.first)
+        return image_request.with_pictures(prepared)
+
+    async def decode(self, work: Callable[[Argument], Value], argument: Argument) -> Value:
+        """Call what decodes pictures, in one of the few threads for that."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._preparers, work, argument)
+
+    def reserve(self, image_request: ImageRequest, key: ApiKey) -> Reservation:
+        """Reserve room for the images of a request in the queue.
 
         Raises:
             ApiError: the queue is full, the key's limit is reached, or the service shuts down.
         """
         if self._stopping:
             raise _shutting_down()
-        queue = self._settings.queue
+        images, queue = len(image_request.draw_requests), self._settings.queue
         if images > queue:
             raise invalid_value("n", f"{images}: must be {queue} at most, the length of the queue")
-        if self.pending + images > queue:
+        full = self._pictures_size + image_request.pictures_size > MAX_PICTURE_BYTES
+        if self.pending + images > queue or full:
             self.metrics.images.labels("refused").inc(images)
             raise ApiError(
                 503,
@@ -189,8 +221,9 @@ class Service:
         key.spend(images)
         self._last_number += 1
         self._queue[self._last_number] = images
+        self._pictures_size += image_request.pictures_size
         self.metrics.open.set(self.pending)
-        return Reservation(self._last_number, images, self._release)
+        return Reservation(self._last_number, images, image_request.pictures_size, self._release)
 
     async def draw(self, image_request: ImageRequest) -> list[EncodedImage]:
         """Draw all images of a request that has a reservation.
@@ -234,14 +267,14 @@ class Service:
             contents = list(stored)
         pairs = zip(images, contents, strict=True)
         return Result(
-            image_request,
+            image_request.without_pictures(),
             tuple(ResultImage(image.facts, content) for image, content in pairs),
             created=int(time.time()),
         )
 
     def start_job(self, image_request: ImageRequest, key: ApiKey) -> LongJob:
         """Accept a long job."""
-        reservation = self.reserve(len(image_request.draw_requests), key)
+        reservation = self.reserve(image_request, key)
         job = LongJob(_secret_name(), image_request, key.name, reservation)
         self._running_jobs[job.name] = job
         job.task = asyncio.ensure_future(self._run_job(job))
@@ -306,6 +339,7 @@ class Service:
             except Exception:
                 log.exception("a long job failed")
                 job.status, job.error = "failed", internal_error().body["error"]
+        job.request = job.request.without_pictures()
         del self._running_jobs[job.name]
         self.ended_jobs[job.name] = job
 
@@ -327,6 +361,7 @@ class Service:
 
     def _release(self, reservation: Reservation) -> None:
         del self._queue[reservation.number]
+        self._pictures_size -= reservation.pictures_size
         self.metrics.open.set(self.pending)
 
     def _estimate_wait(self, images: int) -> float:

@@ -10,7 +10,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from sdbatch.serve import a1111, long_jobs, openai
+from sdbatch.serve import a1111, edits, long_jobs, openai
 from sdbatch.serve.access import Access
 from sdbatch.serve.errors import ApiError, internal_error, sentence
 from sdbatch.serve.middleware import Middleware
@@ -26,7 +26,7 @@ def application(service: Service, access: Access, *, log_prompts: bool) -> ASGIA
         static_url="/static",
     )
     keys = [Depends(HTTPBearer(auto_error=False))]  # for the documents: Middleware checks the keys
-    for routes in (openai.routes, long_jobs.routes, a1111.routes):
+    for routes in (openai.routes, edits.routes, long_jobs.routes, a1111.routes):
         web.include_router(routes(service), dependencies=keys)
     web.include_router(_own_routes(service))
     for kind in (ApiError, RequestValidationError, HTTPException, Exception):

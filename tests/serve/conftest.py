@@ -1,14 +1,19 @@
 """A real HTTP server on loopback around the service; the drawer is called directly, without Ray."""
 
 import asyncio
+import base64
 import contextlib
+import io
 import socket
 import threading
 from concurrent.futures import Future
+from dataclasses import replace
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
+from PIL import Image
 
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.request import Drawn
@@ -89,6 +94,41 @@ class PausedEngine(FakeEngine):
             self._changed.notify_all()
 
 
+def file_of(pixels, image_format="PNG"):
+    """Return pixels, (H, W) or (H, W, 1 to 4) uint8, as an image file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, image_format)
+    return file.getvalue()
+
+
+def base64_of(pixels):
+    return base64.b64encode(file_of(pixels)).decode()
+
+
+def pixels_of(b64):
+    """Return the pixels, (H, W, 3), of an image file in base64."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64))).convert("RGB"))
+
+
+PHOTO = np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8)
+LEFT = np.zeros((64, 64), np.uint8)  # a mask: its left half is white
+LEFT[:, :32] = 255
+
+
+class Recorder(FakeEngine):
+    """Records its requests; of a request with a picture it draws the picture's negative."""
+
+    def __init__(self):
+        super().__init__()
+        self.requests = []
+
+    def _draw(self, request):
+        self.requests.append(request)
+        drawn = super()._draw(request)
+        picture = request.inputs.get("image")
+        return drawn if picture is None else replace(drawn, image=255 - picture)
+
+
 class WatchedService(Service):
     """Lets a test wait for a number of pending images."""
 
@@ -100,8 +140,8 @@ class WatchedService(Service):
         with self._changed:
             assert self._changed.wait_for(lambda: self.pending == images, SECONDS), self.pending
 
-    def reserve(self, images, key):
-        reservation = super().reserve(images, key)
+    def reserve(self, image_request, key):
+        reservation = super().reserve(image_request, key)
         self._notify()
         return reservation
 

@@ -7,6 +7,8 @@ import json
 import pytest
 from PIL import Image
 
+from tests.serve.conftest import Recorder
+
 # What the webuiapi client sends for a prompt, with its defaults for everything else.
 USUAL_BODY = {
     "enable_hr": False,
@@ -97,7 +99,28 @@ def test_format_and_clip_skip_are_override_settings(server):
 
 
 REJECTED = {
-    "high resolution": ({"enable_hr": True}, "enable_hr"),
+    "upscaler": (
+        {"enable_hr": True, "hr_upscaler": "R-ESRGAN 4x+"},
+        "hr_upscaler = 'R-ESRGAN 4x+': must be one of Latent, Latent (antialiased)",
+    ),
+    "hires shape": (
+        {"enable_hr": True, "hr_resize_x": 128, "hr_resize_y": 136},
+        "hr_resize_x = 128, hr_resize_y = 136: must enlarge 64x64 alike",
+    ),
+    "hires size": (
+        {"enable_hr": True, "width": 1024, "height": 512, "hr_scale": 2.5},
+        "size = 2560x1280 after hires fix: must have 1048576 pixels at most",
+    ),
+    "hires steps": (
+        {"enable_hr": True, "hr_second_pass_steps": 151},
+        "hires_steps = 151: must be 150 at most",
+    ),
+    "hires strength": (
+        {"enable_hr": True, "denoising_strength": 0.0},
+        "hires_strength = 0.0: must be greater than 0",
+    ),
+    "first phase": ({"firstphase_width": 64}, "firstphase_width"),
+    "hires sampler": ({"enable_hr": True, "hr_sampler_name": "Euler"}, "hr_sampler_name"),
     "faces": ({"restore_faces": True}, "restore_faces"),
     "tiling": ({"tiling": True}, "tiling = True: must be false, the only supported value"),
     "tiling as number": ({"tiling": 0}, "tiling = 0: must be true or false"),
@@ -105,7 +128,11 @@ REJECTED = {
     "styles": ({"styles": ["x"]}, "styles"),
     "script": ({"script_name": "x/y/z plot"}, "script_name"),
     "always on": ({"alwayson_scripts": {"controlnet": {}}}, "alwayson_scripts"),
-    "subseed": ({"subseed_strength": 0.5}, "subseed_strength"),
+    "subseed strength": ({"subseed_strength": 1.5}, "subseed_strength = 1.5"),
+    "last subseed": (
+        {"subseed_strength": 0.5, "subseed": 2**63 - 1, "batch_size": 2},
+        "must leave room for 2 images",
+    ),
     "setting": ({"override_settings": {"eta_noise_seed_delta": 31337}}, "eta_noise_seed_delta"),
     "init image": ({"init_images": ["..."]}, "init_images: unknown parameter"),
     "sampler": ({"sampler_name": "Magic"}, "must be a name from GET /sdapi/v1/samplers"),
@@ -157,6 +184,7 @@ def test_routes_that_clients_call_first_describe_the_service(server):
             "options",
             "loras",
             "upscalers",
+            "latent-upscale-modes",
             "embeddings",
             "sd-vae",
             "hypernetworks",
@@ -170,4 +198,78 @@ def test_routes_that_clients_call_first_describe_the_service(server):
     assert {"name": "karras", "label": "Karras"}.items() <= lists["schedulers"][1].items()
     assert lists["sd-models"][0]["title"] == lists["options"]["sd_model_checkpoint"] == "tiny"
     assert lists["embeddings"] == {"loaded": {}, "skipped": {}}
-    assert lists["upscalers"] == lists["loras"] == []
+    assert [each["name"] for each in lists["upscalers"]] == ["Lanczos", "Nearest"]
+    assert "Latent (nearest-exact)" in [each["name"] for each in lists["latent-upscale-modes"]]
+    assert lists["loras"] == []
+
+
+def requests_of(serving, fields, **sections):
+    """Return the engine's requests of a body, and what the response says of them."""
+    engine = Recorder()
+    server = serving(engine, **sections)
+    answer = txt2img(server, **fields)
+    assert answer.status_code == 200, answer.text
+    return engine.requests, json.loads(answer.json()["info"])
+
+
+HIRES = {
+    "usual": ({}, (2.0, "latent", 0, 0.7)),
+    "all": (
+        {
+            "hr_scale": 1.5,
+            "hr_upscaler": "Lanczos",
+            "hr_second_pass_steps": 3,
+            "denoising_strength": 0.5,
+        },
+        (1.5, "lanczos", 3, 0.5),
+    ),
+    "by width": ({"hr_resize_x": 96, "hr_scale": 4}, (1.5, "latent", 0, 0.7)),
+    "by both": ({"hr_resize_x": 192, "hr_resize_y": 192}, (3.0, "latent", 0, 0.7)),
+}
+
+
+@pytest.mark.parametrize("fields", HIRES)
+def test_hires_fix_reaches_the_engine(serving, fields):
+    fields, values = HIRES[fields]
+    [request], info = requests_of(serving, {"enable_hr": True, **fields})
+    assert (
+        request.hires_scale,
+        request.hires_upscaler,
+        request.hires_steps,
+        request.hires_strength,
+    ) == values
+    assert info["denoising_strength"] == values[3]
+
+
+def test_hires_fix_draws_at_its_second_size(server):
+    answer = txt2img(server, enable_hr=True, hr_scale=1.5, hr_second_pass_steps=2).json()
+    assert Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).size == (96, 96)
+    info = json.loads(answer["info"])
+    assert (info["width"], info["height"]) == (96, 96)
+
+
+def test_fields_of_hires_fix_have_no_effect_without_it(serving):
+    fields = {
+        "denoising_strength": 0,
+        "hr_scale": 9,
+        "hr_upscaler": "R-ESRGAN 4x+",
+        "hr_resize_x": 0,
+        "firstphase_width": 0,
+        "hr_prompt": "",
+    }
+    [request], _ = requests_of(serving, fields, sampling={"hires_scale": 2})
+    assert request.hires_scale == 1
+    [request], _ = requests_of(serving, {"enable_hr": None}, sampling={"hires_scale": 2})
+    assert request.hires_scale == 2  # the job's own
+
+
+def test_variations_of_an_image_share_its_seed_and_count_the_variation_seeds(serving):
+    fields = {"batch_size": 3, "subseed": 40, "subseed_strength": 0.25}
+    requests, info = requests_of(serving, fields)
+    assert [request.seed for request in requests] == info["all_seeds"] == [7, 7, 7]
+    assert [request.variation_seed for request in requests] == [40, 41, 42]
+    assert info["all_subseeds"] == [40, 41, 42]
+    assert info["subseed_strength"] == 0.25
+    fields = {"subseed": -1, "subseed_strength": 0.25}
+    seeds = {requests_of(serving, fields)[0][0].variation_seed for _ in range(2)}
+    assert len(seeds) == 2

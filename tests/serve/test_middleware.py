@@ -27,7 +27,7 @@ def test_a_body_that_is_too_large_is_rejected(server, declared):
         ("GET", "/nowhere", 404),
         ("GET", "/v1/images/generations", 405),
         ("DELETE", "/v1/models", 405),
-        ("POST", "/v1/images/edits", 404),
+        ("POST", "/v1/audio/speech", 404),
         ("GET", "/static/../../pyproject.toml", 404),
         ("GET", "/static/%2e%2e/%2e%2e/core.py", 404),
     ],
@@ -56,7 +56,7 @@ def log_records():
 
 
 def test_an_internal_error_is_logged_and_not_shown(server, monkeypatch, log_records):
-    def fail(self, images, key):
+    def fail(self, image_request, key):
         raise ZeroDivisionError("a secret of the service")
 
     monkeypatch.setattr(Service, "reserve", fail)
@@ -89,7 +89,10 @@ def test_the_openapi_document_has_every_route_and_how_to_send_a_key(server):
         "/v1/images/jobs/{name}",
         "/v1/images/jobs/{name}/cancel",
         "/v1/models",
+        "/v1/images/edits",
+        "/v1/images/variations",
         "/sdapi/v1/txt2img",
+        "/sdapi/v1/img2img",
     } <= api["paths"].keys()
     assert api["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
     body = api["paths"]["/v1/images/generations"]["post"]["requestBody"]

@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 from sdbatch.job import parse
 from sdbatch.serve.drawer import Drawer
 from sdbatch.stages.safety import SafetyPolicy
-from tests.serve.conftest import SECONDS, Server
+from tests.serve.conftest import LEFT, PHOTO, SECONDS, Recorder, Server, file_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -183,12 +183,118 @@ def test_page_asks_for_a_key_if_the_service_has_keys(browser, tiny_engine, monke
         server.close()
 
 
+@pytest.fixture
+def recorder():
+    return Recorder()
+
+
+@pytest.fixture
+def picture_page(browser, serving, recorder):
+    """The page of a service that records its requests, with a picture to start from."""
+    page = browser.new_page()
+    page.errors = []
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.goto(serving(recorder).url)
+    expect(page.locator("#draw")).to_be_enabled()
+    choose(page, file_of(PHOTO))
+    yield page
+    assert page.errors == []
+    page.close()
+
+
+def choose(page, file):
+    page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": file})
+    expect(page.locator("#picture")).to_be_visible()
+
+
+def paint_left_half(page):
+    """Paint the left half of the picture with a brush that is half as wide as it."""
+    page.fill("#brush", "50")
+    page.locator("#canvas").scroll_into_view_if_needed()
+    box = page.locator("#canvas").bounding_box()
+    side = min(box["width"], box["height"])
+    left = box["x"] + (box["width"] - side) / 2
+    page.mouse.move(left + side / 4, box["y"] + 1)
+    page.mouse.down()
+    page.mouse.move(left + side / 4, box["y"] + side - 1)
+    page.mouse.up()
+
+
+def test_page_draws_from_a_picture_with_its_strength(picture_page, recorder):
+    draw(picture_page, "a dog", strength=0.35)
+    [request] = recorder.requests
+    assert np.array_equal(request.inputs["image"], PHOTO)
+    assert (request.strength, request.prompt) == (0.35, "a dog")
+    assert "mask" not in request.inputs
+    assert np.array_equal(pixels(picture_page), 255 - PHOTO)
+    assert picture_page.is_hidden("#copy")
+
+
+def test_page_draws_anew_what_is_painted_until_it_is_cleared(picture_page, recorder):
+    paint_left_half(picture_page)
+    draw(picture_page, "a dog")
+    picture_page.click("#clear")
+    draw(picture_page, "a dog")
+    painted, whole = recorder.requests
+    assert ((painted.inputs["mask"] >= 128) == (LEFT >= 128)).mean() > 0.98
+    assert "mask" not in whole.inputs
+    picture_page.click("#remove")
+    draw(picture_page, "a dog")
+    assert recorder.requests[-1].inputs == {}
+
+
+def test_page_keeps_the_shape_of_a_picture_and_can_draw_the_painted_part_alone(
+    picture_page, recorder
+):
+    choose(picture_page, file_of(np.full((96, 192, 3), 90, np.uint8)))
+    expect(picture_page.locator("#width")).to_have_value("88")  # about as many pixels as 64x64
+    assert picture_page.input_value("#height") == "48"
+    paint_left_half(picture_page)
+    picture_page.check("#only_masked")
+    draw(picture_page, "a dog")
+    [request] = recorder.requests
+    assert request.only_masked
+    assert picture_page.evaluate("document.getElementById('image').naturalWidth") == 192
+
+
+def test_an_image_can_be_the_picture_of_the_next(picture_page, recorder):
+    draw(picture_page, "a dog")
+    picture_page.click("#from")
+    draw(picture_page, "a dog")
+    assert np.array_equal(recorder.requests[1].inputs["image"], 255 - PHOTO)
+
+
+@pytest.mark.parametrize("event", ["drop", "paste"])
+def test_a_picture_can_be_dropped_or_pasted(picture_page, recorder, event):
+    picture_page.click("#remove")
+    picture_page.evaluate(
+        "([name, bytes]) => { const data = new DataTransfer();"
+        "data.items.add(new File([new Uint8Array(bytes)], 'a.png', {type: 'image/png'}));"
+        "const kind = name === 'drop' ? DragEvent : ClipboardEvent;"
+        "document.dispatchEvent(new kind(name, {dataTransfer: data, clipboardData: data})); }",
+        [event, list(file_of(255 - PHOTO))],
+    )
+    expect(picture_page.locator("#picture")).to_be_visible()
+    draw(picture_page, "a dog")
+    assert np.array_equal(recorder.requests[0].inputs["image"], 255 - PHOTO)
+
+
+def test_page_says_that_a_file_is_no_picture(picture_page):
+    picture_page.set_input_files(
+        "#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"<html>"}
+    )
+    expect(picture_page.locator("#status")).to_have_text(
+        "This browser cannot read the picture. Save it as PNG or JPEG."
+    )
+
+
 @pytest.mark.parametrize("size", [PHONE, {"width": 1280, "height": 800}], ids=["phone", "desk"])
 def test_page_fits_its_window_and_is_used_by_keyboard_alone(browser, server, size):
     page = browser.new_page(viewport=size)
     page.goto(server.url)
     expect(page.locator("#draw")).to_be_enabled()
     draw(page, "a dog " * 40)
+    choose(page, file_of(PHOTO))
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
     small = page.evaluate(
         "[...document.querySelectorAll('button, input:not([type=checkbox]), select, textarea')]"
@@ -197,7 +303,8 @@ def test_page_fits_its_window_and_is_used_by_keyboard_alone(browser, server, siz
     )
     assert small == []  # WCAG 2.2's enhanced target size
     reached = set()
-    for _ in range(20):
+    for _ in range(40):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id"))
-    assert {"prompt", "negative_prompt", "seed", "sampler", "draw", "copy"} <= reached
+    used = {"prompt", "negative_prompt", "seed", "sampler", "draw", "copy"}
+    assert used | {"choose", "brush", "strength", "clear", "remove", "from"} <= reached

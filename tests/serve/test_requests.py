@@ -8,12 +8,27 @@ import yaml
 from sdbatch.job import Limits, Sampling, parse
 from sdbatch.output.image_file import Encoding
 from sdbatch.registry import IMAGE_FORMATS
-from sdbatch.sampling import KEYS
-from sdbatch.serve import a1111, requests
+from sdbatch.sampling import KEYS, UPSCALERS
+from sdbatch.serve import a1111_bodies as a1111
+from sdbatch.serve import requests
 from sdbatch.serve.requests import Generation, ServedModel
 from tests.serve.conftest import ENCODING, job_of
 
-VALUES = {"num_inference_steps": 7, "guidance_scale": 3.5, "height": 72, "width": 80, "eta": 0.5}
+VALUES = {
+    "num_inference_steps": 7,
+    "guidance_scale": 3.5,
+    "height": 72,
+    "width": 80,
+    "eta": 0.5,
+    "strength": 0.3,
+    "mask_blur": 9,
+    "image_guidance_scale": 2.5,
+    "variation_seed": 12,
+    "variation_strength": 0.4,
+    "hires_scale": 1.5,
+    "hires_steps": 5,
+    "hires_upscaler": "latent_bicubic",
+}
 A1111 = {name: key.a1111_parameter for name, key in KEYS.items() if key.a1111_parameter}
 
 
@@ -29,20 +44,31 @@ def read(**body):
 
 
 def test_every_sampling_key_with_an_a1111_parameter_reaches_the_engine():
-    defaults = Sampling().model_dump()
-    values = {name: VALUES.get(name, defaults[name]) for name in A1111}
-    fields = {A1111[name]: value for name, value in values.items()}
-    body = a1111.Txt2Img(prompt="a dog", sampler_name="DDIM", **fields)
-    first = a1111.from_txt2img(body, model_of(), Limits()).first
-    assert {name: getattr(first, name) for name in values} == values
+    values = {**Sampling().model_dump(), **VALUES}
+    fields = {parameter: values[name] for name, parameter in A1111.items()}
+    fields |= {"hr_upscaler": "Latent (bicubic)", "sampler_name": "DDIM", "enable_hr": True}
+    reached = set()
+    for kind, read_body in (
+        (a1111.Txt2Img, a1111.from_txt2img),
+        (a1111.Img2Img, a1111.from_img2img),
+    ):
+        given = {**fields, "init_images": ["eA=="]}
+        body = kind(**{name: given[name] for name in given if name in kind.model_fields})
+        first = read_body(body, model_of(), Limits()).first
+        reached |= {name for name in A1111 if getattr(first, name) == values[name]}
+    assert reached == A1111.keys()
 
 
-@pytest.mark.parametrize("name", A1111)
+@pytest.mark.parametrize("name", [*a1111.SHARED_KEYS, *a1111.IMG2IMG_KEYS])
 def test_a1111_parameter_has_the_range_of_its_sampling_key(name):
     for value in (-1, 1_000_000):
-        for kind, key in ((Sampling, name), (a1111.Txt2Img, A1111[name])):
+        for kind, key in ((Sampling, name), (a1111.Img2Img, A1111[name])):
             with pytest.raises(ValueError, match=key):
                 kind(**{key: value})
+
+
+def test_every_upscaler_has_a_name_in_a1111s_api():
+    assert tuple(a1111.UPSCALERS) == UPSCALERS
 
 
 def test_eta_of_the_override_settings_is_used_unless_the_request_has_eta():

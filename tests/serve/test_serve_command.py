@@ -60,6 +60,10 @@ def test_a_host_that_is_not_this_machines_is_refused(tmp_path, capfd, monkeypatc
             {"sampling": {"height": 64, "width": 64, "num_inference_steps": 500}},
             "sampling.num_inference_steps = 500: must be 150 at most. Raise serve.limits",
         ),
+        (
+            {"sampling": {"hires_scale": 4, "num_inference_steps": 4}},
+            "sampling.size = 2048x2048 after hires fix: must have 1048576 pixels at most",
+        ),
     ],
 )
 def test_a_job_that_exceeds_the_machines_or_its_own_limits_is_refused(monkeypatch, sections, words):

@@ -13,7 +13,7 @@ from sdbatch.serve.service import Service
 from tests.serve.conftest import ENCODING, job_of
 
 KIB = 1024
-FACTS = ImageFacts(2, False, 1, False, False, nsfw=None, nsfw_scores=None, sha256="")
+FACTS = ImageFacts(64, 64, 2, False, 1, False, False, nsfw=None, nsfw_scores=None, sha256="")
 
 
 def service_of(drawers=None):

@@ -110,7 +110,9 @@ def test_all_texts_of_a_request_have_the_chunks_of_the_longest(read, family, req
     at = [reading.at(tick) for tick in range(6)]
     assert {(len(each.prompt), len(each.negative)) for each in at} == {(3, 3)}
     assert {each.tokens for each in at} == {reading.tokens} == {98}
-    assert family.shape(request_for(), Row(reading, (64, 64))) == family.shape(request_for(), Row(at[5], (64, 64)))
+    assert family.shape(request_for(), Row(reading, (64, 64))) == family.shape(
+        request_for(), Row(at[5], (64, 64))
+    )
     assert not reading.truncated
     assert read(prompt=f"a [{LONG}:3] b").at(0).truncated
 
