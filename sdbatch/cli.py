@@ -354,19 +354,34 @@ def status(output: str, watch: bool, as_json: bool) -> None:
     help="Images per line.",
 )
 @click.option(
-    "--to", metavar="FILE", help="A .jpg or .png file. Default: OUTPUT/gallery/sheet.jpg."
+    "--animate",
+    is_flag=True,
+    help="Choose sequences, which prompts.frames draws, and let their images follow each other.",
+)
+@click.option(
+    "--to",
+    metavar="FILE",
+    help="A .jpg or .png file, with --animate .webp. Default: sheet.jpg or .webp in "
+    "OUTPUT/gallery.",
 )
 def sheet(
-    output: str, images: int, seed: int | None, where: tuple[str, ...], columns: int, to: str | None
+    output: str,
+    images: int,
+    seed: int | None,
+    where: tuple[str, ...],
+    columns: int,
+    animate: bool,
+    to: str | None,
 ) -> None:
     """Make a contact sheet of images of OUTPUT, each with its prompt.
 
     OUTPUT may still be drawn. Without --random the first images are chosen.
     """
-    from sdbatch.report.sheet import make_sheet
+    from sdbatch.report.sheet import make_animation, make_sheet
     from sdbatch.storage import Store
 
-    click.echo(make_sheet(Store(output), images, seed, where, columns, to))
+    make = make_animation if animate else make_sheet
+    click.echo(make(Store(output), images, seed, where, columns, to))
 
 
 @main.command(cls=Command)

@@ -15,7 +15,12 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
-def try_again(where: str, request: Callable[[], _T], passes: Callable[[Exception], bool]) -> _T:
+def try_again(
+    where: str,
+    request: Callable[[], _T],
+    passes: Callable[[Exception], bool],
+    budget: float | None = None,
+) -> _T:
     """Return what `request` returns; send it again while it fails with what passes by itself.
 
     The pauses double, and each is a random part of that: many processes do not come back at once.
@@ -24,14 +29,16 @@ def try_again(where: str, request: Callable[[], _T], passes: Callable[[Exception
         where: the file, for the log.
         request: may be sent twice without harm.
         passes: tells whether an error does.
+        budget: seconds from the first attempt on; default: BUDGET_SECONDS.
     """
     began, pause = time.monotonic(), FIRST_PAUSE_SECONDS
+    budget = BUDGET_SECONDS if budget is None else budget
     while True:
         try:
             return request()
         except Exception as error:
             wait = pause * random.uniform(0.5, 1)
-            if not passes(error) or time.monotonic() - began + wait > BUDGET_SECONDS:
+            if not passes(error) or time.monotonic() - began + wait > budget:
                 raise
             text = without_secrets(f"{type(error).__name__}: {error}")
             _log.warning("%s: %s. Trying again in %.1f s.", where, text, wait)

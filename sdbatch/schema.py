@@ -31,10 +31,18 @@ SAMPLING = (
     pa.field("prompt", pa.string()),
     *(pa.field(name, _arrow_type(name)) for name in Sampling.model_fields),
 )
+INPUT_HASHES = (
+    pa.field("image_sha256", pa.string()),  # of the row's picture file; null: it has none
+    pa.field("mask_sha256", pa.string()),
+)
 ROW = (
     pa.field("row_key", pa.string()),
     pa.field("sample_index", pa.int32()),
+    *INPUT_HASHES,
 )
+# The row's pictures on their way to the engine, as Prepared.to_bytes writes them; never in the
+# output. No table has a column of this name.
+INPUTS = pa.field("sdbatch: inputs", pa.large_binary())
 DRAWN = (
     pa.field("prompt_tokens", pa.int32()),  # without the begin and end marks, before truncation
     pa.field("prompt_truncated", pa.bool_()),  # the prompt or the negative prompt lost tokens
@@ -74,15 +82,15 @@ class Shard:
     first_image: int
     images: int
 
-    def rows(self, images_per_row: int) -> tuple[int, int]:
+    def rows(self, row_images: int) -> tuple[int, int]:
         """Return the source's rows [start, stop) that the images belong to."""
         last = self.first_image + self.images - 1
-        return self.first_image // images_per_row, last // images_per_row + 1
+        return self.first_image // row_images, last // row_images + 1
 
 
 def requests(extras: pa.Schema) -> pa.Schema:
     """Return the schema of a shard that was read: one row an image to draw."""
-    return pa.schema([KEY, *SAMPLING, *ROW, ERROR, *extras])
+    return pa.schema([KEY, *SAMPLING, *ROW, INPUTS, ERROR, *extras])
 
 
 def images(extras: pa.Schema, scores: pa.Schema = NO_COLUMNS) -> pa.Schema:

@@ -8,25 +8,24 @@ import errno
 import os
 import posixpath
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.core import url_to_fs
 from fsspec.exceptions import FSTimeoutError
 
+from sdbatch import local_files
 from sdbatch.errors import StorageError, one_line
 from sdbatch.retries import try_again
 from sdbatch.urls import FOLDER, names_folder, without_secrets
 
 _T = TypeVar("_T")
-TEMPORARY = ".tmp"  # the end of a file's name while it is written
 ANSWER_SECONDS = 60  # for which an object store may be silent
+FILE_SECONDS = 20  # for which one of many files is asked for again
 SLOWEST_UPLOAD = 100_000  # bytes a second; a slower upload is sent again, then given up
-_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)  # of a filesystem
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 _CLIENT_ERRORS: dict[tuple[str, str], type[OSError]] = {  # not OSErrors; what each means
     ("botocore.exceptions", "NoCredentialsError"): PermissionError,
@@ -40,20 +39,22 @@ _CLIENT_ERRORS: dict[tuple[str, str], type[OSError]] = {  # not OSErrors; what e
     ("gcsfs.retry", "HttpError"): OSError,
 }
 _PASSING = (errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO))  # s3fs': SlowDown, 5xx
+_REMEDY = "must be reachable and have space left. Fix that, then run the same command again."
 _KEYS_IN_ENVIRONMENT = ("s3", "s3a", "gs", "gcs")  # of these protocols
 
 
 @contextlib.contextmanager
-def storage_errors(where: str) -> Iterator[None]:
+def storage_errors(where: str, remedy: str = _REMEDY) -> Iterator[None]:
     """Turn a filesystem's error in the block into a StorageError that begins with `where`.
 
+    `remedy` is what must hold, and the way out, of an error that does not say it.
     The filesystem's error stays its cause, unless that holds the secrets of a URL: Ray logs causes.
     """
     try:
         yield
     except _error_types() as error:
         cause = None if _holds_secrets(error) else error
-        raise StorageError(f"{where} = {_describe(error)}") from cause
+        raise StorageError(f"{where} = {_describe(error, remedy)}") from cause
 
 
 def connect(url: str) -> tuple[Any, str]:
@@ -100,6 +101,22 @@ def open_file(url: str, compression: str | None = None) -> Iterator[IO[bytes]]:
         fsspec.core.OpenFile(fs, path, compression=_compression(path, compression)) as file,
     ):
         yield file
+
+
+def read_whole(url: str, read: Callable[[Any, str], bytes]) -> bytes:
+    """Return what `read` returns for the filesystem of `url` and the path in it.
+
+    It is called again for a short time, as there may be many files, if the filesystem is remote
+    and fails for a moment.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    fs, path = connect(url)
+    with storage_errors(url, "must be reachable. Check the address."):
+        if is_local(url):
+            return read(fs, path)
+        return try_again(url, lambda: read(fs, path), _passes, FILE_SECONDS)
 
 
 def is_local(url: str) -> bool:
@@ -196,11 +213,11 @@ class Store:
             if not is_local(self.url):
                 return self._ask(name, lambda fs: _create_object(fs, path, data))
             folder = os.path.dirname(path)
-            _make_folder(folder, self.path(""))
-            with _temporary_file(folder, data) as temporary:
-                created = _link(temporary, path)
+            local_files.make_folder(folder, self.path(""))
+            with local_files.temporary_file(folder, data) as temporary:
+                created = local_files.link(temporary, path)
                 os.remove(temporary)
-            _sync_folder(folder)
+            local_files.sync_folder(folder)
         return created
 
     def put(self, name: str, data: bytes | memoryview) -> None:
@@ -220,10 +237,10 @@ class Store:
                 self._ask(name, lambda fs: _upload(fs, path, whole))
                 return
             folder = os.path.dirname(path)
-            _make_folder(folder, self.path(""))
-            with _temporary_file(folder, data) as temporary:
+            local_files.make_folder(folder, self.path(""))
+            with local_files.temporary_file(folder, data) as temporary:
                 os.replace(temporary, path)
-                _sync_folder(folder)
+                local_files.sync_folder(folder)
 
     def names(self, folder: str = "") -> dict[str, int]:
         """Return the files directly in `folder`, name -> size in bytes, hidden files included.
@@ -259,6 +276,12 @@ def _timeouts(protocol: str) -> dict[str, Any]:
 
     botocore by default sends each request five times.
     """
+    if protocol in ("http", "https"):
+        import aiohttp
+
+        client = fsspec.config.conf.get(protocol, {}).get("client_kwargs", {})
+        timeout = aiohttp.ClientTimeout(300, sock_connect=20, sock_read=ANSWER_SECONDS)
+        return {"client_kwargs": {"timeout": timeout, **client}}
     if protocol not in ("s3", "s3a"):
         return {}
     own = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
@@ -278,13 +301,6 @@ def _location(fs: Any, path: str) -> tuple[str, ...]:
     if "file" in protocols:
         path = os.path.realpath(path)
     return (protocols[0], *(part for part in path.split("/") if part not in ("", ".")))
-
-
-def _make_folder(path: str, root: str) -> None:
-    """Create a folder in `root` if it is missing, but not `root` itself."""
-    if path != root:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path)
 
 
 def _local_names(path: str) -> dict[str, int]:
@@ -361,54 +377,6 @@ def _create_object(fs: Any, path: str, data: bytes, attempts: int = 10) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def _temporary_file(folder: str, data: bytes | memoryview) -> Iterator[str]:
-    """Write a file of a temporary name to disk; remove it if the block fails."""
-    path = os.path.join(folder, f".{uuid.uuid4().hex}{TEMPORARY}")
-    try:
-        _write_file(path, data, "wb")
-        yield path
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(path)
-        raise
-
-
-def _write_file(path: str, data: bytes | memoryview, mode: Literal["wb", "xb"]) -> None:
-    with open(path, mode) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _link(source: str, path: str) -> bool:
-    """Give the file `source` a second name unless there is such a file; return whether it has it.
-
-    Not O_EXCL, as others would see the file before it has content: that is for filesystems
-    without links.
-    """
-    try:
-        try:
-            os.link(source, path)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            with open(source, "rb") as file:
-                _write_file(path, file.read(), "xb")
-    except FileExistsError:
-        return False
-    return True
-
-
-def _sync_folder(path: str) -> None:
-    """Sync a folder's names to disk: after a power loss no receipt may exist without its data."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _compression(path: str, setting: str | None) -> str | None:
     path = path.partition("?")[0] if "://" in path else path  # a URL may have a query
     name: str | None = fsspec.core.get_compression(path, setting)
@@ -417,11 +385,11 @@ def _compression(path: str, setting: str | None) -> str | None:
 
 def _client_errors() -> dict[type[BaseException], type[OSError]]:
     """Return the errors of the network clients in use, and the OSError that each means."""
-    return {
-        getattr(sys.modules[module], name): meaning
+    found = {  # another thread may be importing a module
+        getattr(sys.modules.get(module), name, None): meaning
         for (module, name), meaning in _CLIENT_ERRORS.items()
-        if module in sys.modules
     }
+    return {kind: meaning for kind, meaning in found.items() if kind is not None}
 
 
 def _error_types() -> tuple[type[BaseException], ...]:
@@ -430,8 +398,7 @@ def _error_types() -> tuple[type[BaseException], ...]:
 
 def _meaning(error: BaseException) -> type[BaseException]:
     """Return the type of error that decides what must hold."""
-    values = vars(error)
-    if {values.get("status_code"), values.get("code")} & {401, 403}:  # Azure's and gcsfs's names
+    if _status(error) in (401, 403):
         return PermissionError
     for kind, meaning in _client_errors().items():
         if isinstance(error, kind):
@@ -439,12 +406,17 @@ def _meaning(error: BaseException) -> type[BaseException]:
     return type(error)
 
 
+def _status(error: BaseException) -> Any:
+    """Return the status of an HTTP answer; the names are Azure's, gcsfs's and aiohttp's."""
+    values = vars(error)
+    return values.get("status_code") or values.get("code") or values.get("status")
+
+
 def _passes(error: BaseException) -> bool:
     """Tell whether an error of a remote filesystem passes by itself: the network, a busy server."""
-    meaning, values = _meaning(error), vars(error)
+    meaning, status = _meaning(error), _status(error)
     if issubclass(meaning, PermissionError | FileNotFoundError | FileExistsError):
         return False
-    status = values.get("status_code") or values.get("code")  # Azure's and gcsfs's names
     if isinstance(status, int):
         return status == 429 or status >= 500
     if type(error) is OSError:
@@ -462,7 +434,7 @@ def _holds_secrets(error: BaseException | None) -> bool:
     return False
 
 
-def _describe(error: BaseException) -> str:
+def _describe(error: BaseException, otherwise: str) -> str:
     """Return what happened, what must hold, and the way out."""
     message = str(error)
     if type(error).__module__.startswith("azure."):  # the rest is a page for Azure's support
@@ -476,6 +448,4 @@ def _describe(error: BaseException) -> str:
     for kind, remedy in remedies.items():
         if issubclass(_meaning(error), kind):
             return f"{text}: {remedy}"
-    return (
-        f"{text}: must be reachable and have space left. Fix that, then run the same command again."
-    )
+    return f"{text}: {otherwise}"

@@ -70,3 +70,12 @@ class Painter(FakeEngine):
         drawn = super()._draw(request)
         picture = self._pictures.get(request.prompt)
         return drawn if picture is None else replace(drawn, image=picture)
+
+
+class Inverter(FakeEngine):
+    """Draws a request's picture with inverted colours; without one as FakeEngine."""
+
+    def _draw(self, request: Request) -> Drawn:
+        drawn = super()._draw(request)
+        picture = request.inputs.get("image")
+        return drawn if picture is None else replace(drawn, image=255 - picture)

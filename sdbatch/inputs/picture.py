@@ -68,6 +68,17 @@ def read_picture(
     return Picture(rgb, alpha, _turned(size, turn))
 
 
+def read_size(file: bytes) -> tuple[int, int]:
+    """Return width and height of a picture as it is looked at, from its header.
+
+    Raises:
+        ValueError: as `read_picture`, but for damage after the header.
+    """
+    with QUIET:
+        picture = _open(file, "image")
+        return _turned(picture.size, _turn_of(picture))
+
+
 def read_mask(file: bytes) -> Image.Image:
     """Read a mask in grey, L: white is drawn anew.
 

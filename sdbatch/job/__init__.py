@@ -14,6 +14,7 @@ from sdbatch.errors import JobError, short_repr
 from sdbatch.job import strict_yaml
 from sdbatch.job.sections import (
     COLUMNS,
+    PICTURES,
     READER_KEYS,
     TABLE_FORMATS,
     Cluster,
@@ -35,6 +36,7 @@ from sdbatch.section import Section
 
 __all__ = [
     "COLUMNS",
+    "PICTURES",
     "READER_KEYS",
     "TABLE_FORMATS",
     "Cluster",

@@ -13,12 +13,16 @@ from sdbatch.job.files import FileKey
 from sdbatch.job.serving import Serve
 from sdbatch.prompt_syntax import MAX_LORA_WEIGHT, choose_loras
 from sdbatch.registry import IMAGE_FORMATS, OUTPUT_FORMATS, REWRITES, STAGES, ImageFormat
-from sdbatch.sampling import Sampling
+from sdbatch.sampling import SIDE_MULTIPLE, Sampling
 from sdbatch.section import Address, Section
 from sdbatch.urls import FOLDER, names_folder, without_secrets
 
 MOST_PLANNED = 10**9  # images of a job
-TABLE_FORMATS = ("parquet", "arrow", "csv", "tsv", "json", "jsonl", "txt", "captions")
+TABLE_FORMATS = (
+    *("parquet", "arrow", "csv", "tsv", "json", "jsonl", "txt"),
+    "captions",  # a folder with a .txt file for each prompt
+    "webdataset",
+)
 # Formats whose files each key of prompts.reader is about; an encoding is of all text.
 READER_KEYS = {
     "separator": ("csv", "tsv"),
@@ -27,7 +31,8 @@ READER_KEYS = {
     "encoding": ("csv", "tsv", "json", "jsonl", "txt", "captions"),
     "field": ("json",),
 }
-COLUMNS = ("id", "prompt", *Sampling.model_fields)  # of the prompt table, by our names
+PICTURES = ("image", "mask_image")  # columns of the prompt table that hold pictures
+COLUMNS = ("id", "prompt", *PICTURES, *Sampling.model_fields)  # of the table, by our names
 # Names of registries and of sampling keys, as types: an error and the JSON Schema list all of them.
 if TYPE_CHECKING:
     Column: TypeAlias = str
@@ -109,7 +114,8 @@ class Prompts(Section):
     path: Annotated[Address | list[Address] | None, FileKey(table=True)] = Field(
         None,
         description="parquet, arrow, csv, tsv, json, jsonl or txt (text also .gz, .bz2, .xz or "
-        ".zst): a file, a folder, a glob or a list of these; a local path or any fsspec URL",
+        ".zst), or WebDataset's tar: a file, a folder, a glob or a list of these; a local path or "
+        "any fsspec URL",
     )
     reader: Reader = Reader()
     rows: list[dict[str, Any]] | None = Field(
@@ -126,6 +132,18 @@ class Prompts(Section):
     )
     images_per_row: int = Field(1, ge=1, le=MOST_PLANNED)
     limit: int | None = Field(None, ge=1, description="read only the first rows of the table")
+    size_from_image: bool = Field(
+        False,
+        description="rows with a picture that set neither height nor width have its size, rounded "
+        f"down to a multiple of {SIDE_MULTIPLE}",
+    )
+    frames: int | None = Field(
+        None,
+        ge=2,
+        le=10_000,
+        description="draw each copy of a row as a sequence of that many images, whose `mix` goes "
+        "from 0 to 1",
+    )
 
     @model_validator(mode="after")
     def _check_one_table(self) -> "Prompts":
@@ -134,6 +152,11 @@ class Prompts(Section):
         if self.path is not None and self.rows is not None:
             raise ValueError("rows = given together with path: a job has one table. Remove one")
         return self
+
+    @property
+    def row_images(self) -> int:
+        """Return the number of images of a row."""
+        return self.images_per_row * (self.frames or 1)
 
     @property
     def paths(self) -> list[str]:
@@ -431,6 +454,14 @@ class Job(Section):
         for number, stage in enumerate(self.stages):
             if stage in self.stages[:number]:
                 raise ValueError(f"stages.{number} = {stage!r}: must not repeat an earlier stage")
+        return self
+
+    @model_validator(mode="after")
+    def _check_frames(self) -> "Job":
+        if self.prompts.frames is not None and self.sampling.mix:
+            raise ValueError(
+                f"sampling.mix = {self.sampling.mix:g}: must be left out, as prompts.frames sets it"
+            )
         return self
 
     @model_validator(mode="after")

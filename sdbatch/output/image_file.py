@@ -29,9 +29,24 @@ MADE_BY_A_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorit
 LONGEST = 2000
 MOST_BYTES = 60_000  # of the XMP: a JPEG segment holds 64 KiB
 _TEXTS = ("prompt", "negative_prompt", "row_key")
-_ROW_VALUES = tuple(field.name for field in (*schema.SAMPLING, *schema.ROW))
-# The order of AUTOMATIC1111's text; other keys follow where they have a label and are not default.
+_HASHES = tuple(field.name for field in schema.INPUT_HASHES)
+_ROW_VALUES = tuple(
+    field.name for field in (*schema.SAMPLING, *schema.ROW) if field not in schema.INPUT_HASHES
+)
+# The order of AUTOMATIC1111's text; other keys follow where they have a label and are not default,
+# or are of a picture, a mask, a variation or hires fix, and the row has that.
 _FIRST = ("num_inference_steps", "sampler", "guidance_scale", "seed")
+_OF_PICTURES = ("strength", "image_guidance_scale")
+_OF_MASKS = ("mask_blur", "only_masked", "only_masked_padding")
+_SWITCHES = {
+    "variation_seed": "variation_strength",
+    "variation_strength": "variation_strength",
+    "hires_scale": "hires_scale",
+    "hires_upscaler": "hires_scale",
+    "hires_steps": "hires_scale",
+    "hires_strength": "hires_scale",
+}
+_DEFAULTS = {name: field.default for name, field in Sampling.model_fields.items()}
 _LABELLED = sorted(
     (key.a1111_label, name) for name, key in sampling.KEYS.items() if key.a1111_label
 )
@@ -86,6 +101,7 @@ def _written_values(row: dict[str, Any], encoding: Encoding) -> tuple[dict[str, 
     longest = LONGEST
     while True:
         values = {name: row[name] for name in _ROW_VALUES}
+        values |= {name: row[name] for name in _HASHES if row.get(name) is not None}
         for name in _TEXTS:
             if len(values[name]) > longest:
                 values[name], values[f"{name}_cut_at"] = values[name][:longest], longest
@@ -121,11 +137,8 @@ def infotext(values: dict[str, Any]) -> str:
     negative = (
         f"\nNegative prompt: {values['negative_prompt']}" if values["negative_prompt"] else ""
     )
-    defaults = {name: field.default for name, field in Sampling.model_fields.items()}
     others = [
-        (label, name)
-        for label, name in _LABELLED
-        if name not in _FIRST and values[name] != defaults[name]
+        (label, name) for label, name in _LABELLED if name not in _FIRST and _is_used(name, values)
     ]
     parts = {
         **{str(sampling.KEYS[name].a1111_label): _written(name, values) for name in _FIRST},
@@ -139,6 +152,17 @@ def infotext(values: dict[str, Any]) -> str:
     line = ", ".join(f"{label}: {value}" for label, value in parts.items())
     tags = prompt_syntax.lora_tags(values["loras"])
     return f"{values['prompt']}{tags}{negative}\n{line}"
+
+
+def _is_used(name: str, values: dict[str, Any]) -> bool:
+    """Tell whether a key says something of the image: in most cases if it is not the default."""
+    if name in _OF_PICTURES:
+        return "image_sha256" in values
+    if name in _OF_MASKS:
+        from_alpha = "image_sha256" in values and values["mask_from_alpha"]
+        return "mask_sha256" in values or from_alpha
+    switch = _SWITCHES.get(name, name)
+    return bool(values[switch] != _DEFAULTS[switch])
 
 
 def _written(name: str, values: dict[str, Any]) -> str:

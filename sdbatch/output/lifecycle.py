@@ -100,7 +100,7 @@ def remove(store: Store, proof: Proof | None) -> None:
             if f"{folder}/{name}" in ours or names.is_temporary(name):
                 store.remove(f"{folder}/{name}")
         store.remove_if_empty(folder)
-    for name in (names.GALLERY, names.SHEET, names.SCORES):
+    for name in (names.GALLERY, names.SHEET, names.ANIMATION, names.SCORES):
         store.remove(name)
     store.remove_if_empty(names.GALLERY_FOLDER)
     for name in (names.MANIFEST, names.CARD, names.PLAN, names.JOB):

@@ -2,8 +2,8 @@
 
 import re
 
+from sdbatch.local_files import TEMPORARY
 from sdbatch.schema import shard_name
-from sdbatch.storage import TEMPORARY
 
 JOB = "job.yaml"
 PLAN = "plan.parquet"
@@ -12,6 +12,7 @@ CARD = "README.md"
 PROGRESS = "progress.json"
 GALLERY = "gallery/index.html"
 SHEET = "gallery/sheet.jpg"
+ANIMATION = "gallery/sheet.webp"
 SCORES = "scores.parquet"
 
 DATA, FAILED, RECEIPTS, GALLERY_FOLDER = "data", "failed", "receipts", "gallery"

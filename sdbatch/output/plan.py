@@ -3,6 +3,7 @@
 A plan is a function of the job and the table alone: never of the cluster, the time or the place.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,10 @@ MOST_SHARDS = 10**7
 MOST_IMAGES = 1000  # in a shard of automatic size
 AIM_BYTES = 256 * 2**20
 MOST_BYTES = 2 * 2**30  # a shard is held in memory while it is drawn
+# Of a row's picture, a pixel: as it is drawn from, and as a lossless file; its mask, twice each.
+PICTURE_BYTES, MASK_BYTES = 3 + 3, 1 + 1 + 3 + 1
+PICTURE = (1024, 1024)  # the size that pictures have whose rows have their size
+PHOTO = (3000, 4000)  # the size that pictures have which only_masked puts the drawn part into
 SHARES, LEAST_IMAGES = 64, 32  # a small job is cut into up to 64 shards of at least 32 images
 
 
@@ -47,8 +52,16 @@ class Plan:
 
     @property
     def shard_bytes(self) -> int:
-        """Return a bound on the bytes of a shard's images: all are the largest, and pure noise."""
-        return self.most_images * image_bytes(self.job.output, *self.largest)
+        """Return a bound on the bytes of a shard's images: all are the largest, and pure noise.
+
+        What they are drawn from is counted too.
+        """
+        return self.most_images * row_bytes(self.job, self.table, self.largest)
+
+    @property
+    def fitting_images(self) -> int:
+        """Return how many of the largest images a shard of automatic size may hold."""
+        return images_that_fit(self.job, self.table, self.largest)
 
     @property
     def shard_memory(self) -> int:
@@ -87,9 +100,11 @@ def make_plan(job: Job, table: Table, record: Record | None) -> Plan:
         table = with_types(table, record.extras, job.prompts, names)
         table = replace(table, sources=_keep_order(table, known))
     rows = min(table.rows, job.prompts.limit or table.rows)
-    images = rows * job.prompts.images_per_row
+    images = rows * job.prompts.row_images
     largest = table.sizes.largest(job.sampling)
-    size = images_per_shard(job, images, largest)
+    if job.prompts.size_from_image:
+        largest = max(largest, PICTURE, key=math.prod)
+    size = images_per_shard(job, table, images, largest)
     _check_size(rows, images, size)
     job = job.updated(output=job.output.updated(images_per_shard=size))
     shards = tuple(_cut(job, table, size))
@@ -124,17 +139,30 @@ def image_bytes(output: Output, height: int, width: int) -> int:
     return int(height * width * per_pixel) + 4096
 
 
-def images_per_shard(job: Job, images: int, largest: tuple[int, int]) -> int:
+def row_bytes(job: Job, table: Table, size: tuple[int, int]) -> int:
+    """Return a bound on the bytes of an image and of the pictures that it is drawn from."""
+    found = image_bytes(job.output, *size)
+    if "image" not in table.columns:
+        return found
+    masked = "mask_image" in table.columns or job.sampling.mask_from_alpha
+    found += size[0] * size[1] * (PICTURE_BYTES + MASK_BYTES * masked)
+    if job.sampling.only_masked or "only_masked" in table.columns:
+        found += 2 * image_bytes(job.output, *PHOTO)  # it comes and goes as a file
+    return found
+
+
+def images_per_shard(job: Job, table: Table, images: int, largest: tuple[int, int]) -> int:
     """Return the number of images in a shard: the job's, or a choice from job and table alone.
 
     Args:
         job: if it sets a number, that of an existing output included, that is kept.
+        table: whose rows may have pictures.
         images: of the job.
         largest: height and width of the largest image.
     """
     size = job.output.images_per_shard
     if size != "auto":
-        each = image_bytes(job.output, job.sampling.height, job.sampling.width)
+        each = row_bytes(job, table, (job.sampling.height, job.sampling.width))
         if size * each > MOST_BYTES:
             raise JobError(
                 f"output.images_per_shard = {size}: must be at most {MOST_BYTES // each}, as a "
@@ -142,19 +170,19 @@ def images_per_shard(job: Job, images: int, largest: tuple[int, int]) -> int:
             )
         return size
     share = max(LEAST_IMAGES, -(-images // SHARES))
-    return min(share, MOST_IMAGES, images_that_fit(job.output, largest))
+    return min(share, MOST_IMAGES, images_that_fit(job, table, largest))
 
 
-def images_that_fit(output: Output, size: tuple[int, int]) -> int:
+def images_that_fit(job: Job, table: Table, size: tuple[int, int]) -> int:
     """Return how many images of `size` a shard of automatic size may hold, at least 1."""
-    return max(1, AIM_BYTES // image_bytes(output, *size))
+    return max(1, AIM_BYTES // row_bytes(job, table, size))
 
 
 def _cut(job: Job, table: Table, size: int) -> Iterator[Shard]:
     left = job.prompts.limit or table.rows
     first_row = number = 0
     for source in table.sources:
-        images = min(source.prompts, left) * job.prompts.images_per_row
+        images = min(source.prompts, left) * job.prompts.row_images
         for first in range(0, images, size):
             yield Shard(
                 number, source.name, source.checksum, first_row, first, min(size, images - first)

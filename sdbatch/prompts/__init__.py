@@ -14,10 +14,12 @@ text       a text file: opened, decompressed, decoded, in lines
 separated  CSV and TSV
 objects    JSON and JSON Lines
 lines      a prompt per line
+webdataset a WebDataset tar file
 caption_files a folder with a file for each prompt
 inline     rows in the job file itself
 rows       rows of text and of the job: their columns, the rows that cannot be read
 fit        columns of Parquet and Arrow as the table has them
+pictures   the pictures of rows: found, fetched, fitted
 types      the types of columns, united and converted
 frozen     the types of an output that files are added to
 file_info  rows, columns and checksum of a file; shared by the formats

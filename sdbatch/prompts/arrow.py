@@ -7,7 +7,7 @@ is read from its start for every shard, as text is.
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 
@@ -96,6 +96,27 @@ def iter_tables(url: str, schema: pa.Schema) -> Iterator[pa.Table]:
             start += batch.num_rows
 
 
+def iter_rows(url: str, span: tuple[int, int], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield rows [start, stop) with the columns of `schema`, a batch in memory at a time.
+
+    A local file is mapped into memory: of its batches only the rows that are used are read.
+    """
+    start, stop = span
+    with storage.open_file(url) as file, _arrow_errors(url):
+        counts = _batch_rows(file, url)
+        names = _open(file, None).schema.names
+        columns = [name for name in schema.names if name in names]
+        opened = pa.memory_map(storage.connect(url)[1]) if storage.is_local(url) else file
+        first = 0
+        for rows, batch in zip(counts, _read_batches(opened, columns), strict=True):
+            low, high = max(start - first, 0), min(stop - first, rows)
+            if low < high:
+                yield fit([batch.slice(low, high - low)], schema, first + low, url)
+            first += rows
+            if first >= stop:
+                return
+
+
 @contextmanager
 def _arrow_errors(url: str) -> Iterator[None]:
     with decoding_errors(url, _EXPECTED):
@@ -113,11 +134,15 @@ def _open(file: IO[bytes], columns: list[str] | None) -> pa.ipc.RecordBatchStrea
     opener = pa.ipc.open_file if is_file else pa.ipc.open_stream
     options = pa.ipc.IpcReadOptions()
     if columns is not None:
-        names = opener(pa.PythonFile(file, mode="r")).schema.names
+        names = opener(_native(file)).schema.names
         file.seek(0)
         chosen = [number for number, name in enumerate(names) if name in columns]
         options.included_fields = chosen or [0]  # an empty list would be all of them
-    return opener(pa.PythonFile(file, mode="r"), options=options)
+    return opener(_native(file), options=options)
+
+
+def _native(file: Any) -> pa.NativeFile:
+    return file if isinstance(file, pa.NativeFile) else pa.PythonFile(file, mode="r")
 
 
 def _read_batches(

@@ -41,9 +41,11 @@ def read_rows(url: str, reader: Reader, span: tuple[int, int], schema: pa.Schema
     return rows.read_range(_rows(url, reader), url, *span, schema)
 
 
-def iter_tables(url: str, reader: Reader, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yield all rows with the columns of `schema`, a few in memory at a time."""
-    return rows.iter_tables(_rows(url, reader), url, schema)
+def iter_tables(
+    url: str, reader: Reader, schema: pa.Schema, span: tuple[int, int] | None = None
+) -> Iterator[pa.Table]:
+    """Yield all rows, or those of a span, with the columns of `schema`, a few at a time."""
+    return rows.iter_tables(_rows(url, reader), url, schema, span)
 
 
 def files_of(url: str) -> list[str]:

@@ -54,6 +54,12 @@ def mark(rows: pa.Table, ends: NDArray[np.int64], first: int, start: int) -> pa.
     return rows.replace_schema_metadata({_PLACE: json.dumps([first, start - before])})
 
 
+def first_row(rows: pa.Table, start: int) -> int:
+    """Return the number in the file of the first of `rows`, which were read from `start` on."""
+    place = (rows.schema.metadata or {}).get(_PLACE)
+    return int(json.loads(place)[0]) if place else start
+
+
 @dataclass(frozen=True)
 class Prompts:
     """The prompts of some rows: of each its text, its row, and its place in the row's list."""

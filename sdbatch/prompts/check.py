@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,8 +22,10 @@ from sdbatch.prompt_schedule import Calls, schedule
 from sdbatch.prompt_syntax import choose_loras, find_syntax, parse_weights
 from sdbatch.prompts import table
 from sdbatch.prompts.columns import describe_columns
+from sdbatch.prompts.pictures import Pictures, folder_of
 from sdbatch.prompts.requests import Known, resolve_rows
 from sdbatch.prompts.table import Table
+from sdbatch.prompts.types import is_text
 
 FIRST_ROWS = 100
 EXAMPLES = 3
@@ -133,8 +136,10 @@ def check_rows(
     faults: dict[tuple[str, str], Found] = {}
     hashes = _Hashes(job, prompts) if whole else None
     began = time.perf_counter()
+    broken = _find_broken(job, prompts)
     for rows in _resolved_rows(job, prompts, whole):
         for row in rows:
+            row["error"] = row["error"] or broken.get(check.rows)
             if row["error"] is None:
                 _check_row(check, row, job.model.row_loras, distilled)
             if row["error"] is not None:
@@ -158,7 +163,7 @@ def describe_table(job: Job, prompts: Table) -> Iterator[str]:
 
 def _resolved_rows(job: Job, prompts: Table, whole: bool) -> Iterator[list[dict[str, Any]]]:
     """Yield the requests of the first copies, in order."""
-    used = set(prompts.columns.values())
+    used = set(prompts.columns.values()) - {*prompts.pictures.names}
     columns = pa.schema([each for each in prompts.schema if each.name in used])
     left = min(prompts.rows, job.prompts.limit or prompts.rows)
     left = left if whole else min(left, FIRST_ROWS)
@@ -180,6 +185,29 @@ def _resolved_rows(job: Job, prompts: Table, whole: bool) -> Iterator[list[dict[
             if not left:
                 return
         first_row += source.rows
+
+
+def _find_broken(job: Job, prompts: Table) -> dict[int, str]:
+    """Return which of the first rows name a picture that is not there, or none, and why.
+
+    Only text is read of the table, and of local files the beginning. Prompts in lists are skipped.
+    """
+    named = pa.schema([field for field in prompts.pictures if is_text(field.type)])
+    if not named.names or any(source.captions is not None for source in prompts.sources):
+        return {}
+    found: dict[int, str] = {}
+    number = 0
+    for source in prompts.sources:
+        span = 0, min(source.rows, FIRST_ROWS - number)
+        tables = table.iter_pictures(source, span, named, job.prompts.rows, job.prompts.reader)
+        folder = folder_of(source.url) if job.prompts.rows is None else os.getcwd()
+        pictures = Pictures(prompts.columns, folder, size_from_image=False)
+        reasons = enumerate(pictures.find_broken(tables), start=number)
+        found |= {row: reason for row, reason in reasons if reason is not None}
+        number += span[1]
+        if number == FIRST_ROWS:
+            break
+    return found
 
 
 def _count_fault(faults: dict[tuple[str, str], Found], row: dict[str, Any], number: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator
 import pyarrow as pa
 
 from sdbatch.errors import JobError, PromptTableError, short_repr
-from sdbatch.job import COLUMNS, Prompts, Sampling, strict_yaml
+from sdbatch.job import COLUMNS, PICTURES, Prompts, Sampling, strict_yaml
 from sdbatch.prompts import captions
 
 _TYPES = {name: field.annotation for name, field in Sampling.model_fields.items()}
@@ -60,6 +60,13 @@ _OTHER_NAMES = {
     "width": ("w", "imagewidth", "imgwidth", "widthpx"),
     "guidance_rescale": ("cfgrescale", "rescalecfg"),
     "eta": ("ddimeta", "etaddim"),
+    "image": ("initimage", "inputimage", "sourceimage", "imagepath", "imageurl", "imagefile"),
+    "mask_image": ("mask", "masks", "inpaintmask", "maskpath", "maskurl", "maskfile"),
+}
+# Names that `datasets` gives the pictures in the metadata of a folder of images.
+_FOLDER_NAMES = {
+    "image": ("file_name", "image_file_name"),
+    "mask_image": ("mask_image_file_name", "mask_file_name"),
 }
 _MEANINGS = {
     "num_inference_steps": "number of steps",
@@ -78,7 +85,7 @@ _KEYS = {_normal(key): key for key in COLUMNS if key != "id"} | {
 
 
 def map_columns(
-    prompts: Prompts, present: pa.Schema, *, needs_header: bool = False
+    prompts: Prompts, present: pa.Schema, *, needs_header: bool = False, metadata: bool = False
 ) -> dict[str, str]:
     """Return our name -> the table's name, of the columns that are used.
 
@@ -86,6 +93,7 @@ def map_columns(
         prompts: the job's section.
         present: the table's columns.
         needs_header: whether their names come from the first line of a file.
+        metadata: whether the table describes folders of images, as `datasets` reads them.
 
     Raises:
         PromptTableError: no prompt column, a column that is missing, twice there, or of a type
@@ -97,6 +105,10 @@ def map_columns(
             f"column {repeated!r} appears twice in the table: rename one of them."
         )
     columns = {name: name for name in COLUMNS if name != "id" and name in present.names}
+    for ours, names in _FOLDER_NAMES.items() if metadata else ():
+        for name in names:
+            if ours not in columns and name in present.names:
+                columns[ours] = name
     for ours, theirs in prompts.columns.items():
         if theirs is None:
             columns.pop(ours, None)
@@ -118,7 +130,22 @@ def map_columns(
         )
     for name, theirs in columns.items():
         _check_type(name, present.field(theirs))
+    _check_together(prompts, columns)
     return columns
+
+
+def _check_together(prompts: Prompts, columns: dict[str, str]) -> None:
+    """Raise a PromptTableError if a key of the section and the columns exclude each other."""
+    if prompts.size_from_image and "image" not in columns:
+        raise PromptTableError(
+            "prompts.size_from_image = true: is for a table with a column 'image'. Leave it out, "
+            "or name the column: --set prompts.columns.image=NAME"
+        )
+    if prompts.frames is not None and "mix" in columns:
+        raise PromptTableError(
+            f"column {columns['mix']!r} = used as mix: must not be, as prompts.frames sets it. "
+            f"Turn it off: --set {_set_column('mix', None)}"
+        )
 
 
 def _may_be_prompts(present: pa.Schema) -> list[str]:
@@ -166,6 +193,9 @@ def _check_type(ours: str, field: pa.Field) -> None:
         or pa.types.is_floating(value_type)
         or pa.types.is_decimal(value_type)
     )
+    if ours in PICTURES:
+        _check_pictures(ours, field)
+        return
     fits = _is_text(value_type) or pa.types.is_null(value_type)
     fits = fits or (number and ours in (*_NUMBERS, "id", "sampler"))
     fits = fits or (pa.types.is_boolean(value_type) and ours in _FLAGS)
@@ -176,6 +206,31 @@ def _check_type(ours: str, field: pa.Field) -> None:
         raise PromptTableError(
             f"column {field.name!r} = {field.type}: must hold {expected} to be used as {ours}."
         )
+
+
+def _check_pictures(ours: str, field: pa.Field) -> None:
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    parts = {part.name: part.type for part in kind} if pa.types.is_struct(kind) else {}
+    as_struct = (
+        parts.keys() == {"bytes", "path"}
+        and (_is_binary(parts["bytes"]) or pa.types.is_null(parts["bytes"]))
+        and (_is_text(parts["path"]) or pa.types.is_null(parts["path"]))
+    )
+    if not (as_struct or _is_binary(kind) or _is_text(kind) or pa.types.is_null(kind)):
+        raise PromptTableError(
+            f"column {field.name!r} = {field.type}: must hold pictures to be used as {ours}: "
+            f"binary, text (a path, a URL or a data URI) or struct<bytes: binary, path: string>. "
+            f"--set {_set_column(ours, None)} leaves it out."
+        )
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+        or pa.types.is_binary_view(kind)
+    )
 
 
 def select_extras(
@@ -199,7 +254,8 @@ def select_extras(
         used = set(columns.values())
         if columns.get("id", "").casefold() not in taken:
             used.discard(columns.get("id", ""))  # stays an extra, under its own name and type
-        off = {ours for ours, theirs in prompts.columns.items() if theirs is None} & taken
+        off = {ours for ours, theirs in prompts.columns.items() if theirs is None}
+        off &= taken.union(PICTURES)
         names = [n for n in present.names if n not in used and n.casefold() not in off]
     if prompts.source is not None and prompts.source not in names:
         names.append(prompts.source)
@@ -262,6 +318,11 @@ def describe_columns(
                 f"{short_repr(getattr(sampling, ours))} in every row where it is not empty; "
                 f"{_set_column(ours, None)} turns it off"
             )
+    if "image" in columns:
+        yield (
+            f"rows are drawn from their pictures in column {columns['image']!r}; "
+            f"{_set_column('image', None)} turns it off"
+        )
     off = [ours for ours, theirs in prompts.columns.items() if theirs is None and ours != "id"]
     for name in names:
         if name.casefold() in off and name not in columns.values():

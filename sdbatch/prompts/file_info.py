@@ -17,6 +17,8 @@ from sdbatch.prompts.sizes import Sizes
 # Bounds, so that a few compressed bytes cannot fill the memory of a machine.
 MOST_ROW = 64 * 2**20  # characters or bytes of a row, and of a value in it
 MOST_ROWS = 512 * 2**20  # of the rows of one shard together
+PHOTO_BYTES = 16 * 2**20  # of rows with pictures that are held at once, on average
+MOST_PICTURE = 128 * 2**20  # bytes of a picture's file
 _DECODERS = (pa.ArrowException, EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError)
 
 

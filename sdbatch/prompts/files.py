@@ -11,7 +11,7 @@ import pyarrow as pa
 from sdbatch import storage
 from sdbatch.errors import PromptTableError
 from sdbatch.job import READER_KEYS, Reader
-from sdbatch.prompts import arrow, caption_files, formats, parquet, text
+from sdbatch.prompts import arrow, caption_files, formats, parquet, text, webdataset
 from sdbatch.prompts.file_info import FileInfo
 from sdbatch.prompts.folders import Folder, describe_left, sort_folder
 from sdbatch.prompts.formats import BINARY
@@ -162,6 +162,8 @@ def inspect_file(url: str, reader: Reader, sides: tuple[str, str]) -> FileInfo:
     try:
         if kind.format == "parquet":
             return parquet.inspect_file(url, sides)
+        if kind.format == "webdataset":
+            return webdataset.inspect_file(url, sides)
         return arrow.inspect_file(url, sides)
     except PromptTableError as error:
         wrong = formats.describe_other(formats.read_head(url), kind.format)
@@ -175,6 +177,8 @@ def checksum(url: str, reader: Reader) -> str:
     kind = formats.kind_of(url, reader)
     if kind.format == "captions":
         return caption_files.checksum(url)
+    if kind.format == "webdataset":
+        return webdataset.checksum(url)
     return parquet.checksum(url) if kind.format == "parquet" else text.checksum(url)
 
 
@@ -183,6 +187,8 @@ def read_rows(url: str, reader: Reader, start: int, stop: int, schema: pa.Schema
     kind = formats.kind_of(url, reader)
     if kind.format == "captions":
         return caption_files.read_rows(url, reader, (start, stop), schema)
+    if kind.format == "webdataset":
+        return webdataset.read_rows(url, (start, stop), schema)
     if kind.format == "parquet":
         return parquet.read_rows(url, start, stop, schema)
     if kind.format == "arrow":
@@ -195,8 +201,26 @@ def iter_tables(url: str, reader: Reader, schema: pa.Schema) -> Iterator[pa.Tabl
     kind = formats.kind_of(url, reader)
     if kind.format == "captions":
         return caption_files.iter_tables(url, reader, schema)
+    if kind.format == "webdataset":
+        return webdataset.iter_tables(url, schema)
     if kind.format == "parquet":
         return parquet.iter_tables(url, schema)
     if kind.format == "arrow":
         return arrow.iter_tables(url, schema)
     return text.iter_tables(url, kind, reader, schema)
+
+
+def iter_rows(
+    url: str, reader: Reader, span: tuple[int, int], schema: pa.Schema
+) -> Iterator[pa.Table]:
+    """Yield rows [start, stop) of the file at `url`, so few at a time that they may be photos."""
+    kind = formats.kind_of(url, reader)
+    if kind.format == "captions":
+        return caption_files.iter_tables(url, reader, schema, span)
+    if kind.format == "webdataset":
+        return webdataset.iter_tables(url, schema, span)
+    if kind.format == "parquet":
+        return parquet.iter_rows(url, span, schema)
+    if kind.format == "arrow":
+        return arrow.iter_rows(url, span, schema)
+    return text.iter_tables(url, kind, reader, schema, span)

@@ -12,18 +12,20 @@ from sdbatch import storage
 from sdbatch.errors import PromptTableError
 from sdbatch.job import TABLE_FORMATS, Reader
 
-BINARY = ("parquet", "arrow")
+BINARY = ("parquet", "arrow", "webdataset")
+_NO_SUFFIX = ("captions", "webdataset")
 HEAD = 2**16  # bytes or characters at the start of a file, by which its format is recognised
 _COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 _SUFFIXES = {
-    **{name: name for name in TABLE_FORMATS if name != "captions"},
+    **{name: name for name in TABLE_FORMATS if name not in _NO_SUFFIX},
     "pq": "parquet",
     "ndjson": "jsonl",
     "feather": "arrow",
     "ipc": "arrow",
     "arrows": "arrow",
+    "tar": "webdataset",
 }
-_KNOWN = [name for name in TABLE_FORMATS if name != "captions"]
+_KNOWN = [name for name in TABLE_FORMATS if name not in _NO_SUFFIX]
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _TABLES = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")

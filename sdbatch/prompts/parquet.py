@@ -15,6 +15,7 @@ from sdbatch.errors import PromptTableError
 from sdbatch.prompts.extras import with_features
 from sdbatch.prompts.file_info import (
     MOST_ROW,
+    PHOTO_BYTES,
     FileInfo,
     check_row_count,
     check_size,
@@ -27,6 +28,7 @@ from sdbatch.prompts.types import plain_type
 
 BATCH_ROWS = 10_000  # decoded at once
 BATCH_BYTES = 2**28  # of them, if every row held the largest value that rows can share
+_BUFFER = 2**20  # of a column chunk of pictures: it is read in parts of that many bytes
 
 
 def inspect_file(url: str, sides: tuple[str, str]) -> FileInfo:
@@ -122,6 +124,43 @@ def iter_tables(url: str, schema: pa.Schema) -> Iterator[pa.Table]:
         for batch in _read_batches(file, url, 0, metadata.num_rows, columns, together=False):
             yield fit([batch], schema, start, url)
             start += batch.num_rows
+
+
+def iter_rows(url: str, span: tuple[int, int], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield rows [start, stop) with the columns of `schema`, PHOTO_BYTES in memory at a time."""
+    start, stop = span
+    with storage.open_file(url) as file, decoding_errors(url, "a Parquet file"):
+        parquet = pq.ParquetFile(file, buffer_size=_BUFFER)
+        present = parquet.schema_arrow.names
+        columns = [name for name in schema.names if name in present]
+        group_start = 0
+        for group in range(parquet.num_row_groups):
+            metadata = parquet.metadata.row_group(group)
+            first, group_start = group_start, group_start + metadata.num_rows
+            if first >= stop or group_start <= start:
+                continue
+            rows = _photo_rows(file, metadata, columns, f"{url} row group {group}")
+            for batch in parquet.iter_batches(rows, row_groups=[group], columns=columns):
+                low, high = max(start - first, 0), min(stop - first, batch.num_rows)
+                if low < high:
+                    yield fit([batch.slice(low, high - low)], schema, first + low, url)
+                first += batch.num_rows
+                if first >= stop:
+                    return
+
+
+def _photo_rows(file: IO[bytes], group: pq.RowGroupMetaData, columns: list[str], where: str) -> int:
+    """Return how many rows of a row group with pictures may be decoded at once."""
+    chunks = [group.column(number) for number in range(group.num_columns)]
+    names = tuple(f"{name}." for name in columns)
+    size = sum(
+        chunk.total_uncompressed_size
+        for chunk in chunks
+        if f"{chunk.path_in_schema}.".startswith(names)
+    )
+    each = size // max(1, group.num_rows)
+    rows = _batch_rows(file, group, columns, where)
+    return max(1, min(rows, PHOTO_BYTES // max(1, int(each))))
 
 
 def _read_batches(

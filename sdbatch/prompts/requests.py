@@ -1,16 +1,17 @@
 """From rows of the prompt table to requests for the engine: one request an image, all resolved.
 
 A row that cannot be drawn stays, with its values and the reason in `error`. The images of row r
-are r's copies 0 .. images_per_row - 1; image i of a file belongs to its row i // images_per_row.
+are r's copies 0 .. images_per_row - 1, each a sequence of `frames` images if the job says so;
+image i of a file belongs to its row i // row_images.
 """
 
 import decimal
 import hashlib
 import itertools
-import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -24,11 +25,14 @@ from sdbatch.prompt_syntax import write_loras
 from sdbatch.prompts import captions
 from sdbatch.prompts.extras import to_output
 from sdbatch.prompts.rows import FAULT
-from sdbatch.prompts.types import JSON_TEXT
+from sdbatch.prompts.sizes import SIDES
+from sdbatch.prompts.types import JSON_TEXT, cells_of
 from sdbatch.sampling import MAX_SEED, check_seed
 
 _MANTISSA = {"double": 53, "float": 24, "halffloat": 11}  # bits of a float's whole numbers
 _MOST_KNOWN = 1_000  # rows with different values that are remembered
+# Called with the request of each prompt's first copy and the index of its row.
+AddPictures: TypeAlias = Callable[[list[dict[str, Any]], NDArray[np.int64]], None]
 
 
 def row_seed(seed: int, row_key: str) -> int:
@@ -42,30 +46,38 @@ def row_seed(seed: int, row_key: str) -> int:
 
 
 def resolve_requests(
-    rows: pa.Table, shard: schema.Shard, job: Job, columns: dict[str, str], extras: pa.Schema
+    rows: pa.Table,
+    shard: schema.Shard,
+    job: Job,
+    columns: dict[str, str],
+    extras: pa.Schema,
+    add_pictures: AddPictures | None = None,
 ) -> pa.Table:
     """Return the requests of a shard, one row an image, with the columns of schema.requests.
 
     Args:
-        rows: the rows `shard.rows(images_per_row)` of the shard's file.
+        rows: the rows `shard.rows(row_images)` of the shard's file.
         shard: the file and its range of images.
         job: its values apply where the table has none.
         columns: our name -> the table's name.
         extras: the table's own columns that go into the output.
+        add_pictures: adds the rows' pictures to their requests.
     """
-    copies = job.prompts.images_per_row
-    start, _ = shard.rows(copies)
+    row_images = job.prompts.row_images
+    start, _ = shard.rows(row_images)
     resolved, row_of = resolve_rows(rows, shard.first_row, job, columns, start)
+    if add_pictures is not None:
+        add_pictures(resolved, row_of)
     images = range(shard.first_image, shard.first_image + shard.images)
     requests = [
         {
-            **_copy(resolved[image // copies - start], image % copies),
+            **_copy(resolved[image // row_images - start], image % row_images, job.prompts.frames),
             "key": schema.key(shard.shard, index),
         }
         for index, image in enumerate(images)
     ]
     table = pa.Table.from_pylist(requests, schema=schema.requests(pa.schema([])))
-    row_of_image = pa.array(row_of[np.asarray(images) // copies - start])
+    row_of_image = pa.array(row_of[np.asarray(images) // row_images - start])
     for field in extras:
         own = to_output(rows[field.name], field.type)
         table = table.append_column(field, own.take(row_of_image))
@@ -94,16 +106,16 @@ def resolve_rows(
     """
     prompts = captions.prompts_of(rows, columns["prompt"])
     if rows.schema.field(columns["prompt"]).metadata == JSON_TEXT:
-        prompts = replace(prompts, texts=_cells(rows, columns["prompt"]))
+        prompts = replace(prompts, texts=cells_of(rows, columns["prompt"]))
     names = [name for name in Sampling.model_fields if name in columns]
-    cells = [_cells(rows, columns[name]) for name in names]
+    cells = [cells_of(rows, columns[name]) for name in names]
     by_row = zip(*cells, strict=True) if cells else itertools.repeat((), len(rows))
     values = [*map(partial(_resolve_values, known or Known(job), names), by_row)]
     start = start if prompts.first_row is None else prompts.first_row
     numbers = range(first_row + start, first_row + start + len(rows))
     keys: list[str | ValueError | None] = [*map(str, numbers)]
     if "id" in columns:
-        keys = [*map(partial(_row_key, rows[columns["id"]].type), _cells(rows, columns["id"]))]
+        keys = [*map(partial(_row_key, rows[columns["id"]].type), cells_of(rows, columns["id"]))]
     faults = rows[FAULT].to_pylist() if FAULT in rows.column_names else None
     resolved = []
     for index, (text, row) in enumerate(zip(prompts.texts, prompts.rows.tolist(), strict=True)):
@@ -113,14 +125,6 @@ def resolve_rows(
             request["error"] = faults[row]
         resolved.append(request)
     return resolved, prompts.rows
-
-
-def _cells(rows: pa.Table, name: str) -> list[Any]:
-    """Return the values of a column; those of mixed types are stored as JSON text."""
-    cells: list[Any] = rows[name].to_pylist()
-    if rows.schema.field(name).metadata == JSON_TEXT:
-        return [None if cell is None else json.loads(cell) for cell in cells]
-    return cells
 
 
 def _row_key(kind: pa.DataType, cell: Any) -> str | ValueError | None:
@@ -176,7 +180,13 @@ def _resolve_row(
             check_seed(values["seed"], job.prompts.images_per_row)
         except ValueError as error:
             errors.append(str(error))
-    return {**values, "prompt": prompt, "row_key": key, "error": "; ".join(errors) or None}
+    return {
+        **values,
+        "prompt": prompt,
+        "row_key": key,
+        "has_size": resolved.has_size,
+        "error": "; ".join(errors) or None,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +195,7 @@ class _Values:
 
     values: dict[str, Any]
     has_seed: bool  # False: the seed follows from the row's key
+    has_size: bool  # the row sets a side of its image
     error: str | None
 
 
@@ -215,11 +226,12 @@ def _resolve_values(known: Known, names: list[str], row: tuple[Any, ...]) -> _Va
             known.validated[cell_text] = found
     if seed is None:
         return found
-    return _Values({**found.values, "seed": seed}, has_seed=True, error=found.error)
+    return replace(found, values={**found.values, "seed": seed}, has_seed=True)
 
 
 def _validate(known: Known, cells: dict[str, Any], *, has_seed: bool) -> _Values:
     values = {**known.defaults, **cells}
+    has_size = not cells.keys().isdisjoint(SIDES)
     try:
         values = Sampling.model_validate(values, strict=False).model_dump()
         values["loras"] = write_loras(values["loras"], known.loras)
@@ -228,10 +240,10 @@ def _validate(known: Known, cells: dict[str, Any], *, has_seed: bool) -> _Values
             field.name: _cast_or_none(values[field.name], field.type)
             for field in schema.SAMPLING[1:]
         }
-        return _Values(values, has_seed, describe_error(error).rstrip("."))
+        return _Values(values, has_seed, has_size, describe_error(error).rstrip("."))
     except ValueError as error:  # a name that the job does not declare
-        return _Values(values, has_seed, str(error))
-    return _Values(values, has_seed, None)
+        return _Values(values, has_seed, has_size, str(error))
+    return _Values(values, has_seed, has_size, None)
 
 
 def _is_empty(name: str, value: Any) -> bool:
@@ -239,11 +251,14 @@ def _is_empty(name: str, value: Any) -> bool:
     return value == "" and name not in ("negative_prompt", "loras")
 
 
-def _copy(row: dict[str, Any], sample_index: int) -> dict[str, Any]:
+def _copy(row: dict[str, Any], sample_index: int, frames: int | None) -> dict[str, Any]:
+    """Return the request of a row's image; the images of a sequence have one seed."""
+    copy, frame = divmod(sample_index, frames or 1)
     seed = row["seed"]
-    if seed is not None and seed + sample_index <= MAX_SEED:
-        seed += sample_index
-    return {**row, "seed": seed, "sample_index": sample_index}
+    if seed is not None and seed + copy <= MAX_SEED:
+        seed += copy
+    mix = row["mix"] if frames is None else frame / (frames - 1)
+    return {**row, "seed": seed, "sample_index": sample_index, "mix": mix}
 
 
 def _cast_or_none(value: Any, arrow_type: pa.DataType) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from sdbatch.errors import PromptTableError, one_line, short_repr
-from sdbatch.prompts.file_info import check_row_count, check_size
+from sdbatch.prompts.file_info import PHOTO_BYTES, check_row_count, check_size
 from sdbatch.prompts.sizes import Sizes
 from sdbatch.prompts.types import can_unite, json_text_field, to_array, unite_schemas
 
@@ -55,12 +55,12 @@ def _storable(field: pa.Field, exact: set[str]) -> pa.Field:
     return field
 
 
-def _batches(rows: Rows) -> Iterator[list[Row]]:
+def _batches(rows: Rows, most: int = BATCH_CHARACTERS) -> Iterator[list[Row]]:
     batch: list[Row] = []
     began = 0
     for row, end in rows:
         batch.append(row)
-        if len(batch) == BATCH_ROWS or end - began > BATCH_CHARACTERS:
+        if len(batch) == BATCH_ROWS or end - began > most:
             yield batch
             batch, began = [], end
     if batch:
@@ -81,9 +81,16 @@ def read_range(rows: Rows, where: str, start: int, stop: int, schema: pa.Schema)
     return to_table(chosen, schema, where)
 
 
-def iter_tables(rows: Rows, where: str, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yield all rows with the columns of `schema`, a few in memory at a time."""
-    return (to_table(batch, schema, where) for batch in _batches(rows))
+def iter_tables(
+    rows: Rows, where: str, schema: pa.Schema, span: tuple[int, int] | None = None
+) -> Iterator[pa.Table]:
+    """Yield rows with the columns of `schema`, a few in memory at a time.
+
+    `span` [start, stop): only those, and so few at a time that they may be photos.
+    """
+    some = rows if span is None else itertools.islice(rows, *span)
+    most = BATCH_CHARACTERS if span is None else PHOTO_BYTES
+    return (to_table(batch, schema, where) for batch in _batches(some, most))
 
 
 def to_table(rows: list[Row], schema: pa.Schema, where: str) -> pa.Table:

@@ -1,5 +1,6 @@
 """A prompt table as a whole: its files in a fixed order, its columns and what each is used for."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from sdbatch import schema
 from sdbatch.errors import PromptTableError, one_line
-from sdbatch.job import Prompts, Reader
+from sdbatch.job import PICTURES, Prompts, Reader
 from sdbatch.prompts import captions, files, inline
 from sdbatch.prompts.columns import map_columns, select_extras
 from sdbatch.prompts.extras import drop_unequal_features, output_field
@@ -22,6 +23,7 @@ from sdbatch.prompts.types import settled, unite_schemas
 
 # Metadata of a column that only the folders' names contain, and of the one with the file's name.
 _HIVE, _SOURCE = {b"sdbatch": b"hive folder"}, {b"sdbatch": b"file name"}
+_METADATA = re.compile(r"(^|/)metadata\.(jsonl|csv|parquet)$")  # of a folder of images
 _CAPTIONS = {b"sdbatch": b"captions"}  # of the prompts, if they are in lists
 
 
@@ -48,6 +50,7 @@ class Table:
     sources: tuple[Source, ...]
     columns: dict[str, str]  # our name -> the table's name, for those the table has
     schema: pa.Schema  # the columns to read of a file: those above, then the extras
+    pictures: pa.Schema  # those of them with pictures, which are read a few rows at a time
     extras: pa.Schema  # the table's own columns, copied into the output, with its types
     sizes: Sizes  # the largest of its rows
     names: tuple[str, ...]  # of all its columns
@@ -83,27 +86,30 @@ def open_table(prompts: Prompts, reserved: Sequence[str] = ()) -> Table:
     if not sum(source.rows for source in sources):
         where = ", ".join(prompts.paths)
         raise PromptTableError(f"prompts.path = {where}: holds no row. It must have at least one.")
-    present = _unite_files(infos, list(urls.values()))
-    for field in (*_hive_fields(urls), *_source_field(prompts, present)):
-        if field.name not in present.names:
-            present = present.append(field)
+    present = _all_columns(prompts, infos, urls)
     separated = any(info.format in ("csv", "tsv") for info in infos)
     needs_header = separated and prompts.reader.names is None
-    columns = map_columns(prompts, present, needs_header=needs_header)
+    metadata = all(map(_METADATA.search, urls))
+    columns = map_columns(prompts, present, needs_header=needs_header, metadata=metadata)
     own = select_extras(prompts, present, columns, {*schema.OUTPUT_NAMES, *reserved})
-    needed = [present.field(name) for name in dict.fromkeys(columns.values())]
-    needed = [_marked(field) if field.name == columns["prompt"] else field for field in needed]
-    rest = [field for field in own if field.name not in columns.values()]
-    sources = _count_captions(sources, pa.schema(needed), prompts)
+    to_read, pictures = _columns_to_read(present, columns, own)
+    sources = _count_captions(sources, to_read, prompts)
     hive = [name if _is_hive(name, present) else "" for name in sides]
-    sizes = Sizes(
+    sizes = (
         size
         for name, info in zip(urls, infos, strict=True)
         for size in _fill_sizes(info.sizes, _hive_values(name), hive)
     )
-    extras = pa.schema([output_field(field) for field in own])
-    names = tuple(present.names)
-    return Table(sources, columns, pa.schema([*needed, *rest]), extras, sizes, names, left)
+    return Table(
+        sources=sources,
+        columns=columns,
+        schema=to_read,
+        pictures=pictures,
+        extras=pa.schema([output_field(field) for field in own]),
+        sizes=Sizes(sizes),
+        names=tuple(present.names),
+        left=left,
+    )
 
 
 def read_rows(
@@ -140,6 +146,21 @@ def read_rows(
     return rows if column is None else captions.mark(rows, ends, first, start)
 
 
+def iter_pictures(
+    source: Source,
+    span: tuple[int, int],
+    pictures: pa.Schema,
+    in_job: inline.Rows | None = None,
+    reader: Reader = Reader(),  # noqa: B008  a frozen value
+) -> Iterator[pa.Table]:
+    """Yield the columns with pictures of rows [start, stop) of `source`, a few rows at a time."""
+    if in_job is not None:
+        yield _set_names(inline.read_rows(in_job, *span, pictures), source, pictures)
+        return
+    for rows in files.iter_rows(source.url, reader, span, pictures):
+        yield _set_names(rows, source, pictures)
+
+
 def iter_tables(
     source: Source,
     table: pa.Schema,
@@ -163,6 +184,19 @@ def _set_names(rows: pa.Table, source: Source, table: pa.Schema) -> pa.Table:
             column = pa.array([value] * rows.num_rows, pa.string())
             rows = rows.set_column(index, field, column)
     return rows
+
+
+def _columns_to_read(
+    present: pa.Schema, columns: dict[str, str], own: Sequence[pa.Field]
+) -> tuple[pa.Schema, pa.Schema]:
+    """Return the columns to read of a file, those in `own` last, and the columns of pictures."""
+    pictures = {columns[name] for name in PICTURES if name in columns}
+    names = [name for name in dict.fromkeys(columns.values()) if name not in pictures]
+    needed = [present.field(name) for name in names]
+    needed = [_marked(field) if field.name == columns["prompt"] else field for field in needed]
+    rest = [field for field in own if field.name not in names]
+    of_pictures = [field for field in present if field.name in pictures]
+    return pa.schema([*needed, *rest]), pa.schema(of_pictures)
 
 
 def _marked(prompt: pa.Field) -> pa.Field:
@@ -201,6 +235,15 @@ def _caption_ends(
 def _file_caption_ends(url: str, checksum: str, column: pa.Field, reader: str) -> NDArray[np.int64]:
     found = files.iter_tables(url, Reader.model_validate_json(reader), pa.schema([column]))
     return captions.count(rows[0] for rows in found)
+
+
+def _all_columns(prompts: Prompts, infos: Sequence[FileInfo], urls: dict[str, str]) -> pa.Schema:
+    """Return the columns of the files, with those that folders' and files' names give."""
+    present = _unite_files(infos, list(urls.values()))
+    for field in (*_hive_fields(urls), *_source_field(prompts, present)):
+        if field.name not in present.names:
+            present = present.append(field)
+    return present
 
 
 def _unite_files(infos: Sequence[FileInfo], urls: list[str]) -> pa.Schema:

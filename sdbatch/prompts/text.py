@@ -56,10 +56,16 @@ def read_rows(
         return rows.read_range(found, url, *span, schema)
 
 
-def iter_tables(url: str, kind: Kind, reader: Reader, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yield all rows of a file with the columns of `schema`, a few in memory at a time."""
+def iter_tables(
+    url: str,
+    kind: Kind,
+    reader: Reader,
+    schema: pa.Schema,
+    span: tuple[int, int] | None = None,
+) -> Iterator[pa.Table]:
+    """Yield all rows, or those of a span, with the columns of `schema`, a few at a time."""
     with _open_rows(url, kind, reader) as (_, found):
-        yield from rows.iter_tables(found, url, schema)
+        yield from rows.iter_tables(found, url, schema, span)
 
 
 class Text:

@@ -127,6 +127,14 @@ def as_json(value: Any) -> str | None:
     return None if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
 
+def cells_of(rows: pa.Table, name: str) -> list[Any]:
+    """Return the values of a column; those of mixed types are stored as JSON text."""
+    cells: list[Any] = rows[name].to_pylist()
+    if rows.schema.field(name).metadata == JSON_TEXT:
+        return [None if cell is None else json.loads(cell) for cell in cells]
+    return cells
+
+
 def to_array(values: list[Any], field: pa.Field) -> pa.Array:
     """Return Python values as a column.
 

@@ -12,7 +12,7 @@ from sdbatch.job import Job
 from sdbatch.models.distilled import find_distilled
 from sdbatch.models.find_model import ModelFiles
 from sdbatch.output import identity, receipts
-from sdbatch.output.plan import Plan, images_that_fit, make_plan
+from sdbatch.output.plan import Plan, make_plan
 from sdbatch.output.record import Record, read_record
 from sdbatch.prompts.check import Check, check_rows, describe_table
 from sdbatch.prompts.table import open_table
@@ -89,7 +89,7 @@ def make_outline(job: Job, check: bool = False) -> Outline:
         columns=plan.table.columns,
         kept=plan.table.extras.names,
         images=plan.images,
-        images_per_row=job.prompts.images_per_row,
+        images_per_row=job.prompts.row_images,
         shards=len(plan.shards),
         images_per_shard=plan.images_per_shard,
         memory=". ".join(filter(None, [describe_memory(plan), memory_warning(plan)])),
@@ -140,10 +140,9 @@ def describe_memory(plan: Plan) -> str:
 
 def memory_warning(plan: Plan) -> str | None:
     """Return the way out if a shard may take more memory than one of automatic size."""
-    fitting = images_that_fit(plan.job.output, plan.largest)
-    if plan.most_images <= fitting:
+    if plan.most_images <= plan.fitting_images:
         return None
     return (
-        f"Set output.images_per_shard to {fitting} in a new output, or put the largest images "
-        f"into a job of their own"
+        f"Set output.images_per_shard to {plan.fitting_images} in a new output, or put the "
+        f"largest images into a job of their own"
     )

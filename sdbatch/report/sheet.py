@@ -1,4 +1,7 @@
-"""`sdbatch sheet`: a contact sheet of chosen images of an output, each with its prompt."""
+"""`sdbatch sheet`: a contact sheet of chosen images of an output, each with its prompt.
+
+Or of chosen sequences, whose images follow each other in the sheet's animation.
+"""
 
 import bisect
 import io
@@ -11,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sdbatch.errors import SdbatchError
 from sdbatch.output import names
-from sdbatch.output.reader import open_images, open_picture
-from sdbatch.report.where import choose_rows, parse_condition
+from sdbatch.output.reader import Images, open_images, open_picture
+from sdbatch.report.where import Condition, choose_numbers, choose_rows, parse_condition
 from sdbatch.storage import Store, is_local
 
 # All lengths are in pixels.
@@ -23,6 +26,8 @@ MAX_LINES = 3  # of a label's prompt, of its settings, of the title
 TITLE_IMAGES = 4  # the title may make a sheet as wide as this many images; a longer one wraps
 MAX_HEIGHT = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+MAX_WEBP = 16_383  # libwebp's WEBP_MAX_DIMENSION
+FRAME_MS = 100  # between two images of a sequence
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 # The title shows the settings that are equal for all images, each label those that differ.
 _SETTINGS = {
@@ -60,17 +65,93 @@ def make_sheet(
         raise SdbatchError(
             f"No image matches --where {' and '.join(where)}. Change or remove a condition."
         )
-    choice = ", ".join(["first" if seed is None else f"random (seed {seed})", *where])
-    title = (
-        f"{images.job.title}: {len(rows)} of {len(images):,} images, {choice}, "
-        f"drawn by {images.job.model.name}, a trained model"
-    )
+    title = _title(images, f"{len(rows)} of {len(images):,} images", seed, where)
     data = io.BytesIO()
     draw_sheet(rows, title, columns).save(data, file_format, quality=90)
-    file, name = (store, names.SHEET) if to is None else (Store(to), "")
+    return _write(store, names.SHEET, to, data.getvalue())
+
+
+def make_animation(
+    store: Store, count: int, seed: int | None, where: Sequence[str], columns: int, to: str | None
+) -> str:
+    """Write an animated sheet of chosen sequences to a file; return the file's path or URL.
+
+    Args:
+        store: the output of a job with `prompts.frames`, finished or still being drawn.
+        count: the largest number of sequences.
+        seed: of a random choice; None: the first sequences.
+        where: conditions on their first images.
+        columns: sequences per line.
+        to: the file, a path or URL that ends with .webp; None: a file in the output.
+
+    Raises:
+        SdbatchError: as `make_sheet`; or the job draws no sequences.
+    """
+    if PurePosixPath(names.ANIMATION if to is None else to).suffix.lower() != ".webp":
+        raise SdbatchError(f"--to = {to!r}: must end with .webp, as --animate is given.")
+    images = open_images(store)
+    frames = images.job.prompts.frames
+    if frames is None:
+        raise SdbatchError(
+            f"{store.url} = no sequences: --animate is for jobs with prompts.frames. Leave it out."
+        )
+    conditions = [Condition("mix", "=", "0"), *map(parse_condition, where)]
+    sequences = _read_sequences(images, choose_numbers(images, count, seed, conditions), frames)
+    if not sequences:
+        raise SdbatchError("No sequence matches, or none is drawn yet. Change --where or wait.")
+    title = _title(images, f"{len(sequences)} sequences of {frames} images", seed, where)
+    # All but the image is that of the first, so that the text does not move.
+    sheets = (
+        draw_sheet([{**s[0], "image": s[frame]["image"]} for s in sequences], title, columns)
+        for frame in range(frames)
+    )
+    first = next(sheets)
+    if max(first.size) > MAX_WEBP:
+        raise SdbatchError(
+            f"--images = {count}: makes a sheet of {first.width:,} x {first.height:,} pixels, must "
+            f"be at most {MAX_WEBP:,} wide and high. Set fewer --images or other --columns."
+        )
+    data = io.BytesIO()
+    first.save(
+        data, "WEBP", save_all=True, append_images=sheets, duration=FRAME_MS, loop=0, quality=90
+    )
+    return _write(store, names.ANIMATION, to, data.getvalue())
+
+
+def _read_sequences(
+    images: Images, firsts: Sequence[int], frames: int
+) -> list[list[dict[str, Any]]]:
+    """Return the rows of the sequences with these first images.
+
+    An image that was not drawn is replaced by the one before it.
+    """
+    numbers = {n for first in firsts for n in range(first, min(first + frames, len(images)))}
+    rows = dict(zip(sorted(numbers), images.rows_at(numbers), strict=True))
+    sequences = []
+    for first in firsts:
+        sequence = [rows[first]] * frames
+        for number in range(first + 1, first + frames):
+            row = rows.get(number)
+            place = row["sample_index"] - rows[first]["sample_index"] if row else 0
+            if row and row["row_key"] == rows[first]["row_key"] and 0 < place < frames:
+                sequence[place:] = [row] * (frames - place)
+        sequences.append(sequence)
+    return sequences
+
+
+def _title(images: Images, count: str, seed: int | None, where: Sequence[str]) -> str:
+    choice = ", ".join(["first" if seed is None else f"random (seed {seed})", *where])
+    return (
+        f"{images.job.title}: {count}, {choice}, drawn by {images.job.model.name}, a trained model"
+    )
+
+
+def _write(store: Store, name: str, to: str | None, data: bytes) -> str:
+    """Write a file of the output, or the one at `to`; return its path or URL."""
+    file, name = (store, name) if to is None else (Store(to), "")
     if to is not None and is_local(to):
         Store(os.path.dirname(file.path(""))).begin()
-    file.put(name, data.getvalue())
+    file.put(name, data)
     return file.where(name)
 
 

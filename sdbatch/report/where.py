@@ -74,19 +74,26 @@ def parse_condition(text: str) -> Condition:
 def choose_rows(
     images: Images, count: int, seed: int | None, where: Sequence[Condition]
 ) -> list[dict[str, Any]]:
-    """Return the rows of at most `count` images that match all conditions, in order.
+    """Return the rows of the images that `choose_numbers` chooses."""
+    return images.rows_at(choose_numbers(images, count, seed, where))
+
+
+def choose_numbers(
+    images: Images, count: int, seed: int | None, where: Sequence[Condition]
+) -> list[int]:
+    """Return the numbers of at most `count` images that match all conditions, in order.
 
     Args:
         images: of an output.
-        count: the largest number of rows.
+        count: the largest number of images.
         seed: of a random choice; None: the first images.
         where: conditions on columns of the images or of scores.parquet.
     """
     matching = _matching_numbers(images, where) if where else iter(range(len(images)))
     if seed is None:
-        return images.rows_at(itertools.islice(matching, count))
+        return list(itertools.islice(matching, count))
     numbers = list(matching) if where else range(len(images))
-    return images.rows_at(random.Random(seed).sample(numbers, min(count, len(numbers))))
+    return sorted(random.Random(seed).sample(numbers, min(count, len(numbers))))
 
 
 def _matching_numbers(images: Images, where: Sequence[Condition]) -> Iterator[int]:

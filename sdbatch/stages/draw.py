@@ -17,6 +17,7 @@ import pyarrow as pa
 from sdbatch import schema
 from sdbatch.engine.request import Drawn, EngineProtocol, Request
 from sdbatch.errors import SdbatchError, one_line
+from sdbatch.inputs.prepare import Prepared
 from sdbatch.output.image_file import Encoding, encode_image
 from sdbatch.stages.base import Needs, Stage, image_column, replace_columns
 
@@ -102,9 +103,10 @@ class Drawing:
         for index, row in enumerate(self._rows):
             if row["error"] is not None:
                 self._finish(index, {"error": row["error"]})
+            elif row[schema.INPUTS.name] is None:
+                self._submit(index, None)
             else:
-                request = Request(**{field.name: row[field.name] for field in schema.SAMPLING})
-                self._engine.submit(request).add_done_callback(partial(self._encode_later, index))
+                self._encoders.submit(self._submit_with_pictures, index)
 
     def give_up(self, error: Exception) -> None:
         """End the shard with an error that no row caused."""
@@ -112,14 +114,29 @@ class Drawing:
             if not self.done.done():
                 self.done.set_exception(error)
 
-    def _encode_later(self, index: int, drawn: Future[Drawn]) -> None:
-        self._encoders.submit(self._encode, index, drawn)  # not in the engine's own thread
+    def _submit_with_pictures(self, index: int) -> None:
+        try:
+            prepared = Prepared.from_bytes(self._rows[index].pop(schema.INPUTS.name))
+            self._submit(index, prepared)
+        except Exception as error:  # noqa: BLE001  or the shard would wait for the row
+            self.give_up(error)
 
-    def _encode(self, index: int, future: Future[Drawn]) -> None:
+    def _submit(self, index: int, prepared: Prepared | None) -> None:
+        row = self._rows[index]
+        values = {field.name: row[field.name] for field in schema.SAMPLING}
+        request = Request(**values, inputs=prepared.arrays if prepared else {})
+        later = partial(self._encode_later, index, prepared)
+        self._engine.submit(request).add_done_callback(later)
+
+    def _encode_later(self, index: int, prepared: Prepared | None, drawn: Future[Drawn]) -> None:
+        self._encoders.submit(self._encode, index, prepared, drawn)  # not in the engine's thread
+
+    def _encode(self, index: int, prepared: Prepared | None, future: Future[Drawn]) -> None:
         row = self._rows[index]
         try:
             drawn = future.result()
-            file = encode_image(drawn.image, row, self._encoding)
+            image = prepared.finish(drawn.image) if prepared else drawn.image
+            file = encode_image(image, row, self._encoding)
         except SdbatchError as error:
             self.give_up(error)  # the engine cannot go on
         except Exception as error:  # noqa: BLE001  caused by this row, as it was drawn alone
@@ -152,8 +169,10 @@ class Drawing:
 def add_results(rows: pa.Table, results: list[dict[str, Any]]) -> pa.Table:
     """Return a shard's table with the columns that drawing adds; `results` are those of a drawing.
 
-    A result without a column has null there. The files of the images are not copied.
+    A result without a column has null there. The files of the images are not copied, and the
+    pictures that rows were drawn from are left behind.
     """
+    rows = rows.drop_columns([schema.INPUTS.name])
     errors = pa.array([result["error"] for result in results], schema.ERROR.type)
     images = image_column(result.get("image") for result in results)
     rows = rows.append_column(schema.IMAGE, images)

@@ -3,8 +3,10 @@
 import io
 import json
 import math
+import re
 import shutil
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,18 +23,21 @@ from sdbatch.output.receipts import Writer
 from sdbatch.output.record import require_record
 from sdbatch.storage import Store
 from tests.finished import finish
+from tests.pictures import colours, save
 
 KEYS = ["000000-000000", "000000-000001", "000000-000002"]
 
 
-def draw(folder, **output):
+ROWS = [
+    {"prompt": "a red circle", "seed": 5},
+    {"prompt": "a blue square", "negative_prompt": "red", "guidance_scale": 3.0},
+    {"prompt": "a green star", "sampler": "euler_a", "steps": 3, "breed": "none"},
+]
+
+
+def draw(folder, rows=ROWS, **output):
     """Draw three images with the embedded model into an output of one shard; return its path."""
     table = folder / "table.jsonl"
-    rows = [
-        {"prompt": "a red circle", "seed": 5},
-        {"prompt": "a blue square", "negative_prompt": "red", "guidance_scale": 3.0},
-        {"prompt": "a green star", "sampler": "euler_a", "steps": 3, "breed": "none"},
-    ]
     table.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     job = parse(
         {
@@ -174,3 +179,56 @@ def test_an_output_without_an_image_is_an_error(output, tmp_path):
         list(redraw_images(output, 1))
     with pytest.raises(StorageError, match=r"no job\.yaml: must be the output of a job"):
         list(redraw_images(Store(str(tmp_path / "nothing")), 1))
+
+
+@pytest.fixture(scope="module")
+def from_pictures(tmp_path_factory):
+    """An output of which two images were drawn from a picture, one around a mask."""
+    folder = tmp_path_factory.mktemp("pictures")
+    half = np.repeat([0, 255], 32)[None].repeat(64, 0).astype(np.uint8)
+    (folder / "picture.png").write_bytes(save(colours(64, 64)))
+    (folder / "mask.png").write_bytes(save(half))
+    files = [{}, {"image": "picture.png"}, {"image": "picture.png", "mask_image": "mask.png"}]
+    rows = [{"prompt": "a red circle", **each} for each in files]
+    draw(folder, rows, image_format="png")
+    return folder
+
+
+def texts(folder):
+    return {each.key: each.text() for each in redraw_images(Store(str(folder / "out")), 3)}
+
+
+def test_images_drawn_from_pictures_have_them_again(from_pictures):
+    assert texts(from_pictures) == {key: f"{key}: drawn again, the same bytes" for key in KEYS}
+
+
+def test_a_picture_that_is_gone_or_changed_is_said_of_its_images_alone(from_pictures, monkeypatch):
+    mask, picture = from_pictures / "mask.png", from_pictures / "picture.png"
+    original, pixels = mask.read_bytes(), picture.read_bytes()
+    mask.write_bytes(save(np.full((64, 64), 255, np.uint8)))
+    found = texts(from_pictures)
+    assert "the same bytes" in found[KEYS[0]]
+    assert "the same bytes" in found[KEYS[1]]
+    assert re.search("not drawn again: mask_sha256 = .*: must be .*Restore it", found[KEYS[2]])
+    mask.unlink()
+    assert "not drawn again: mask_image = 'mask.png': No such file" in texts(from_pictures)[KEYS[2]]
+    mask.write_bytes(original)
+    picture.unlink()
+    assert ["not drawn" in text for _, text in sorted(texts(from_pictures).items())] == [
+        False,
+        True,
+        True,
+    ]
+    picture.write_bytes(pixels)
+
+
+def test_a_table_that_is_gone_is_said_of_images_drawn_from_pictures(from_pictures):
+    table = from_pictures / "table.jsonl"
+    table.rename(from_pictures / "moved.jsonl")
+    redrawn = [*redraw_images(Store(str(from_pictures / "out")), 3)]
+    (from_pictures / "moved.jsonl").rename(table)
+    assert {each.key: each.obstacle is not None for each in redrawn} == dict(
+        zip(KEYS, [False, True, True], strict=True)
+    )
+    assert not any(each.is_fault for each in redrawn)
+    assert "table.jsonl: no such file" in redrawn[0].text()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 from xml.dom import minidom
 
@@ -22,10 +23,12 @@ from sdbatch.output.image_file import (
 )
 from sdbatch.output.reader import open_images
 from sdbatch.samplers import NAMES
+from sdbatch.sampling import Sampling
 from tests.finished import encoding, finish, small_job
 
 FORMATS = ("jpg", "png", "webp")
 ROW = {
+    **Sampling().model_dump(),
     "prompt": "a red dog",
     "negative_prompt": "blurred",
     "seed": 17,
@@ -305,6 +308,48 @@ def test_infotext_names_every_sampler_that_a_job_may_ask_for(sampler):
 
     assert name
     assert "_" not in name
+
+
+OF_MODES = "Denoising|Image CFG|Inpaint|Mask|Variation|Hires"
+LABELS = {
+    "a picture": ({"image_sha256": "0"}, ["Denoising strength: 0.8", "Image CFG scale: 1.5"]),
+    "a mask": (
+        {"image_sha256": "0", "mask_sha256": "1"},
+        [
+            "Denoising strength: 0.8",
+            "Image CFG scale: 1.5",
+            "Inpaint only masked: False",
+            "Mask blur: 0",
+            "Masked area padding: 32",
+        ],
+    ),
+    "its alpha": ({"image_sha256": "0", "mask_from_alpha": True}, ["Mask blur: 0"]),
+    "a variation": (
+        {"variation_strength": 0.1},
+        ["Variation seed: 0", "Variation seed strength: 0.1"],
+    ),
+    "hires fix": (
+        {"hires_scale": 2.0},
+        [
+            "Hires denoising strength: 0.7",
+            "Hires steps: 0",
+            "Hires upscale: 2",
+            "Hires upscaler: latent",
+        ],
+    ),
+    "keys that say nothing": (
+        {"strength": 0.5, "mask_blur": 4, "variation_seed": 7, "hires_steps": 5},
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize(("values", "labels"), LABELS.values(), ids=LABELS)
+def test_infotext_names_what_the_row_has(values, labels):
+    text = text_of(encode_image(picture(), {**ROW, **values}, encoding()))
+    found = {part for part in text.split("\n")[-1].split(", ") if re.match(OF_MODES, part)}
+    assert found >= set(labels)
+    assert labels or not found
 
 
 @pytest.mark.parametrize(("scale", "text"), [(1.0, "1"), (7.5, "7.5"), (12.25, "12.25")])

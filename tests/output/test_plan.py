@@ -108,7 +108,10 @@ def test_plan_is_a_function_of_the_job_and_the_table_not_of_the_place(make, fold
 
 def test_images_per_shard_chosen_is_a_function_of_the_job_and_the_images(make_job):
     job = make_job()
-    sizes = {n: plan.images_per_shard(job, n, (64, 64)) for n in (1, 32, 64 * 32, 64 * 500, 10**9)}
+    table = open_table(job.prompts)
+    sizes = {
+        n: plan.images_per_shard(job, table, n, (64, 64)) for n in (1, 32, 64 * 32, 64 * 500, 10**9)
+    }
     assert sizes == {1: 32, 32: 32, 64 * 32: 32, 64 * 500: 500, 10**9: plan.MOST_IMAGES}
     assert plan.MOST_IMAGES == 1000
 
@@ -118,10 +121,31 @@ def test_images_per_shard_chosen_is_a_function_of_the_job_and_the_images(make_jo
 def test_images_per_shard_chosen_keeps_a_shard_within_256_mib(make_job, image_format, side):
     sampling = {"height": side, "width": side}
     job = make_job(sampling=sampling, output={"image_format": image_format})
-    size = plan.images_per_shard(job, 10**9, (side, side))
+    size = plan.images_per_shard(job, open_table(job.prompts), 10**9, (side, side))
     each = plan.image_bytes(job.output, side, side)
     assert size * each <= 256 * 2**20 < (size + 1) * each
     assert size >= 1
+
+
+@pytest.mark.parametrize(
+    ("header", "fitting"),
+    [("prompt", 842), ("prompt,image", 141), ("prompt,image,mask_image", 77)],
+)
+def test_images_per_shard_chosen_counts_the_pictures_that_rows_are_drawn_from(
+    make, folder, header, fitting
+):
+    rows = "".join(f"a dog{',x' * header.count(',')}\n" for _ in range(100_000))
+    (folder / "pictures.csv").write_text(f"{header}\n{rows}")
+    planned = make(path=folder / "pictures.csv", sampling={"height": 512, "width": 512})
+    assert planned.images_per_shard == planned.fitting_images == fitting
+    assert planned.shard_bytes <= plan.AIM_BYTES
+
+
+def test_images_per_shard_chosen_counts_whole_photos_where_only_a_part_is_drawn(make, folder):
+    (folder / "pictures.csv").write_text("prompt,image,mask_image\n" + "a dog,x,y\n" * 5000)
+    sampling = {"height": 512, "width": 512, "only_masked": True}
+    planned = make(path=folder / "pictures.csv", sampling=sampling)
+    assert planned.images_per_shard == 8
 
 
 def test_images_per_shard_chosen_is_that_of_the_largest_row(make, folder):

@@ -10,6 +10,7 @@ from sdbatch.few_steps import Distilled
 from sdbatch.prompts import check
 from sdbatch.prompts.check import check_rows
 from sdbatch.prompts.table import open_table
+from tests.pictures import colours, save
 
 
 @pytest.fixture
@@ -227,3 +228,28 @@ def test_a_model_that_says_how_it_is_drawn_is_not_drawn_otherwise(make_job, writ
     table = write("t.csv", "prompt,sampler,guidance_scale\na,lcm,1\nb,euler,1\n")
     (note,) = notes_on(make_job(prompts={"path": table}), model)
     assert note.startswith("1 of the first 2 rows have sampler = 'euler': must be lcm")
+
+
+def test_pictures_that_the_first_rows_name_are_looked_for_where_they_are_files(checked, write):
+    write("a.png", save(colours(8, 8)))
+    write("a.txt", "no picture")
+    cells = [
+        "a.png,",
+        "b.png,",
+        "a.txt,",
+        ",a.png",
+        "http://127.0.0.1:9/a.png,",
+        "c.png,",
+        "a.png,d.png",
+    ]
+    found = checked("image,mask_image,prompt\n" + "".join(f"{cell},p\n" for cell in cells))
+    assert [(fault.rows, fault.row) for fault in found.faults] == [
+        (2, "'1'"),
+        (1, "'2'"),
+        (1, "'3'"),
+        (1, "'6'"),
+    ]
+    first = next(found.notes())
+    assert first.startswith("2 of the first 7 rows cannot be drawn: image = 'b.png': No such file")
+    missing = checked("image,prompt\n" + "b.png,p\n" * 150, whole=True)
+    assert missing.faults[0].rows == check.FIRST_ROWS  # the others are not looked for

@@ -301,9 +301,9 @@ ROWS = {
     # AUTOMATIC1111's lines
     "options": ({"a.txt": A1111}, {}, A1111_ROWS),
     "unknown option": (
-        {"a.txt": '--prompt "a" --subseed 3\na cat\n'},
+        {"a.txt": '--prompt "a" --hires 3\na cat\n'},
         {},
-        [Fault("line 1 = '--subseed': must be one of --prompt"), {"prompt": "a cat"}],
+        [Fault("line 1 = '--hires': must be one of --prompt"), {"prompt": "a cat"}],
     ),
     "open quote": (
         {"a.txt": '--prompt "a\na cat\n'},

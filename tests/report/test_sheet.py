@@ -1,6 +1,7 @@
 """The sheet: which images it shows, where it is written, its layout, its errors."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -9,9 +10,17 @@ from PIL import Image
 
 from sdbatch.errors import SdbatchError, StorageError
 from sdbatch.output import names
-from sdbatch.report.sheet import GAP, IMAGE_SIDE, LINE_HEIGHT, MAX_HEIGHT, draw_sheet, make_sheet
+from sdbatch.report.sheet import (
+    GAP,
+    IMAGE_SIDE,
+    LINE_HEIGHT,
+    MAX_HEIGHT,
+    draw_sheet,
+    make_animation,
+    make_sheet,
+)
 from sdbatch.storage import Store, open_file
-from tests.fakes import Painter
+from tests.fakes import FakeEngine, Painter
 from tests.finished import finish, small_job
 from tests.sheets import BLUE, GREEN, RED, box, flat_image, position, row
 
@@ -381,3 +390,65 @@ def test_sheet_of_the_maximum_height_can_be_written_as_a_jpeg(tmp_path):
     Image.new("RGB", (8, MAX_HEIGHT)).save(tmp_path / "high.jpg")
     with pytest.raises(OSError, match="when writing image file"):
         Image.new("RGB", (8, MAX_HEIGHT + 1)).save(tmp_path / "higher.jpg")
+
+
+class Fading(FakeEngine):
+    """Draws red at mix 0, green between and blue at mix 1; "fail" fails in the middle."""
+
+    def _draw(self, request):
+        if request.prompt == "fail" and 0 < request.mix < 1:
+            raise ValueError("this prompt cannot be drawn")
+        colour = RED if request.mix == 0 else BLUE if request.mix == 1 else GREEN
+        drawn = super()._draw(request.model_copy(update={"prompt": "a dog"}))
+        return replace(drawn, image=flat_image(colour))
+
+
+@pytest.fixture
+def sequences(make_job, tmp_path):
+    """A finished output of 3 sequences of 3 images."""
+    settings = {"image_format": "png", "images_per_shard": 5}
+    prompts = {"frames": 3}
+    names = ["a dog", "fail", "a cat"]
+    return finish(small_job(make_job, tmp_path, names, prompts=prompts, output=settings), Fading)
+
+
+def colours_of(path, places):
+    """Return the colour at some places of each frame."""
+    with Image.open(path) as picture:
+        for frame in range(picture.n_frames):
+            picture.seek(frame)
+            pixels = np.asarray(picture.convert("RGB"), int)
+            found = [pixels[y + 20, x + 20] for x, y in places]
+            near = [min((RED, GREEN, BLUE), key=lambda c, p=p: abs(p - c).sum()) for p in found]
+            yield near
+
+
+def test_an_animated_sheet_shows_the_sequences_side_by_side(sequences):
+    path = make_animation(sequences.store, 24, None, (), 6, None)
+    assert path == f"{sequences.folder}/{names.ANIMATION}"
+    with Image.open(path) as picture:
+        assert (picture.n_frames, picture.info["loop"]) == (3, 0)
+        top = box(picture.convert("RGB"), RED, 20)[1]
+    places = [(GAP + number * (IMAGE_SIDE + GAP), top) for number in range(3)]
+    dog, failed, cat = zip(*colours_of(path, places), strict=True)
+    assert dog == cat == (RED, GREEN, BLUE)
+    assert failed == (RED, RED, BLUE)  # what was not drawn is as before
+
+
+def test_sequences_are_chosen_by_their_first_images(sequences, tmp_path):
+    to = str(tmp_path / "new" / "cats.webp")
+    assert make_animation(sequences.store, 24, 7, ["prompt~cat"], 6, to) == to
+    with Image.open(to) as picture:
+        assert picture.width < 4 * (IMAGE_SIDE + GAP) + 2 * GAP
+    with pytest.raises(SdbatchError, match="No sequence matches"):
+        make_animation(sequences.store, 24, None, ["prompt~cow"], 6, to)
+
+
+def test_an_animation_is_a_webp_file(sequences, tmp_path):
+    with pytest.raises(SdbatchError, match=r"must end with \.webp"):
+        make_animation(sequences.store, 24, None, (), 6, str(tmp_path / "a.gif"))
+
+
+def test_an_output_without_sequences_has_no_animation(output):
+    with pytest.raises(SdbatchError, match=r"no sequences: .*prompts\.frames"):
+        make_animation(output.store, 24, None, (), 6, None)
