@@ -38,6 +38,7 @@ class StageKind:
 
     module: str
     choices: tuple[str, ...]  # values of the stage's key
+    description: str = ""  # of the key, for the job's reference
 
 
 OUTPUT_FORMATS: Mapping[str, OutputFormat] = {
@@ -51,7 +52,9 @@ IMAGE_FORMATS: Mapping[str, ImageFormat] = {
 }
 # A scorer's module has COLUMNS and `score`.
 SCORERS: dict[str, str] = {"shapes": "sdbatch.shapes.scorer"}
-STAGES: dict[str, StageKind] = {"score": StageKind("sdbatch.stages.score", tuple(SCORERS))}
+STAGES: dict[str, StageKind] = {
+    "score": StageKind("sdbatch.stages.score", tuple(SCORERS), "add a scorer's columns to data/"),
+}
 # By the pipeline class in model_index.json. A family's module has LIMITS, LAYOUT and `load`.
 FAMILIES: dict[str, str] = {
     "StableDiffusionPipeline": "sdbatch.models.sd1",

@@ -194,7 +194,9 @@ def finish(job: Job, engine=FakeEngine) -> Finished:
     held = lease.take(store)
     lifecycle.begin(store, plan, job, [])
     fingerprint = identity.fingerprint(job, identity.versions())
-    draw_images = DrawingActor(DrawImages(engine, encoding_of(job)), LocalLiveness(), metrics)
+    draw_images = DrawingActor(
+        DrawImages(engine, encoding_of(job), again=job.draw_again), LocalLiveness(), metrics
+    )
     policy = SafetyPolicy(job.safety.policy)
     after: list[Stage] = [ApplySafety(policy, encoding_of(job)), *job_stages(job)]
     after.append(WriteShard(job.output, Writer(held, fingerprint), added_columns(job)))

@@ -62,7 +62,7 @@ def stages_of(
     policy = SafetyPolicy(job.safety.policy)
     return [
         ReadPrompts(job, planned.table),
-        DrawImages(make_engine, encoding, max(1, int(actor.cpus)), actor),
+        DrawImages(make_engine, encoding, max(1, int(actor.cpus)), actor, job.draw_again),
         *([] if policy.policy == "flag" else [ApplySafety(policy, encoding)]),
         *job_stages(job),
         WriteShard(job.output, writer, added_columns(job)),

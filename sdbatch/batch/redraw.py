@@ -75,7 +75,7 @@ def redraw_images(store: Store, count: int) -> Iterator[Redrawn]:
     gpus = 1 if job.engine.device == "cuda" else 0
     resolved = resolve.resolve(job, files, gpus, models.sha256(files))
     encoding = encoding_of(resolved.job)
-    stage = DrawImages(resolved.make_engine(schema.OUTPUT_NAMES), encoding)
+    stage = DrawImages(resolved.make_engine(schema.OUTPUT_NAMES), encoding, again=job.draw_again)
     stage.open()
     wanted = schema.requests(schema.NO_COLUMNS)
     table = pa.Table.from_pylist(rows, wanted)

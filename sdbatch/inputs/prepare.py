@@ -89,6 +89,13 @@ class Prepared:
         return cls(files, **{**facts, "box": tuple(facts["box"]), "part": tuple(facts["part"])})
 
 
+def refit(sampling: Sampling, drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Fit a drawn image (H, W, 3) to the height and width of an image that is drawn from it."""
+    image = Image.fromarray(drawn)
+    placement = place(sampling.fit, image.size, (sampling.width, sampling.height))
+    return placement.apply(image, _filter(sampling.resample), border=0)
+
+
 def prepare(sampling: Sampling, image: bytes, mask: bytes | None = None) -> Prepared:
     """Fit a row's picture files to its image.
 

@@ -7,12 +7,18 @@ import codecs
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from sdbatch.job.files import FileKey
 from sdbatch.job.serving import Serve
+from sdbatch.job.stages import Stage
 from sdbatch.prompt_syntax import MAX_LORA_WEIGHT, choose_loras
-from sdbatch.registry import IMAGE_FORMATS, OUTPUT_FORMATS, REWRITES, STAGES, ImageFormat
+from sdbatch.registry import (
+    IMAGE_FORMATS,
+    OUTPUT_FORMATS,
+    REWRITES,
+    ImageFormat,
+)
 from sdbatch.sampling import SIDE_MULTIPLE, Sampling
 from sdbatch.section import Address, Section
 from sdbatch.urls import FOLDER, names_folder, without_secrets
@@ -39,14 +45,12 @@ if TYPE_CHECKING:
     ImageFormatName: TypeAlias = str
     OutputFormatName: TypeAlias = str
     RewriteName: TypeAlias = str
-    StageName: TypeAlias = str
     TableFormat: TypeAlias = str
 else:
     Column = Literal[COLUMNS]
     ImageFormatName = Literal[tuple(IMAGE_FORMATS)]
     OutputFormatName = Literal[tuple(OUTPUT_FORMATS)]
     RewriteName = Literal[REWRITES]
-    StageName = Literal[tuple(STAGES)]
     TableFormat = Literal[TABLE_FORMATS]
 WEIGHTS = (".safetensors", ".bin", ".pt", ".ckpt")
 ADAPTER_CONFIG = "adapter_config.json"  # of peft: the alpha and rank of its LoRA
@@ -413,19 +417,6 @@ class Output(Section):
         return self.encoder.quality if self.quality is None else self.quality
 
 
-def _check_stage(stage: dict[str, str]) -> dict[str, str]:
-    if len(stage) != 1:
-        raise ValueError("must be a section with one key, such as {score: shapes}")
-    for kind, value in stage.items():
-        choices = STAGES[kind].choices
-        if value not in choices:
-            raise ValueError(f"{kind} = {value!r}: must be {' or '.join(choices)}")
-    return stage
-
-
-Stage = Annotated[dict[StageName, str], AfterValidator(_check_stage)]
-
-
 def model_section(value: Any) -> Any:
     """Return the model's section, also where the job gives only its path."""
     return {"path": value} if isinstance(value, str) else value
@@ -445,16 +436,34 @@ class Job(Section):
     output: Output
     safety: Safety = Safety()
     stages: list[Stage] = Field(
-        [], description="after drawing, in this order: {score: shapes} adds columns to data/"
+        [],
+        description="after drawing, in this order: {draw: {strength: 0.4, height: 768}} draws each "
+        "image again from itself, with these sampling keys and else the row's; {score: shapes} "
+        "adds columns to data/",
     )
     serve: Serve = Serve()
 
     @model_validator(mode="after")
     def _check_stages(self) -> "Job":
         for number, stage in enumerate(self.stages):
-            if stage in self.stages[:number]:
-                raise ValueError(f"stages.{number} = {stage!r}: must not repeat an earlier stage")
+            if stage.draw is not None:
+                if any(earlier.draw is None for earlier in self.stages[:number]):
+                    raise ValueError(
+                        f"stages.{number} = draw: must come before stages that look at the images"
+                    )
+                try:
+                    self.sampling.updated(**stage.draw.model_dump())
+                except ValidationError as error:
+                    reason = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+                    raise ValueError(f"stages.{number}.draw.{reason}") from error
+            elif stage in self.stages[:number]:
+                raise ValueError(f"stages.{number} = {stage}: must not repeat an earlier stage")
         return self
+
+    @property
+    def draw_again(self) -> list[dict[str, Any]]:
+        """Return the sampling keys that each stage sets which draws again."""
+        return [stage.draw.model_dump() for stage in self.stages if stage.draw is not None]
 
     @model_validator(mode="after")
     def _check_frames(self) -> "Job":

@@ -1,6 +1,7 @@
 """Pydantic's error about a job or a row as one line for the person who wrote it."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -20,6 +21,9 @@ def describe_error(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         parents, key = _keys(first["loc"][:-1]), str(first["loc"][-1])[:_LONGEST_KEY]
         return f"{'.'.join([*parents, key])}: unknown key. {_suggest(parents, key)}"
+    if first["type"] == "literal_error" and first["loc"][-1] == "[key]":  # of a mapping
+        key, known = str(first["input"])[:_LONGEST_KEY], re.findall("'(.+?)'", first["msg"])
+        return f"{where}: unknown key. {_nearest(_keys(first['loc'])[:-1], key, known)}"
     if first["type"] == "missing":
         return f"{where} = nothing: must be given."
     if first["type"] == "value_error" and " = " in first["msg"]:
@@ -46,7 +50,10 @@ def _suggest(parents: list[str], key: str) -> str:
     for parent in parents:
         if not parent.isdigit():  # the place in a list
             section = _section_of(section.model_fields[parent].annotation)
-    known = list(section.model_fields)
+    return _nearest(parents, key, list(section.model_fields))
+
+
+def _nearest(parents: list[str], key: str, known: list[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1)
     if close:
         return f"Did you mean {'.'.join([*parents, close[0]])!r}?"

@@ -15,6 +15,7 @@ from sdbatch.output.formats.parquet import MOST_ROW_GROUP_BYTES
 from sdbatch.output.identity import WAYS
 from sdbatch.output.record import Record
 from sdbatch.prompts.frozen import with_types
+from sdbatch.prompts.sizes import SIDES
 from sdbatch.prompts.table import Source, Table
 from sdbatch.schema import Shard
 
@@ -104,6 +105,7 @@ def make_plan(job: Job, table: Table, record: Record | None) -> Plan:
     largest = table.sizes.largest(job.sampling)
     if job.prompts.size_from_image:
         largest = max(largest, PICTURE, key=math.prod)
+    largest = final_size(job, table, largest)
     size = images_per_shard(job, table, images, largest)
     _check_size(rows, images, size)
     job = job.updated(output=job.output.updated(images_per_shard=size))
@@ -129,6 +131,22 @@ def _check_size(rows: int, images: int, images_per_shard: int) -> None:
             f"output.images_per_shard = {images_per_shard}: makes {shards:,} shards, must be at "
             f"most {MOST_SHARDS:,}. Set a larger number, or divide the table into several jobs."
         )
+
+
+def final_size(job: Job, table: Table, size: tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of an image after hires fix, and after stages that draw again.
+
+    Where rows set hires_scale, they are taken to double the image.
+    """
+    scale = max(job.sampling.hires_scale, 2 if "hires_scale" in table.columns else 1)
+    height, width = (int(side * scale) for side in size)
+    for again in job.draw_again:
+        more = again.get("hires_scale", 1)
+        height, width = (
+            int(again.get(name, side) * more)
+            for name, side in zip(SIDES, (height, width), strict=True)
+        )
+    return height, width
 
 
 def image_bytes(output: Output, height: int, width: int) -> int:
@@ -162,7 +180,8 @@ def images_per_shard(job: Job, table: Table, images: int, largest: tuple[int, in
     """
     size = job.output.images_per_shard
     if size != "auto":
-        each = row_bytes(job, table, (job.sampling.height, job.sampling.width))
+        own = final_size(job, table, (job.sampling.height, job.sampling.width))
+        each = row_bytes(job, table, own)
         if size * each > MOST_BYTES:
             raise JobError(
                 f"output.images_per_shard = {size}: must be at most {MOST_BYTES // each}, as a "

@@ -96,8 +96,10 @@ def _image_chunk(image: dict[str, Any] | None) -> pa.Array:
 
 
 def job_stages(job: Job) -> list[Stage]:
-    """Return the stages of the job's `stages` section."""
-    entries = [(kind, value) for stage in job.stages for kind, value in stage.items()]
+    """Return the stages of the job's `stages` section that look at the images."""
+    entries = [
+        entry for stage in job.stages for entry in stage.model_dump(exclude={"draw"}).items()
+    ]
     return [registry.load(registry.STAGES[kind].module).make(value) for kind, value in entries]
 
 

@@ -6,18 +6,20 @@ in threads of their own while the engine draws.
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from sdbatch import schema
 from sdbatch.engine.request import Drawn, EngineProtocol, Request
 from sdbatch.errors import SdbatchError, one_line
-from sdbatch.inputs.prepare import Prepared
+from sdbatch.inputs.prepare import Prepared, refit
 from sdbatch.output.image_file import Encoding, encode_image
 from sdbatch.stages.base import Needs, Stage, image_column, replace_columns
 
@@ -30,6 +32,7 @@ class DrawImages(Stage):
         encoding: of the images.
         encoders: threads that encode.
         needs: of an actor.
+        again: sampling keys of each further time that an image is drawn, from itself.
     """
 
     name = "draw"
@@ -41,11 +44,13 @@ class DrawImages(Stage):
         encoding: Encoding,
         encoders: int = 1,
         needs: Needs = Needs(),  # noqa: B008  a frozen value
+        again: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.needs = replace(needs, columns=schema.requests(schema.NO_COLUMNS).names)
         self._make_engine = make_engine
         self._encoding = encoding
         self._threads = encoders
+        self._again = again
 
     def open(self) -> None:
         """Make the engine; raises what that raises."""
@@ -58,7 +63,7 @@ class DrawImages(Stage):
 
     def new_drawing(self, rows: list[dict[str, Any]]) -> "Drawing":
         """Return the drawing of rows that have the columns of schema.requests."""
-        return Drawing(rows, self.engine, self._encoding, self._encoders)
+        return Drawing(rows, self.engine, self._encoding, self._encoders, self._again)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Draw a shard and wait for it."""
@@ -85,6 +90,7 @@ class Drawing:
         engine: EngineProtocol,
         encoding: Encoding,
         encoders: ThreadPoolExecutor,
+        again: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.drawn = 0
         self.failed = 0
@@ -94,6 +100,7 @@ class Drawing:
         self._engine = engine
         self._encoding = encoding
         self._encoders = encoders
+        self._again = again
         self._results: list[dict[str, Any]] = [{}] * len(self._rows)
         self._left = len(self._rows)
         self._lock = threading.Lock()
@@ -125,17 +132,38 @@ class Drawing:
         row = self._rows[index]
         values = {field.name: row[field.name] for field in schema.SAMPLING}
         request = Request(**values, inputs=prepared.arrays if prepared else {})
-        later = partial(self._encode_later, index, prepared)
+        later = partial(self._receive_later, index, request, prepared, 0)
         self._engine.submit(request).add_done_callback(later)
 
-    def _encode_later(self, index: int, prepared: Prepared | None, drawn: Future[Drawn]) -> None:
-        self._encoders.submit(self._encode, index, prepared, drawn)  # not in the engine's thread
+    def _receive_later(
+        self,
+        index: int,
+        request: Request,
+        prepared: Prepared | None,
+        times: int,
+        drawn: Future[Drawn],
+    ) -> None:
+        # not in the engine's thread
+        self._encoders.submit(self._receive, index, request, prepared, times, drawn)
 
-    def _encode(self, index: int, prepared: Prepared | None, future: Future[Drawn]) -> None:
+    def _receive(
+        self,
+        index: int,
+        request: Request,
+        prepared: Prepared | None,
+        times: int,
+        future: Future[Drawn],
+    ) -> None:
+        """Encode an image that was drawn again `times` times, or draw it once more."""
         row = self._rows[index]
         try:
             drawn = future.result()
             image = prepared.finish(drawn.image) if prepared else drawn.image
+            if times < len(self._again):
+                request = drawn_again(request, self._again[times], image)
+                later = partial(self._receive_later, index, request, None, times + 1)
+                self._engine.submit(request).add_done_callback(later)
+                return
             file = encode_image(image, row, self._encoding)
         except SdbatchError as error:
             self.give_up(error)  # the engine cannot go on
@@ -164,6 +192,19 @@ class Drawing:
             self.drawn += result["error"] is None
             if not self._left and not self.done.done():
                 self.done.set_result(self._results)
+
+
+def drawn_again(request: Request, changes: Mapping[str, Any], image: NDArray[np.uint8]) -> Request:
+    """Return the request that draws an image (H, W, 3) again from itself, with changed values.
+
+    Raises:
+        ValueError: the values do not fit each other.
+    """
+    height, width = image.shape[:2]
+    values = request.model_dump(exclude={"inputs"})
+    values |= {"height": height, "width": width, "hires_scale": 1.0, **changes}
+    again = Request.model_validate(values)
+    return again.model_copy(update={"inputs": {"image": refit(again, image)}})
 
 
 def add_results(rows: pa.Table, results: list[dict[str, Any]]) -> pa.Table:

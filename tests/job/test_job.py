@@ -111,9 +111,13 @@ def test_unknown_key_is_named_even_with_dots_or_the_name_of_a_type(key):
         parse({**WHOLE, key: 1})
 
 
-def test_unknown_name_in_columns_is_rejected_with_the_known_names():
-    with pytest.raises(JobError, match=r"prompts.columns.promt = .*'prompt', 'negative_prompt'"):
+def test_unknown_name_in_columns_is_rejected_with_a_suggestion_or_the_known_names():
+    words = r"prompts.columns.promt: unknown key. Did you mean 'prompts.columns.prompt'"
+    with pytest.raises(JobError, match=words):
         parse(changed("prompts", columns={"promt": "caption"}))
+    words = r"prompts.columns.zzz: unknown key. Known: id, prompt, image, mask_image, negative"
+    with pytest.raises(JobError, match=words):
+        parse(changed("prompts", columns={"zzz": "caption"}))
 
 
 def test_job_file_is_loaded_exactly_as_written(tmp_path):

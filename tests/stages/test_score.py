@@ -67,9 +67,9 @@ def test_a_column_of_the_table_with_the_name_of_a_score_is_an_error(make_job, tm
 @pytest.mark.parametrize(
     ("stages", "words"),
     [
-        ([{"score": "beauty"}], "score = 'beauty': must be shapes"),
-        ([{"scores": "shapes"}], "must be 'score'"),
-        ([{}], "must be a section with one key"),
+        ([{"score": "beauty"}], "score = 'beauty': must be 'shapes'"),
+        ([{"scores": "shapes"}], "unknown key. Did you mean 'stages.0.score'"),
+        ([{}], "must be one of draw, score with its value"),
         ({"score": "shapes"}, "stages = .*: must be a list"),
         (["score"], "must be a section of keys"),
         ([*STAGES, *STAGES], "stages.1 = .*: must not repeat an earlier stage"),
