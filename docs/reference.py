@@ -21,6 +21,7 @@ SAMPLING = """
 The names on the right are AUTOMATIC1111's: in the text of parameters that each image carries, and
 in its API.
 """
+LISTED = {"DrawAgain"}  # sections whose keys have another table: those of sampling
 SKIPPED = {"sampler"}  # whose values have a list of their own
 
 
@@ -53,7 +54,7 @@ def table(where: str, section: dict[str, Any], defs: dict[str, Any]) -> str:
             key = KEYS[name]
             row += [key.a1111_label or "", key.a1111_parameter or ""]
         lines.append(f"| {' | '.join(row)} |")
-        if found is not None:
+        if found is not None and found["title"] not in LISTED:
             inner += f"\n### {where}.{name}\n\n{found['description']}\n\n"
             inner += table(f"{where}.{name}", found, defs)
     return "\n".join(lines) + "\n" + inner

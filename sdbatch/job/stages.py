@@ -30,6 +30,7 @@ def _again(field: FieldInfo) -> Any:
 _DrawAgain = create_model(
     "DrawAgain",
     __base__=_Partial,
+    __doc__="Sampling keys; the row's own where they are left out.",
     **{name: _again(field) for name, field in Sampling.model_fields.items()},
 )
 _KINDS = {
@@ -62,4 +63,4 @@ class _Stage(_Partial):
 if TYPE_CHECKING:
     Stage = _Stage
 else:
-    Stage = create_model("Stage", __base__=_Stage, **_KINDS)
+    Stage = create_model("Stage", __base__=_Stage, __doc__=_Stage.__doc__, **_KINDS)

@@ -95,7 +95,7 @@ def test_a_stage_that_could_draw_nothing_is_an_error_of_the_job(make_job, stage,
 
 
 def test_images_are_drawn_again_before_they_are_scored(make_job):
-    with pytest.raises(JobError, match="stages.1 = draw: must come before stages that look"):
+    with pytest.raises(JobError, match=r"stages.1 = draw: must come before stages that look"):
         make_job(stages=[{"score": "shapes"}, LARGER])
 
 
