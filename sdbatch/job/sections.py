@@ -38,7 +38,7 @@ READER_KEYS = {
     "field": ("json",),
 }
 PICTURES = ("image", "mask_image")  # columns of the prompt table that hold pictures
-COLUMNS = ("id", "prompt", *PICTURES, *Sampling.model_fields)  # of the table, by our names
+COLUMNS = ("id", "prompt", *Sampling.model_fields, *PICTURES)  # of the table, by our names
 # Names of registries and of sampling keys, as types: an error and the JSON Schema list all of them.
 if TYPE_CHECKING:
     Column: TypeAlias = str

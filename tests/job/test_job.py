@@ -27,17 +27,24 @@ prompts:
   source: file
   images_per_row: 4
   limit: 1000
+  size_from_image: true
+  frames: 3
   rows: null
   reader: {format: csv, separator: ";", names: [i, caption], quotes: true, encoding: cp1252,
            field: null}
 model: {path: m, revision: main, variant: fp16, config: c, ema: false, zero_snr: true,
         prediction_type: v_prediction, vae: v, loras: [{path: l.safetensors, name: l, weight: 0.5}],
-        embeddings: [{path: e.pt, token: <e>}], sha256: "0"}
+        embeddings: [{path: e.pt, token: <e>}], sha256: "0", tiling: true}
 sampling: {sampler: ddim, num_inference_steps: 50, guidance_scale: 7, guidance_rescale: 0.7,
            guidance_start: 0.1, guidance_stop: 0.9, guidance_sigma_low: 0.3,
            guidance_sigma_high: 5, negative_prompt: blurry, eta: 0.5,
            height: 768, width: 512, seed: 9223372036854775807, clip_skip: 1,
-           prompt_weights: true, chunk_prompts: true, loras: "l:0.3", cache_interval: 3}
+           prompt_weights: true, chunk_prompts: true, loras: "l:0.3", cache_interval: 3,
+           strength: 0.5, compat: a1111, sample_posterior: true, fit: pad, resample: box,
+           mask_from_alpha: true, mask_blur: 4, mask_fill: noise, only_masked: true,
+           only_masked_padding: 8, image_guidance_scale: 2, variation_seed: 7,
+           variation_strength: 0.1, prompt_b: a cat, seed_b: 5, mix: 0, hires_scale: 2,
+           hires_upscaler: lanczos, hires_steps: 9, hires_strength: 0.5}
 engine: {device: cpu, dtype: float32, lanes: 8, threads: 2, channels_last: true, compile: true,
          attention: torch, decode_group: 2, split_k: false, rewrites: [text_kv], fp8_linears: true}
 cluster:
