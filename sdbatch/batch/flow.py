@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 WINDOW = 64  # shards of the plan in one block: with a block each Ray would take long to begin
-# Tasks take no CPU, so nothing else limits their number. One reads as fast as many actors draw, and
-# each further one is a process whose imports delay the first image.
+# Of tables without pictures. Tasks take no CPU, so nothing else limits their number. One reads as
+# fast as many actors draw, and each further one is a process whose imports delay the first image.
 ACTORS_PER_READER = 4
 _WINDOW = "window"  # the column of a block that holds a window, as an Arrow stream
 ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}  # a block of one row: a shard
@@ -85,7 +85,7 @@ def lay_out(
 
     read, *others = stages
     actors = setup.pool.most
-    readers = math.ceil(actors / ACTORS_PER_READER)
+    readers = count_readers(read, actors)
     with ray_setup.settings():
         # not from_arrow, which starts a process to look at the blocks before anything else begins
         items = [{_WINDOW: to_bytes(window)} for window in windows(todo, urls, readers)]
@@ -120,6 +120,12 @@ def _call(stage: Stage, setup: ActorSetup, tasks: int) -> dict[str, Any]:
     )
     arguments = (stage, setup.liveness, setup.metrics)
     return {"fn": DrawingActor, "fn_constructor_args": arguments, "compute": actors}
+
+
+def count_readers(read: Stage, actors: int) -> int:
+    """Return how many tasks read at a time: more where they fetch and decode pictures."""
+    has_pictures = isinstance(read, ReadPrompts) and read.has_pictures
+    return actors if has_pictures else math.ceil(actors / ACTORS_PER_READER)
 
 
 def windows(shards: Sequence[Shard], urls: dict[str, str], readers: int) -> Iterator[pa.Table]:

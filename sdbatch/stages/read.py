@@ -33,6 +33,11 @@ class ReadPrompts(Stage):
         self._extras = prompts.extras
         self._folder = os.getcwd()  # of the job; a task has another one
 
+    @property
+    def has_pictures(self) -> bool:
+        """Tell whether rows may be drawn from pictures."""
+        return bool(self._pictures.names)
+
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Turn one row of the plan, with the file's `url`, into the shard's requests."""
         url = rows["url"][0].as_py()
@@ -61,6 +66,6 @@ class ReadPrompts(Stage):
             self._job,
             self._columns,
             self._extras,
-            add_pictures if self._pictures.names else None,
+            add_pictures if self.has_pictures else None,
         )
         return with_shard(resolved, shard)

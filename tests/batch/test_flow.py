@@ -3,6 +3,7 @@ import pytest
 
 from sdbatch.batch import flow
 from sdbatch.schema import Shard
+from tests.finished import read_stage
 
 
 class Pass:
@@ -30,3 +31,11 @@ def test_windows_hold_every_shard_once_with_the_url_of_its_file(shards, readers,
     ]
     assert [row["shard"] for row in found] == list(range(shards))
     assert {row["url"] for row in found} == {"s3://bucket/a.csv"}
+
+
+@pytest.mark.parametrize(("header", "readers"), [("prompt", 2), ("prompt,image", 8)])
+def test_each_actor_has_a_reader_where_rows_have_pictures(make_job, write, header, readers):
+    cells = "a dog,x" if "image" in header else "a dog"
+    path = write("t.csv", f"{header}\n{cells}\n")
+    _, read, _ = read_stage(make_job(prompts={"path": path}))
+    assert flow.count_readers(read, actors=8) == readers
