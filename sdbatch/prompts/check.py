@@ -187,27 +187,41 @@ def _resolved_rows(job: Job, prompts: Table, whole: bool) -> Iterator[list[dict[
         first_row += source.rows
 
 
+def find_relative_picture(job: Job, prompts: Table) -> str | None:
+    """Return the first picture that the first rows name by a path from the table's folder."""
+    for pictures, tables in _named_pictures(job, prompts):
+        for name in pictures.relative_names(tables):
+            return name
+    return None
+
+
 def _find_broken(job: Job, prompts: Table) -> dict[int, str]:
     """Return which of the first rows name a picture that is not there, or none, and why.
 
-    Only text is read of the table, and of local files the beginning. Prompts in lists are skipped.
+    Of local files the beginning is read. Prompts in lists are skipped.
     """
-    named = pa.schema([field for field in prompts.pictures if is_text(field.type)])
-    if not named.names or any(source.captions is not None for source in prompts.sources):
+    if any(source.captions is not None for source in prompts.sources):
         return {}
-    found: dict[int, str] = {}
-    number = 0
+    found = (
+        reason
+        for pictures, tables in _named_pictures(job, prompts)
+        for reason in pictures.find_broken(tables)
+    )
+    return {row: reason for row, reason in enumerate(found) if reason is not None}
+
+
+def _named_pictures(job: Job, prompts: Table) -> Iterator[tuple[Pictures, Iterator[pa.Table]]]:
+    """Yield for each file of the first rows its columns of text that name pictures."""
+    named = pa.schema([field for field in prompts.pictures if is_text(field.type)])
+    left = FIRST_ROWS if named.names else 0
     for source in prompts.sources:
-        span = 0, min(source.rows, FIRST_ROWS - number)
-        tables = table.iter_pictures(source, span, named, job.prompts.rows, job.prompts.reader)
+        if not left:
+            return
+        span = 0, min(source.rows, left)
         folder = folder_of(source.url) if job.prompts.rows is None else os.getcwd()
-        pictures = Pictures(prompts.columns, folder, size_from_image=False)
-        reasons = enumerate(pictures.find_broken(tables), start=number)
-        found |= {row: reason for row, reason in reasons if reason is not None}
-        number += span[1]
-        if number == FIRST_ROWS:
-            break
-    return found
+        tables = table.iter_pictures(source, span, named, job.prompts.rows, job.prompts.reader)
+        yield Pictures(prompts.columns, folder, size_from_image=False), tables
+        left -= span[1]
 
 
 def _count_fault(faults: dict[tuple[str, str], Found], row: dict[str, Any], number: int) -> None:

@@ -7,6 +7,7 @@ are in memory at a time. What cannot be read is the failure of its rows and of n
 import base64
 import binascii
 import hashlib
+import itertools
 import os
 import posixpath
 import tempfile
@@ -96,6 +97,13 @@ class Pictures:
                 yield str(error)
             else:
                 yield None
+
+    def relative_names(self, tables: Iterable[pa.Table]) -> Iterator[str]:
+        """Yield the paths in cells that are relative to the folder of the table."""
+        for cell in itertools.chain.from_iterable(self._cells(tables)):
+            is_path = isinstance(cell, str) and cell and not cell.startswith("data:")
+            if is_path and locate(cell, self._folder) != cell:
+                yield cell
 
     def _grouped(
         self, rows: dict[int, Requests], tables: Iterable[pa.Table]

@@ -12,7 +12,9 @@ from pathlib import Path
 from sdbatch.errors import JobError
 from sdbatch.job import Job
 from sdbatch.job.files import NamedFile, named_files
+from sdbatch.prompts.check import find_relative_picture
 from sdbatch.prompts.files import local_files
+from sdbatch.prompts.table import open_table
 from sdbatch.storage import is_local
 
 JOB_FILE = "job.yaml"
@@ -57,6 +59,7 @@ def files_to_send(job: Job) -> dict[str, Path]:
             f"{key} = {sizes[key] / 2**20:,.0f} MiB of {total / 2**20:,.0f} MiB to send: a job can "
             f"send at most {MAX_BYTES // 2**20} MiB. {_USE_SHARED}"
         )
+    _check_pictures(job)
     return files
 
 
@@ -79,6 +82,21 @@ def hash_files(files: Mapping[str, Path], job_file: Path) -> str:
 def read_job_file(job_file: Path) -> str:
     """Return the text of the job file, without overrides."""
     return job_file.read_text(encoding="utf-8")
+
+
+def _check_pictures(job: Job) -> None:
+    """Raise a JobError if the table is sent and names pictures by relative paths, which are not."""
+    paths = [path for path in job.prompts.paths if _is_relative(path)]
+    if not paths and job.prompts.rows is None:
+        return
+    sent = job.updated(prompts=job.prompts.updated(path=paths)) if paths else job
+    name = find_relative_picture(sent, open_table(sent.prompts))
+    if name is not None:
+        where = f"prompts.path = {paths[0]}" if paths else "prompts.rows"
+        raise JobError(
+            f"{where}: names the picture {name!r}, which is not sent with the job: must be one "
+            f"that the cluster finds. {_USE_SHARED}"
+        )
 
 
 def _local_files(job: Job) -> Iterator[NamedFile]:

@@ -204,3 +204,21 @@ def test_new_keys_of_an_object_store_do_not_change_the_digest():
         for key in ("monday", "tuesday")
     )
     assert one.digest == other.digest
+
+
+@pytest.mark.parametrize(
+    ("cell", "sent"),
+    [("a.png", False), ("/shared/a.png", True), ("s3://bucket/a.png", True), ("", True)],
+)
+def test_a_table_that_names_pictures_by_relative_paths_is_not_sent(here, cell, sent):
+    (here / "tables/a.csv").write_text(f"prompt,image\na dog,{cell}\n")
+    if sent:
+        assert "tables/a.csv" in pack.files_to_send(job("tables/a.csv"))
+        return
+    with pytest.raises(
+        JobError, match=r"tables/a\.csv: names the picture 'a\.png', which is not s"
+    ):
+        pack.files_to_send(job("tables/a.csv"))
+    in_job = job().updated(prompts={"rows": [{"prompt": "a dog", "image": cell}]})
+    with pytest.raises(JobError, match=r"prompts\.rows: names the picture 'a\.png'"):
+        pack.files_to_send(in_job)
