@@ -23,6 +23,7 @@ from sdbatch.job import Job
 from sdbatch.models import find_model as models
 from sdbatch.models.distilled import find_distilled
 from sdbatch.models.find_model import ModelFiles
+from sdbatch.models.identify import EDITING
 from sdbatch.output import identity, lease, lifecycle, names, receipts
 from sdbatch.output.plan import Plan, make_plan
 from sdbatch.output.progress import Progress
@@ -100,7 +101,8 @@ def prepare(job: Job, *, overwrite: bool = False, retry_failed: bool = False) ->
     model, job = resolve.find_model(job)
     table = open_table(job.prompts, added_columns(job).names)
     plan = make_plan(job, table, record)
-    check = check_rows(plan.job, plan.table, find_distilled(job.model, model))
+    distilled = find_distilled(job.model, model)
+    check = check_rows(plan.job, plan.table, distilled, edits=model.use == EDITING)
     notes = (*describe_table(job, table), *check.notes())
     return Ready(plan, record, model, store, overwrite, retry_failed, notes)
 

@@ -118,7 +118,12 @@ def _example_lines(row: dict[str, Any]) -> list[str]:
 
 
 def check_rows(
-    job: Job, prompts: Table, distilled: Sequence[Distilled] = (), whole: bool = False
+    job: Job,
+    prompts: Table,
+    distilled: Sequence[Distilled] = (),
+    *,
+    edits: bool = False,
+    whole: bool = False,
 ) -> Check:
     """Resolve the first rows of a table, or all of them, a few in memory at a time.
 
@@ -126,11 +131,18 @@ def check_rows(
         job: its values apply where the table has none.
         prompts: the table.
         distilled: parts of the job's model that need certain values.
+        edits: whether the model draws nothing without a picture.
         whole: resolve all rows.
 
     Raises:
-        JobError: a distilled model cannot be drawn with the job's values, and no row has others.
+        JobError: a distilled model cannot be drawn with the job's values, and no row has others; or
+            no row has the picture that the model needs.
     """
+    if edits and "image" not in prompts.columns:
+        raise JobError(
+            "prompts.columns = no image: must name a column of pictures, as the model edits "
+            "pictures by instruction. Name it, or choose another model."
+        )
     _refuse_misfits(job, prompts, distilled)
     check = Check(whole)
     faults: dict[tuple[str, str], Found] = {}

@@ -11,6 +11,7 @@ from sdbatch import resolve
 from sdbatch.job import Job
 from sdbatch.models.distilled import find_distilled
 from sdbatch.models.find_model import ModelFiles
+from sdbatch.models.identify import EDITING
 from sdbatch.output import identity, receipts
 from sdbatch.output.plan import Plan, make_plan
 from sdbatch.output.record import Record, read_record
@@ -81,7 +82,9 @@ def make_outline(job: Job, check: bool = False) -> Outline:
     table = open_table(job.prompts, added_columns(job).names)
     plan = make_plan(job, table, record)
     proof = record.proof() if record and record.shards is not None else None
-    checked = check_rows(plan.job, plan.table, find_distilled(job.model, files), check)
+    edits = files is not None and files.use == EDITING
+    distilled = find_distilled(job.model, files)
+    checked = check_rows(plan.job, plan.table, distilled, edits=edits, whole=check)
     committed = {receipt.shard for receipt in receipts.proved(store, proof)} if proof else set()
     return Outline(
         rows=plan.rows,

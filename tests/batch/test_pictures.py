@@ -5,9 +5,10 @@ import io
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
-from sdbatch import schema
+from sdbatch import resolve, schema
 from sdbatch.batch.isolation import IsolatedDrawing
 from sdbatch.stages.draw import DrawImages, request_rows
 from tests.fakes import Inverter
@@ -64,3 +65,35 @@ def test_isolated_rows_are_drawn_from_their_pictures_too(make_job, tmp_path):
     drawing = IsolatedDrawing(stage, request_rows(read(block)), {})
     drawing.start()
     results_of(drawing.done.result(120))
+
+
+@pytest.mark.parametrize("use", ["inpainting", "editing"])
+def test_models_that_see_a_picture_draw_a_table_whose_rows_choose(
+    make_job, tmp_path, folders_by_use, use
+):
+    job = job_of(
+        make_job,
+        tmp_path,
+        model={"path": str(folders_by_use[use])},
+        engine={"device": "cpu", "dtype": "float32", "lanes": 4},
+    )
+    files, job = resolve.find_model(job)
+    make_engine = resolve.resolve(job, files, 0, None).make_engine()
+    finished = finish(job, make_engine)
+    drawn = {
+        row["prompt"]: pixels_of(row["image"]["bytes"])
+        for row in pq.read_table(finished.folder / "data/000000.parquet").to_pylist()
+    }
+    failed = {
+        row["prompt"]: row["error"]
+        for row in pq.read_table(finished.folder / "failed/000000.parquet").to_pylist()
+    }
+    if use == "inpainting":
+        assert [*drawn] == ["text", "picture", "masked", "fail"]
+        assert np.array_equal(drawn["masked"][HALF == 0], PIXELS[HALF == 0])
+        assert not np.array_equal(drawn["masked"][HALF > 0], PIXELS[HALF > 0])
+        return
+    assert [*drawn] == ["picture", "fail"]
+    assert not np.array_equal(drawn["picture"], drawn["fail"])  # another instruction and seed
+    assert "image = none: must be a picture, as this model edits" in failed["text"]
+    assert "mask_image = a mask: must be none" in failed["masked"]

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdbatch import resolve
+from sdbatch.batch import pipeline
 from sdbatch.errors import JobError, ModelError
 from sdbatch.job.sections import Lora
 from sdbatch.models.build import Build
@@ -16,6 +17,7 @@ from tests import tiny
 from tests.models.load import find, have_same_weights, load
 
 USES = {9: INPAINTING, 8: EDITING}
+BLACK = "data:image/png;base64,iVBORw0KGgo="
 EACH = pytest.mark.parametrize("channels", USES)
 
 
@@ -82,10 +84,22 @@ def test_a_model_of_sd2_for_a_picture_is_that_model(folders, tmp_path, channels)
     assert files.layout.use_of(configs) == USES[channels]
 
 
+def rows(*images):
+    """Return a section `prompts` with rows of these pictures."""
+    return {"path": None, "rows": [{"prompt": "make it red", "image": each} for each in images]}
+
+
 @EACH
 def test_a_plan_says_what_a_model_is_for(folders, make_job, channels):
-    job = make_job(model={"path": str(folders[channels])})
+    job = make_job(model={"path": str(folders[channels])}, prompts=rows(BLACK))
     assert f"model      {folders[channels]}, for {USES[channels]}\n" in make_outline(job).text()
+
+
+@pytest.mark.parametrize("check", [make_outline, pipeline.prepare])
+def test_a_table_without_pictures_is_refused_for_a_model_that_edits_them(folders, make_job, check):
+    check(make_job(model={"path": str(folders[9])}))
+    with pytest.raises(JobError, match=r"no image: must name a column of pictures, as the model"):
+        check(make_job(model={"path": str(folders[8])}))
 
 
 def first_layer(inputs, kind, number=0):
