@@ -173,7 +173,8 @@ class StableDiffusion1:
         return self._schedulers.sigmas(self._kind(request))
 
     def _kind(self, request: Request) -> Kind:
-        if self._use != EDITING and (request.second_pass or "image" in request.inputs):
+        whole = self._use == EDITING and request.compat == "diffusers"
+        if request.second_pass or ("image" in request.inputs and not whole):
             return Kind(request.sampler, *request.steps_from_picture())
         return Kind(request.sampler, request.num_inference_steps, 0)
 
@@ -203,14 +204,14 @@ class StableDiffusion1:
         mask, original, channels = None, None, None
         if "mask" in request.inputs:
             mask = self._latent_mask(request.inputs["mask"])
+        starts = picture_channels.begins_with_picture(request, self._use)
+        # where the UNet sees the mask itself, diffusers does not blend latents by it
+        blends = self._use == TEXT_TO_IMAGE or request.compat == "a1111"
+        if "image" in encoded and (starts or blends):
+            latents = self._latents(request, "image", encoded["image"])
+            original = Original(latents, mask if blends else None, starts)
         if self._use == EDITING:
             channels = encoded["image"][:LATENT_CHANNELS]
-        elif "image" in encoded:
-            latents = self._latents(request, "image", encoded["image"])
-            # where the UNet sees the mask itself, diffusers does not blend latents by it
-            blends = self._use == TEXT_TO_IMAGE or request.compat == "a1111"
-            starts = picture_channels.begins_with_picture(request, self._use)
-            original = Original(latents, mask if blends else None, starts)
         if mask is not None and self._use == INPAINTING:
             masked = self._latents(request, MASKED, encoded[MASKED])
             channels = torch.cat([mask, masked])

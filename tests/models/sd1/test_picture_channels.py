@@ -7,7 +7,11 @@ pipelines draw here with DiagonalGaussianDistribution.mode in the place of its s
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionInpaintPipeline, StableDiffusionInstructPix2PixPipeline
+from diffusers import (
+    DDIMScheduler,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+)
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
@@ -207,8 +211,8 @@ def test_an_edit_is_guided_by_its_text_and_by_its_picture(editor, edited, values
             "mask_image = a mask: must be none, as this model edits whole pictures",
         ),
         ({"hires_scale": 2.0}, "hires_scale = 2: must be 1, as this model edits pictures"),
-        ({"strength": 0.5}, r"strength = 0.5: must be 0.8, this model has no strength"),
-        ({"sample_posterior": True}, "sample_posterior = True: must be False"),
+        ({"strength": 0.5}, r"strength = 0.5: must be 0.8, its default, as .* compat to a1111"),
+        ({"sample_posterior": True}, "sample_posterior = True: must be False, its default"),
     ],
 )
 def test_what_an_edit_does_not_have_is_refused(editor, edited, values, words):
@@ -216,6 +220,37 @@ def test_what_an_edit_does_not_have_is_refused(editor, edited, values, words):
     with pytest.raises(ValueError, match=words):
         engine.submit(edited(**values)).result()
     engine.close()
+
+
+@torch.inference_mode()
+def test_an_edit_as_a1111_does_begins_with_the_picture(editor, edited):
+    request = edited(sampler="ddim", strength=1.0, compat="a1111")
+    moments = StableDiffusion1(editor).encode(torch.tensor(request.inputs["image"])[None])
+    scheduler = DDIMScheduler.from_config(editor.scheduler_config)
+    scheduler.set_timesteps(request.num_inference_steps)
+    noise = torch.randn(1, 4, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(0))
+    scaled = moments[:, :4] * editor.vae.config.scaling_factor
+    latents = scheduler.add_noise(scaled, noise, scheduler.timesteps[:1])
+    drawn = assert_as_editing(editor, request, latents=latents)
+    assert difference(drawn.image, draw(editor, [edited(sampler="ddim")])[0].image) > 1
+
+
+def test_an_edit_as_a1111_does_has_a_strength_and_a_mask(editor, edited):
+    def image(**values):
+        (drawn,) = draw(editor, [edited(compat="a1111", num_inference_steps=12, **values)])
+        return drawn.image
+
+    weak, strong = image(strength=0.1), image(strength=0.9)
+    assert difference(weak, strong) > 1
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    inputs = {"image": picture(0), "mask": mask}
+    nothing_drawn = image(strength=0.9, inputs=inputs)
+    family = StableDiffusion1(editor)
+    with torch.inference_mode():
+        moments = family.encode(torch.tensor(picture(0))[None])
+        latents = moments[:, :4] * editor.vae.config.scaling_factor
+        decoded = family.decode(latents, torch.float32).pixels[0].numpy()
+    assert difference(nothing_drawn, decoded) <= 1
 
 
 def test_other_models_have_no_guidance_by_a_picture(painter, model, request_for):
@@ -273,6 +308,7 @@ def test_an_edited_row_does_not_depend_on_its_neighbours(folders_by_use, edited,
         edited(seed=3, guidance_scale=1.0),
         edited(seed=4, guidance_stop=0.5, image_guidance_scale=2.0),
         edited(seed=5, sampler="euler_a", guidance_rescale=0.5),
+        edited(seed=6, compat="a1111", strength=0.6),
     ]
     assert_own_bits(model, requests)
 
