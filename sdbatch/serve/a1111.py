@@ -116,20 +116,16 @@ def discovery(model: ServedModel) -> dict[str, Any]:
             for lora in model.job.model.row_loras
         ],
         "/latent-upscale-modes": [{"name": UPSCALERS[name]} for name in LATENT_UPSCALERS],
-        "/upscalers": [
-            {
-                "name": UPSCALERS[name],
-                "model_name": None,
-                "model_path": None,
-                "model_url": None,
-                "scale": 4,
-            }
-            for name in PICTURE_UPSCALERS
-        ],
+        "/upscalers": [_upscaler(UPSCALERS[name]) for name in PICTURE_UPSCALERS],
         **{path: [] for path in EMPTY_LISTS},
         "/scripts": {"txt2img": [], "img2img": []},
         "/cmd-flags": {"api": True},
     }
+
+
+def _upscaler(name: str) -> dict[str, Any]:
+    files = {"model_name": None, "model_path": None, "model_url": None}
+    return {"name": name, **files, "scale": 4}
 
 
 def _constant_route(content: Any) -> Any:
