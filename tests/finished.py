@@ -215,6 +215,7 @@ def finish(job: Job, engine=FakeEngine) -> Finished:
         seconds=1.0,
         images_per_s=1.0,
         began=0.0,
+        from_pictures=sum(receipt.facts["from_pictures"] for receipt in every),
     )
     pages = {
         names.GALLERY: lambda: gallery_page(store, job, every),

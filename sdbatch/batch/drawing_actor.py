@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from dataclasses import asdict
+from typing import Any
 
 import pyarrow as pa
 
@@ -87,6 +88,7 @@ class DrawingActor:
             "attempt": attempt,
             "lanes": drawing.lanes,
             "decoded_again": sum(bool(result.get("decoded_again")) for result in results),
+            "from_pictures": _count_from_pictures(rows, results),
             "engine": asdict(self._usage()),  # of the actor, since it began
             "device": dict(self._stage.engine.device),
             **({"isolated": True} if isolated else {}),
@@ -143,6 +145,15 @@ class _Counts:
         before = self._drawn, self._failed
         self._drawn, self._failed = self._drawing.drawn, self._drawing.failed
         return self._drawn - before[0], self._failed - before[1]
+
+
+def _count_from_pictures(rows: pa.Table, results: list[dict[str, Any]]) -> int:
+    """Return how many images were drawn from a picture."""
+    pictured = rows["image_sha256"].is_valid().to_pylist()
+    return sum(
+        bool(picture and result["error"] is None)
+        for picture, result in zip(pictured, results, strict=True)
+    )
 
 
 def _clock(seconds: float) -> str:

@@ -165,6 +165,7 @@ class Driver:
             startup=self._startup,
             engines=measure_utilisation(now, self._drawing_seconds()),
             devices=count_devices(every),
+            from_pictures=sum(receipt.facts.get("from_pictures", 0) for receipt in every),
         )
         if self._stopped is None:
             try:

@@ -3,7 +3,8 @@
 Each file holds
 - the generation parameters in the text form of AUTOMATIC1111: PNG text `parameters`, in JPEG and
   WebP the EXIF UserComment;
-- the same values as JSON, and IPTC's digital source type "trainedAlgorithmicMedia", in XMP.
+- the same values as JSON, and IPTC's digital source type, in XMP: "trainedAlgorithmicMedia", or for
+  an image that was drawn from a picture "compositeWithTrainedAlgorithmicMedia".
 No clock time, host or path: the bytes are a function of the image and its row.
 """
 
@@ -24,6 +25,9 @@ from sdbatch.output import identity
 from sdbatch.sampling import Sampling
 
 # https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia
+EDITED_BY_A_MODEL = (
+    "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+)
 MADE_BY_A_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 # Characters of a text inside the file; the table has all of it.
 LONGEST = 2000
@@ -182,12 +186,13 @@ def _exif(text: str) -> bytes:
 
 
 def _xmp(values: dict[str, Any]) -> bytes:
+    source = EDITED_BY_A_MODEL if "image_sha256" in values else MADE_BY_A_MODEL
     return (
         '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
         '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
         '<rdf:Description xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
         'xmlns:sdbatch="urn:sdbatch:1" '
-        f'Iptc4xmpExt:DigitalSourceType="{MADE_BY_A_MODEL}" '
+        f'Iptc4xmpExt:DigitalSourceType="{source}" '
         f"sdbatch:parameters={quoteattr(json.dumps(values))}/>"
         "</rdf:RDF></x:xmpmeta>"
     ).encode()

@@ -29,6 +29,7 @@ def dataset_card(job: Job, report: Report) -> str:
         front_matter=front_matter.to_yaml(),
         title=_cut(job.title),
         images=f"{report.images:,}",
+        pictures=_from_pictures(report),
         failed=f"{report.failed:,}",
         reasons=_reason_list(report),
         model=job.model.name,
@@ -59,6 +60,15 @@ def _cut(text: str) -> str:
     return f"{text[:MAX_CHARACTERS]} ..." if len(text) > MAX_CHARACTERS else text
 
 
+def _from_pictures(report: Report) -> str:
+    if not report.from_pictures:
+        return "; none is a photograph"
+    return (
+        f", {report.from_pictures:,} of them also from pictures of the prompt table, of which they "
+        f"may show parts (`image_sha256`)"
+    )
+
+
 def _reason_list(report: Report) -> str:
     """Return the most frequent reasons as a Markdown list; empty if no row failed."""
     reasons = list(report.reasons.items())[:MAX_REASONS]
@@ -74,7 +84,7 @@ _TEMPLATE = """---
 
 # {title}
 
-{images} images drawn from text by a trained model; none is a photograph. {failed} rows failed.
+{images} images drawn from text by a trained model{pictures}. {failed} rows failed.
 {reasons}
 - model: {model} ({revision})
 - settings of a row that sets none: {sampler}, {steps} steps, guidance {guidance}, {width}x{height}

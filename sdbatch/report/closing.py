@@ -31,6 +31,7 @@ class Report:
     startup: dict[str, float] = field(default_factory=dict)  # seconds from the start to each step
     engines: Utilisation | None = None  # of this run; None: nothing was drawn
     devices: dict[str, int] = field(default_factory=dict)  # kind of device -> images drawn by it
+    from_pictures: int = 0  # of the images
 
     @property
     def exit_code(self) -> int:

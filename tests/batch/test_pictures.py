@@ -57,6 +57,7 @@ def test_a_row_is_drawn_from_its_picture_and_unmasked_pixels_come_back(make_job,
     assert drawn["image_sha256"].to_pylist() == [None, *[sha256(save(PIXELS))] * 2]
     assert drawn["mask_sha256"].to_pylist() == [None, None, sha256(save(HALF))]
     results_of([*drawn.to_pylist(), *failed.to_pylist()])
+    assert finished.report.from_pictures == 2
 
 
 def test_isolated_rows_are_drawn_from_their_pictures_too(make_job, tmp_path):

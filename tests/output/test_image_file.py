@@ -169,6 +169,14 @@ def test_image_carries_the_mark_of_a_trained_model_in_xmp_that_any_reader_parses
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
+def test_an_image_that_was_drawn_from_a_picture_says_that_it_is_a_composite(image_format):
+    row = {**ROW, "image_sha256": "ab" * 32}
+    xmp = xmp_of(encode_image(picture(), row, encoding(image_format)))
+    expected = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+    assert xmp["Iptc4xmpExt:DigitalSourceType"] == expected
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
 def test_image_carries_its_values_as_json_that_any_xml_reader_finds(image_format):
     file = encode_image(picture(), {**ROW, "prompt": "<&'\"\x00\n"}, encoding(image_format))
 

@@ -194,3 +194,10 @@ def test_card_says_if_several_kinds_of_device_drew_the_output(make_job):
     words = "again. 2 kinds of device drew this output: 1,480 images by H100 (x), 10 images by A10"
     assert words in dataset_card(make_job(), several)
     assert "kinds of device" not in dataset_card(make_job(), REPORT)
+
+
+def test_card_says_how_many_images_were_drawn_from_pictures(make_job):
+    page = dataset_card(make_job(), replace(REPORT, from_pictures=12))
+    assert "1,490 images drawn from text by a trained model, 12 of them also from pictures" in page
+    assert "none is a photograph" not in page
+    assert "none is a photograph" in dataset_card(make_job(), REPORT)
