@@ -20,6 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sdbatch.prompts.types import is_binary
+
 _DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
 
 
@@ -52,21 +54,12 @@ def plain_values(column: pa.Array) -> list[Any]:
         return [v if v is not None and math.isfinite(v) else None for v in values]
     if pa.types.is_decimal(kind):
         return [None if value is None else f"{value:f}" for value in column.to_pylist()]
-    if _is_binary(kind):
+    if is_binary(kind):
         return [
             None if value is None else base64.b64encode(value).decode()
             for value in column.to_pylist()
         ]
     return list(column.to_pylist())
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_fixed_size_binary(kind)
-        or pa.types.is_binary_view(kind)
-    )
 
 
 def _plain_structs(column: pa.Array) -> list[Any]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from sdbatch.errors import JobError, PromptTableError, short_repr
 from sdbatch.job import COLUMNS, PICTURES, Prompts, Sampling, strict_yaml
 from sdbatch.prompts import captions
+from sdbatch.prompts.types import is_binary
 
 _TYPES = {name: field.annotation for name, field in Sampling.model_fields.items()}
 _NUMBERS = [name for name, kind in _TYPES.items() if kind in (int, float)]
@@ -213,24 +214,15 @@ def _check_pictures(ours: str, field: pa.Field) -> None:
     parts = {part.name: part.type for part in kind} if pa.types.is_struct(kind) else {}
     as_struct = (
         parts.keys() == {"bytes", "path"}
-        and (_is_binary(parts["bytes"]) or pa.types.is_null(parts["bytes"]))
+        and (is_binary(parts["bytes"]) or pa.types.is_null(parts["bytes"]))
         and (_is_text(parts["path"]) or pa.types.is_null(parts["path"]))
     )
-    if not (as_struct or _is_binary(kind) or _is_text(kind) or pa.types.is_null(kind)):
+    if not (as_struct or is_binary(kind) or _is_text(kind) or pa.types.is_null(kind)):
         raise PromptTableError(
             f"column {field.name!r} = {field.type}: must hold pictures to be used as {ours}: "
             f"binary, text (a path, a URL or a data URI) or struct<bytes: binary, path: string>. "
             f"--set {_set_column(ours, None)} leaves it out."
         )
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_fixed_size_binary(kind)
-        or pa.types.is_binary_view(kind)
-    )
 
 
 def select_extras(

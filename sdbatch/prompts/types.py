@@ -75,6 +75,16 @@ def is_text(arrow_type: pa.DataType) -> bool:
     return bool(pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type))
 
 
+def is_binary(kind: pa.DataType) -> bool:
+    """Tell whether a column holds bytes."""
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+        or pa.types.is_binary_view(kind)
+    )
+
+
 def _is_number(arrow_type: pa.DataType) -> bool:
     return bool(
         pa.types.is_integer(arrow_type)

@@ -244,6 +244,11 @@ def server(tiny_engine):
 
 
 @pytest.fixture
+def recorder():
+    return Recorder()
+
+
+@pytest.fixture
 def serving():
     """Start services with other engines or settings; stop them at the end."""
     with contextlib.ExitStack() as stack:
@@ -255,3 +260,9 @@ def serving():
             return server
 
         yield start
+
+
+@pytest.fixture
+def recording(serving, recorder):
+    """A service that records the engine's requests in `recorder`."""
+    return serving(recorder)

@@ -28,17 +28,6 @@ PICTURE = file_of(PHOTO)
 
 
 @pytest.fixture
-def recorder():
-    return Recorder()
-
-
-@pytest.fixture
-def recording(serving, recorder):
-    """A service that records the engine's requests in `recorder`."""
-    return serving(recorder)
-
-
-@pytest.fixture
 def client(recording):
     with openai.OpenAI(base_url=f"{recording.url}/v1", api_key="none", max_retries=0) as client:
         yield client

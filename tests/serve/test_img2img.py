@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.serve.conftest import LEFT, PHOTO, Recorder, base64_of, pixels_of
+from tests.serve.conftest import LEFT, PHOTO, base64_of, pixels_of
 
 # What the webuiapi client sends besides the fields of txt2img, with its defaults.
 USUAL_BODY = {
@@ -58,17 +58,6 @@ MASKED = {
 
 def img2img(server, **changes):
     return server.post("/sdapi/v1/img2img", **{**USUAL_BODY, **changes})
-
-
-@pytest.fixture
-def recorder():
-    return Recorder()
-
-
-@pytest.fixture
-def recording(serving, recorder):
-    """A service that records the engine's requests in `recorder`."""
-    return serving(recorder)
 
 
 def test_usual_request_of_a_client_is_drawn_from_its_picture(recording, recorder):

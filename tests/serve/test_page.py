@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 from sdbatch.job import parse
 from sdbatch.serve.drawer import Drawer
 from sdbatch.stages.safety import SafetyPolicy
-from tests.serve.conftest import LEFT, PHOTO, SECONDS, Recorder, Server, file_of
+from tests.serve.conftest import LEFT, PHOTO, SECONDS, Server, file_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -181,11 +181,6 @@ def test_page_asks_for_a_key_if_the_service_has_keys(browser, tiny_engine, monke
         assert "Seed" in draw(page, "a dog")
     finally:
         server.close()
-
-
-@pytest.fixture
-def recorder():
-    return Recorder()
 
 
 @pytest.fixture
