@@ -74,8 +74,9 @@ def pixels(name: str) -> int:
     return 128 if name == EMBEDDED else SIZES[name].pixels
 
 
-def _unet(size: Size) -> UNet2DConditionModel:
-    return UNet2DConditionModel(**size.unet)
+def _unet(size: Size, channels: int = 4) -> UNet2DConditionModel:
+    # sample_size, in latents, is the default of diffusers' pipelines
+    return UNet2DConditionModel(in_channels=channels, sample_size=64, **size.unet)
 
 
 def _vae(size: Size) -> AutoencoderKL:
@@ -111,10 +112,13 @@ def flop(name: str) -> tuple[float, float]:
     return sum(unet.values()), sum(vae.values())
 
 
-def parts(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+def parts(
+    name: str, device: str = "cpu", dtype: torch.dtype = torch.float32, channels: int = 4
+) -> dict[str, Any]:
     """Return the parts of the model `name`, one of NAMES, as sd1.loading.assemble takes them.
 
-    Random weights are drawn in float32 on `device` and then rounded: the same on every call.
+    Random weights are drawn in float32 on `device` and then rounded: the same on every call. The
+    UNet of a random model has `channels`: 9 for inpainting, 8 for editing by instruction.
     """
     if name == EMBEDDED:
         pipe = StableDiffusionPipeline.from_pretrained(BUILTIN / "shapes", torch_dtype=dtype)
@@ -137,7 +141,7 @@ def parts(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
                     **text,
                 )
             ),
-            "unet": _unet(size),
+            "unet": _unet(size, channels),
             "vae": _vae(size),
         }
     for part in random.values():

@@ -39,6 +39,7 @@ _TRAINING = (
 )
 
 
+_LMS_ORDER = 4  # diffusers' own
 CACHED = 256  # schedulers kept ready: some take 0.1 s to set up
 
 
@@ -178,6 +179,9 @@ class DiffusersScheduler:
         self._scheduler = scheduler
         self._device = device = schedulers.device
         self._arguments: dict[str, Any] = {}
+        # LMS weighs its last answers. From a picture on, diffusers takes the weights of more
+        # answers than there are; k-diffusion's `sample_lms` and AUTOMATIC1111 do not.
+        self._takes_order = _accepts(type(scheduler).step, "order")
         if _accepts(type(scheduler).step, "generator"):
             self._arguments["generator"] = generators
         if _accepts(type(scheduler).step, "eta"):
@@ -213,6 +217,8 @@ class DiffusersScheduler:
 
     def step(self, answer: torch.Tensor, step: int, latents: torch.Tensor) -> torch.Tensor:
         """See engine.family.Scheduler."""
+        if self._takes_order:
+            self._arguments["order"] = min(step + 1, _LMS_ORDER)
         with self._without_waits():
             stepped: torch.Tensor = self._scheduler.step(
                 answer, self._timestep(step), latents, return_dict=False, **self._arguments

@@ -1,9 +1,9 @@
-"""A request that is followed, and one that needs no exact bits and gets a smaller batch."""
+"""A request: followed, in a smaller batch where it needs no exact bits, and its steps."""
 
 import numpy as np
 import pytest
 
-from sdbatch.engine.request import Follow
+from sdbatch.engine.request import Follow, Request
 
 
 class Follower:
@@ -111,3 +111,41 @@ def test_guidance_begins_and_ends_at_ticks_whose_call_is_whole(
     request = request_for(guidance_start=start, guidance_stop=stop, cache_interval=interval)
     guided = request.guided_ticks(np.zeros(10) + 1)
     assert guided.nonzero()[0].tolist() == list(range(*ticks))
+
+
+@pytest.mark.parametrize(
+    ("steps", "strength", "diffusers", "a1111"),
+    [
+        (50, 0.75, 37, 38),
+        (50, 1.0, 50, 50),  # AUTOMATIC1111 caps a strength at 0.999
+        (999, 1.0, 999, 999),
+        (25, 0.35, 8, 9),
+        (100, 0.29, 28, 29),  # 28.999.. as numbers of a computer, in both
+        (1, 1.0, 1, 1),
+        (1, 0.5, None, 1),
+        (50, 0.01, None, 1),
+        (50, 0.0, None, None),
+    ],
+)
+def test_a_strength_leaves_as_many_steps_as_in_diffusers_or_automatic1111(
+    steps, strength, diffusers, a1111
+):
+    for compat, drawn in (("diffusers", diffusers), ("a1111", a1111)):
+        request = Request(
+            prompt="a dog", num_inference_steps=steps, strength=strength, compat=compat
+        )
+        if drawn is None:
+            with pytest.raises(ValueError, match=f"strength = {strength:g}: must leave a step"):
+                request.steps_from_picture()
+        else:
+            assert request.steps_from_picture() == (steps, steps - drawn)
+
+
+@pytest.mark.parametrize("compat", ["diffusers", "a1111"])
+def test_a_second_pass_draws_all_of_its_steps_whatever_its_strength(compat):
+    for strength in (0.1, 0.35, 0.7, 1.0):
+        first = Request(
+            prompt="a dog", hires_scale=2, hires_steps=20, hires_strength=strength, compat=compat
+        )
+        steps, begin = first.enlarged().steps_from_picture()
+        assert steps - begin == 20

@@ -9,10 +9,11 @@ import torch
 from sdbatch.engine.cohort import Cohort, Ticket
 from sdbatch.engine.engine import Engine
 from sdbatch.engine.request import Follow
-from sdbatch.models.schedulers import make_scheduler
+from sdbatch.models.schedulers import DiffusersScheduler, Kind, SchedulerCache, make_scheduler
 from sdbatch.models.sd1.family import StableDiffusion1
 from sdbatch.samplers import NAMES, SAMPLERS
 from tests.models.load import assert_as_diffusers, draw
+from tests.sd1 import build_request
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,9 @@ def matches(engine, pipeline, model):
     return check
 
 
+PLAIN_FIRST = [
+    pytest.param(name, marks=[] if name in SAMPLERS else pytest.mark.slow) for name in NAMES
+]
 UNGUIDED = [
     pytest.param(name, 1.0, marks=[] if name in SAMPLERS else pytest.mark.slow) for name in NAMES
 ]
@@ -122,6 +126,33 @@ def test_align_your_steps_is_published_for_ten_steps_and_interpolated_for_others
         make_scheduler("euler_ays", model.scheduler_config, 999)
 
 
+LEAVES_NOISE = {"pndm"}  # diffusers takes its second call for a repeated one, as at the beginning
+
+
+def distance_from_the_truth(schedulers, sampler, first_step):
+    """Return how far a sampler ends from the latents that the denoiser always finds."""
+    generator = torch.Generator().manual_seed(2)
+    truth, noise = (torch.randn(1, 4, 4, 4, generator=generator) for _ in range(2))
+    request = build_request(sampler=sampler, num_inference_steps=10)
+    kind = Kind(sampler, request.num_inference_steps, first_step)
+    scheduler = DiffusersScheduler(schedulers, kind, [request], noise, [generator])
+    latents = scheduler.noised(truth, noise, 0) if first_step else scheduler.start(noise)
+    for step in range(len(scheduler.timesteps)):
+        answer = scheduler.answer(scheduler.model_input(latents, step), truth, step)
+        latents = scheduler.step(answer, step, latents)
+    return float((latents - truth).abs().max())
+
+
+@pytest.mark.parametrize("sampler", PLAIN_FIRST)
+def test_a_sampler_ends_where_the_denoiser_leads_from_any_step_on(model, sampler):
+    schedulers = SchedulerCache(model.scheduler_config, torch.device("cpu"))
+    # not 0: ddim, tcd and deis end at the last noise level of the training
+    whole = distance_from_the_truth(schedulers, sampler, 0)
+    assert whole < 0.1
+    from_pictures = max(distance_from_the_truth(schedulers, sampler, first) for first in (5, 8))
+    assert (from_pictures < whole + 0.02) == (sampler not in LEAVES_NOISE)
+
+
 @pytest.mark.parametrize("sampler", [name for name in NAMES if name.endswith("_beta")])
 def test_schedules_with_equal_timesteps_after_rounding_are_stepped_to_the_end(model, sampler):
     scheduler = make_scheduler(sampler, model.scheduler_config, 60)
@@ -161,6 +192,22 @@ def test_a_preview_is_diffusers_own_estimate_of_the_image(model, request_for, sa
         [(_, ours)] = cohort.previews
         torch.testing.assert_close(ours, theirs.pred_original_sample[0], rtol=2e-4, atol=2e-4)
         assert torch.equal(cohort.latents, theirs.prev_sample)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler_karras", "heun", "unipc"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_an_answer_that_implies_latents_is_found_from_them(model, sampler, prediction):
+    config = {**model.scheduler_config, "prediction_type": prediction}
+    generator = torch.Generator().manual_seed(0)
+    truth, noise = (torch.randn(1, 4, 4, 4, generator=generator) for _ in range(2))
+    request = build_request(sampler=sampler, num_inference_steps=10)
+    schedulers = SchedulerCache(config, torch.device("cpu"))
+    scheduler = DiffusersScheduler(schedulers, Kind(sampler, 10, 4), [request], noise, [generator])
+    seen = scheduler.model_input(scheduler.noised(truth, noise, 0), 0)
+    answer = scheduler.answer(seen, truth, 0)
+    assert torch.allclose(scheduler.clean(seen, answer, 0), truth, atol=1e-5)
+    if prediction == "epsilon":  # the noise itself
+        assert torch.allclose(answer, noise, atol=1e-3)
 
 
 @pytest.mark.parametrize(
