@@ -161,39 +161,44 @@ class Sampling(Section):
 
     strength: Annotated[Share, Key("Denoising strength", "denoising_strength")] = Field(
         0.8,
-        description="how much of a row's picture is drawn anew: the last part of the steps, from "
-        "the picture with noise",
+        description="of a row with a picture: the part of the steps that is drawn, the last ones, "
+        "from the picture with noise; 1 leaves little of it",
     )
     compat: Literal["diffusers", "a1111"] = Field(
         "diffusers",
-        description="whose rules pictures follow where the two differ: how many steps a strength "
-        "leaves, and how a mask is blended",
+        description="of a row with a picture: whose rules hold where the two tools differ, on how "
+        "many steps a strength leaves and how a mask is blended",
     )
     sample_posterior: bool = Field(
-        False, description="start from a sample of the encoded picture, not from its mean"
+        False,
+        description="encode a picture as a random sample of what the VAE says of it; else its mean",
     )
     fit: Literal["crop", "pad", "stretch"] = Field(
         "crop",
-        description="how a picture of another shape gets the image's: its middle, with black "
-        "borders, or distorted",
+        description="how a picture of another shape gets that of the image: crop keeps its "
+        "middle, pad adds black borders, stretch distorts it",
     )
     resample: Literal["lanczos", "bicubic", "bilinear", "box", "nearest"] = Field(
         "lanczos", description="Pillow's filter that resizes pictures"
     )
     mask_from_alpha: bool = Field(
-        False, description="where a picture is transparent it is drawn anew; without a mask_image"
+        False,
+        description="draw anew where the picture is transparent, in a row without a mask_image",
     )
     mask_blur: Annotated[int, Key("Mask blur", "mask_blur")] = Field(
-        0, ge=0, le=256, description="pixels, the standard deviation of the mask's soft edge"
+        0,
+        ge=0,
+        le=256,
+        description="softens the edge of the mask: the standard deviation of the blur, in pixels",
     )
     mask_fill: Literal["original", "fill", "noise", "nothing"] = Field(
         "original",
-        description="what is under the mask at first: the picture, the colours around the mask, "
-        "noise in the latents, or latents of zero",
+        description="what is under the mask before the first step: the picture (original), the "
+        "colours around the mask (fill), noise, or latents of zero (nothing)",
     )
     only_masked: Annotated[bool, Key("Inpaint only masked")] = Field(
         False,
-        description="cut out the mask's surroundings, draw them at the image's size and put them "
+        description="cut out the mask's surroundings, draw them at height and width and put them "
         "back; the result has the size of the picture",
     )
     only_masked_padding: Annotated[int, Key("Masked area padding")] = Field(
@@ -205,22 +210,22 @@ class Sampling(Section):
         1.5,
         ge=1,
         le=100,
-        description="weight of the picture in edits by instruction, for models made for them",
+        description="weight of the picture in models that edit by instruction (InstructPix2Pix)",
     )
     variation_seed: Annotated[int, Key("Variation seed", "subseed")] = Field(
-        0, ge=0, le=MAX_SEED, description="of the noise that is mixed in by variation_strength"
+        0, ge=0, le=MAX_SEED, description="seed of the noise that variation_strength mixes in"
     )
     variation_strength: Annotated[Share, Key("Variation seed strength", "subseed_strength")] = (
-        Field(0, description="how far the noise goes from the seed's to the variation seed's")
+        Field(0, description="how far the noise goes from the seed's (0) to variation_seed's (1)")
     )
     prompt_b: Annotated[str, Key(model_may_reject=True)] = Field(
-        "", description="what `mix` leads to; empty: the prompt"
+        "", description="the prompt that `mix` leads to; empty: the row's prompt"
     )
     seed_b: int = Field(
-        -1, ge=-1, le=MAX_SEED, description="of the noise that `mix` leads to; -1: the row's seed"
+        -1, ge=-1, le=MAX_SEED, description="the seed that `mix` leads to; -1: the row's seed"
     )
     mix: Share = Field(
-        0, description="how far the image goes from prompt and seed to prompt_b and seed_b"
+        0, description="how far the image goes from prompt and seed (0) to prompt_b and seed_b (1)"
     )
     hires_scale: Annotated[float, Key("Hires upscale", "hr_scale")] = Field(
         1,
@@ -229,13 +234,14 @@ class Sampling(Section):
         description="hires fix: draw at height and width, then enlarge by this and draw again",
     )
     hires_upscaler: Annotated[Upscaler, Key("Hires upscaler", "hr_upscaler")] = Field(
-        "latent", description="what enlarges: the latents, or Pillow's filter the picture"
+        "latent",
+        description="how it is enlarged: `latent...` the latents, lanczos and nearest the picture",
     )
     hires_steps: Annotated[int, Key("Hires steps", "hr_second_pass_steps")] = Field(
         0,
         ge=0,
         le=MOST_STEPS,
-        description="steps of the second pass, all drawn; 0: num_inference_steps",
+        description="steps that the second pass draws; 0: as many as num_inference_steps",
     )
     hires_strength: Annotated[float, Key("Hires denoising strength")] = Field(
         0.7, gt=0, le=1, description="how much of the enlarged picture is drawn anew"

@@ -122,7 +122,7 @@ def test_unknown_name_in_columns_is_rejected_with_a_suggestion_or_the_known_name
     words = r"prompts.columns.promt: unknown key. Did you mean 'prompts.columns.prompt'"
     with pytest.raises(JobError, match=words):
         parse(changed("prompts", columns={"promt": "caption"}))
-    words = r"prompts.columns.zzz: unknown key. Known: id, prompt, image, mask_image, negative"
+    words = r"prompts.columns.zzz: unknown key. Known: id, prompt, negative_prompt, seed"
     with pytest.raises(JobError, match=words):
         parse(changed("prompts", columns={"zzz": "caption"}))
 
