@@ -40,7 +40,7 @@ def try_again(
             wait = pause * random.uniform(0.5, 1)
             if not passes(error) or time.monotonic() - began + wait > budget:
                 raise
-            text = without_secrets(f"{type(error).__name__}: {error}")
-            _log.warning("%s: %s. Trying again in %.1f s.", where, text, wait)
+            text = without_secrets(f"{where}: {type(error).__name__}: {error}")
+            _log.warning("%s. Trying again in %.1f s.", text, wait)
         time.sleep(wait)
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

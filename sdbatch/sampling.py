@@ -18,6 +18,7 @@ from sdbatch.section import Section
 MAX_SEED = 2**63 - 1
 SIDE_MULTIPLE = 8  # pixels; a model may need a larger one
 MOST_STEPS = 999
+MOST_ENLARGED = 8192  # pixels of a side after hires fix
 MAX_SIGMA = 1000  # above the noise of every timestep: 15 in Stable Diffusion 1.5
 
 # Of latents, by torch's interpolation, then of pictures, by Pillow's filter; AUTOMATIC1111's names.
@@ -260,6 +261,12 @@ class Sampling(Section):
             raise ValueError(
                 f"guidance_sigma_low = {self.guidance_sigma_low:g}: must not be above "
                 f"guidance_sigma_high, {self.guidance_sigma_high:g}"
+            )
+        longest = max(self.height, self.width)
+        if longest * self.hires_scale > MOST_ENLARGED:
+            raise ValueError(
+                f"hires_scale = {self.hires_scale:g}: must leave sides of at most {MOST_ENLARGED} "
+                f"pixels, so be at most {MOST_ENLARGED / longest:g} with a side of {longest}"
             )
         return self
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from sdbatch.job.files import FileKey
+from sdbatch.job.row_values import check_row_value
 from sdbatch.job.serving import Serve
 from sdbatch.job.stages import Stage
 from sdbatch.prompt_syntax import MAX_LORA_WEIGHT, choose_loras
@@ -155,6 +156,9 @@ class Prompts(Section):
             raise ValueError("path = nothing: must be given, or rows instead")
         if self.path is not None and self.rows is not None:
             raise ValueError("rows = given together with path: a job has one table. Remove one")
+        for number, row in enumerate(self.rows or ()):
+            for name, value in row.items():
+                check_row_value(f"rows.{number}.{name}", value)
         return self
 
     @property

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from sdbatch.errors import JobError, short_repr
 from sdbatch.few_steps import Distilled, needs_distilled
-from sdbatch.job import Job
+from sdbatch.job import PICTURES, Job
 from sdbatch.prompt_schedule import Calls, schedule
 from sdbatch.prompt_syntax import choose_loras, find_syntax, parse_weights
 from sdbatch.prompts import table
 from sdbatch.prompts.columns import describe_columns
+from sdbatch.prompts.idle_keys import describe_idle_keys
 from sdbatch.prompts.pictures import Pictures, folder_of
 from sdbatch.prompts.requests import Known, resolve_rows
 from sdbatch.prompts.table import Table
@@ -66,7 +67,7 @@ class Check:
     syntax: Found | None = None  # prompts with other syntax that is drawn as text
     misfits: dict[str, Found] = field(default_factory=dict)  # values that spoil, by key and part
     ids: int | None = None  # rows whose id an earlier row has; None: not counted
-    images: int | None = None  # images whose prompt and seed an earlier one has
+    images: int | None = None  # images whose prompt and seed an earlier one has; without pictures
     hashed: int = 0  # images that were compared for this
     rows_per_s: float = 0.0
 
@@ -169,13 +170,14 @@ def check_rows(
 
 
 def describe_table(job: Job, prompts: Table) -> Iterator[str]:
-    """Yield what a user should know of the table's columns."""
-    return describe_columns(job.prompts, job.sampling, prompts.columns, prompts.names)
+    """Yield what a user should know of the table's columns, and of keys that change nothing."""
+    yield from describe_columns(job.prompts, job.sampling, prompts.columns, prompts.names)
+    yield from describe_idle_keys(job, prompts.columns)
 
 
 def _resolved_rows(job: Job, prompts: Table, whole: bool) -> Iterator[list[dict[str, Any]]]:
     """Yield the requests of the first copies, in order."""
-    used = set(prompts.columns.values()) - {*prompts.pictures.names}
+    used = {name for ours, name in prompts.columns.items() if ours not in PICTURES}
     columns = pa.schema([each for each in prompts.schema if each.name in used])
     left = min(prompts.rows, job.prompts.limit or prompts.rows)
     left = left if whole else min(left, FIRST_ROWS)
@@ -346,7 +348,8 @@ class _Hashes:
         self._has_ids = "id" in prompts.columns
         rows = min(prompts.rows, job.prompts.limit or prompts.rows)
         self._ids = _Column(rows if self._has_ids else 0)
-        self._images = _Column(rows * self._copies)
+        # Of one prompt and seed the images of several pictures are other ones.
+        self._images = _Column(0 if "image" in prompts.columns else rows * self._copies)
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Add the rows that can be drawn."""

@@ -214,10 +214,10 @@ def _check_pictures(ours: str, field: pa.Field) -> None:
     parts = {part.name: part.type for part in kind} if pa.types.is_struct(kind) else {}
     as_struct = (
         parts.keys() == {"bytes", "path"}
-        and (is_binary(parts["bytes"]) or pa.types.is_null(parts["bytes"]))
-        and (_is_text(parts["path"]) or pa.types.is_null(parts["path"]))
+        and (is_binary(parts["bytes"]) or _is_text(parts["bytes"]))  # text: all of them are null
+        and _is_text(parts["path"])
     )
-    if not (as_struct or is_binary(kind) or _is_text(kind) or pa.types.is_null(kind)):
+    if not (as_struct or is_binary(kind) or _is_text(kind)):
         raise PromptTableError(
             f"column {field.name!r} = {field.type}: must hold pictures to be used as {ours}: "
             f"binary, text (a path, a URL or a data URI) or struct<bytes: binary, path: string>. "
@@ -303,7 +303,7 @@ def describe_columns(
         columns: our name -> the table's name, of the columns that are used.
         names: of all columns of the table.
     """
-    for ours in _explicit(sampling):
+    for ours in explicit_keys(sampling):
         if ours in columns:
             yield (
                 f"column {columns[ours]!r} overrules sampling.{ours} = "
@@ -330,7 +330,7 @@ def describe_columns(
         yield f"column {name!r} is {state}: if it is the {meaning}, set {_set_column(likely, name)}"
 
 
-def _explicit(sampling: Sampling) -> list[str]:
+def explicit_keys(sampling: Sampling) -> list[str]:
     """Return the keys that the job sets; of a section with all keys, such as job.yaml's, those
     that are not the default.
     """

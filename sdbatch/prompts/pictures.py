@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from sdbatch import storage
-from sdbatch.errors import StorageError, short_repr
+from sdbatch.errors import StorageError, one_line, short_repr
 from sdbatch.inputs import file_kinds
 from sdbatch.inputs.picture import read_size
 from sdbatch.inputs.prepare import prepare
@@ -36,6 +36,7 @@ from sdbatch.schema import INPUTS
 from sdbatch.urls import without_secrets
 
 _HEAD = 4096  # bytes that say whether a file is a picture
+_NO_ROOM = "must have space left for masks from elsewhere. Point TMPDIR to another folder."
 THREADS = 8  # that fetch files: the time is the network's
 _DECODING = threading.BoundedSemaphore(2)  # a photo of 12 megapixels is 36 MB when it is decoded
 _NO_MATTER = ("negative_prompt", "seed", "loras", "variation_seed", "prompt_b", "seed_b", "mix")
@@ -86,17 +87,20 @@ class Pictures:
         """Yield for each row why it cannot be drawn, as far as the beginning of local files says.
 
         Args:
-            tables: columns with pictures, a few rows at a time.
+            tables: columns with pictures, all or some, a few rows at a time.
         """
-        for cells in self._cells(tables):
-            try:
-                for column, named in zip(PICTURES, _read_cells(cells), strict=True):
-                    if isinstance(named, str) and storage.is_local(locate(named, self._folder)):
-                        _check_beginning(column, named, self._folder)
-            except ValueError as error:
-                yield str(error)
-            else:
-                yield None
+        for rows in tables:
+            has_images = self._columns.get("image") in (None, *rows.column_names)
+            read = _read_cells if has_images else _read_each
+            for cells in self._cells([rows]):
+                try:
+                    for column, named in zip(PICTURES, read(cells), strict=True):
+                        if isinstance(named, str) and storage.is_local(locate(named, self._folder)):
+                            _check_beginning(column, named, self._folder)
+                except ValueError as error:
+                    yield str(error)
+                else:
+                    yield None
 
     def relative_names(self, tables: Iterable[pa.Table]) -> Iterator[str]:
         """Yield the paths in cells that are relative to the folder of the table."""
@@ -159,9 +163,15 @@ class Pictures:
 
 def _read_cells(cells: tuple[Any, ...]) -> tuple[Cell, Cell]:
     """Return the image and the mask of a row; a ValueError if it has none, nor where one is."""
-    image, mask = map(_read_cell, PICTURES, cells)
+    image, mask = _read_each(cells)
     if image is None and mask is not None:
         raise ValueError("mask_image = given without an image: must have one")
+    return image, mask
+
+
+def _read_each(cells: tuple[Any, ...]) -> tuple[Cell, Cell]:
+    """Return the image and the mask of a row, also where one of the two is not known."""
+    image, mask = map(_read_cell, PICTURES, cells)
     return image, mask
 
 
@@ -171,9 +181,15 @@ def _read_cell(column: str, cell: Any) -> Cell:
     Raises:
         ValueError: no picture, nor where one is.
     """
-    if isinstance(cell, dict):
-        cell = cell["bytes"] or cell["path"]
-    if not cell:
+    if isinstance(cell, dict) and cell.keys() == {"bytes", "path"}:
+        file = cell["bytes"]
+        if isinstance(file, str) and file:
+            raise ValueError(
+                f"{column}.bytes = {short_repr(file)}: must be binary. In a table of text leave it "
+                f"null, and set the path"
+            )
+        cell = file or cell["path"]
+    if cell is None or cell in ("", b""):
         return None
     if isinstance(cell, str) and cell.startswith("data:"):
         head, _, data = cell.partition(",")
@@ -238,7 +254,7 @@ class _Files:
                 except ValueError as error:
                     self._errors[cell] = error
                     raise
-                with open(path, "wb") as file:
+                with storage.storage_errors(path, _NO_ROOM), open(path, "wb") as file:
                     file.write(data)
                 return data
             with open(path, "rb") as file:
@@ -265,6 +281,11 @@ def _read_named(column: str, cell: str, folder: str, most: int) -> bytes:
     except StorageError as error:
         reason = str(error).removeprefix(f"{without_secrets(url)} = ").rstrip(".")
         raise ValueError(f"{column} = {short_repr(cell)}: {reason}") from error
+    except Exception as error:  # noqa: BLE001  a cell decides which filesystem reads it
+        reason = one_line(error).strip(": .") or type(error).__name__
+        raise ValueError(
+            f"{column} = {short_repr(cell)}: {reason}: must be reachable. Check the address"
+        ) from None
 
 
 def _read(fs: Any, path: str, most: int) -> bytes:
@@ -325,6 +346,9 @@ def _fit(image: bytes, mask: bytes | None, requests: Requests) -> None:
             with _DECODING:
                 prepared = prepare(Sampling.model_validate(values), image, mask)
                 inputs = prepared.to_bytes()
+        except ValidationError as error:  # of the picture's size with the row's other values
+            _fail(same, ValueError(describe_error(error).rstrip(".")))
+            continue
         except ValueError as error:
             _fail(same, error)
             continue

@@ -191,7 +191,7 @@ def _columns_to_read(
 ) -> tuple[pa.Schema, pa.Schema]:
     """Return the columns to read of a file, those in `own` last, and the columns of pictures."""
     pictures = {columns[name] for name in PICTURES if name in columns}
-    names = [name for name in dict.fromkeys(columns.values()) if name not in pictures]
+    names = [*dict.fromkeys(name for ours, name in columns.items() if ours not in PICTURES)]
     needed = [present.field(name) for name in names]
     needed = [_marked(field) if field.name == columns["prompt"] else field for field in needed]
     rest = [field for field in own if field.name not in names]

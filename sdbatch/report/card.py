@@ -19,7 +19,7 @@ def dataset_card(job: Job, report: Report) -> str:
     front_matter = DatasetCardData(
         pretty_name=_cut(job.title),
         annotations_creators=["machine-generated"],
-        task_categories=["text-to-image"],
+        task_categories=["text-to-image", *["image-to-image"] * bool(report.from_pictures)],
         tags=["synthetic", "sdbatch"],
         size_categories=[size_category(report.images)],
         configs=[{"config_name": "default", "data_files": files}],
@@ -64,8 +64,8 @@ def _from_pictures(report: Report) -> str:
     if not report.from_pictures:
         return "; none is a photograph"
     return (
-        f", {report.from_pictures:,} of them also from pictures of the prompt table, of which they "
-        f"may show parts (`image_sha256`)"
+        f", {report.from_pictures:,} of them also from pictures, which may be photographs "
+        f"(`image_sha256`)"
     )
 
 

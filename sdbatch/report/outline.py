@@ -138,7 +138,8 @@ def describe_memory(plan: Plan) -> str:
     size = f"{mib:,.0f} MiB" if mib < 1024 else f"{mib / 1024:,.1f} GiB"
     height, width = plan.largest
     images = f"{plan.most_images:,} images of {width}x{height}"
-    return f"up to {size} for a shard, if it is {images} pixels of pure noise"
+    pictures = " with their pictures" if "image" in plan.table.columns else ""
+    return f"up to {size} for a shard, if it is {images} pixels of pure noise{pictures}"
 
 
 def memory_warning(plan: Plan) -> str | None:

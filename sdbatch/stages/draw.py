@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from sdbatch import schema
 from sdbatch.engine.request import Drawn, EngineProtocol, Request
 from sdbatch.errors import SdbatchError, one_line
 from sdbatch.inputs.prepare import Prepared, refit
+from sdbatch.job import describe_error
 from sdbatch.output.image_file import Encoding, encode_image
+from sdbatch.sampling import SIDE_MULTIPLE
 from sdbatch.stages.base import Needs, Stage, image_column, replace_columns
 
 
@@ -197,13 +200,18 @@ class Drawing:
 def drawn_again(request: Request, changes: Mapping[str, Any], image: NDArray[np.uint8]) -> Request:
     """Return the request that draws an image (H, W, 3) again from itself, with changed values.
 
+    Without a size in the changes it keeps its own, rounded down to what can be drawn.
+
     Raises:
         ValueError: the values do not fit each other.
     """
-    height, width = image.shape[:2]
+    height, width = (side // SIDE_MULTIPLE * SIDE_MULTIPLE for side in image.shape[:2])
     values = request.model_dump(exclude={"inputs"})
     values |= {"height": height, "width": width, "hires_scale": 1.0, **changes}
-    again = Request.model_validate(values)
+    try:
+        again = Request.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"drawn again: {describe_error(error).rstrip('.')}") from None
     return again.model_copy(update={"inputs": {"image": refit(again, image)}})
 
 

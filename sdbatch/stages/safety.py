@@ -1,12 +1,14 @@
 """What happens to images that the safety checker flags, in a batch run and in the service."""
 
 import hashlib
+import io
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from PIL import Image
 
 from sdbatch import schema
 from sdbatch.output.image_file import Encoding, encode_image
@@ -53,10 +55,8 @@ class ApplySafety(Stage):
         fields = {field.name: field.type for field in (*schema.DRAWN, schema.ERROR)}
         columns = {name: rows[name].to_pylist() for name in fields}
         images: dict[int, dict[str, Any] | None] = {}
-        others = rows.select([name for name in schema.OUTPUT_NAMES if name != "image"])
         for i in flagged:
-            row = others.slice(i, 1).to_pylist()[0]
-            result = self._result({**row, "path": rows["image"][i]["path"].as_py()})
+            result = self._result(rows.select(schema.OUTPUT_NAMES).slice(i, 1).to_pylist()[0])
             for name, value in result.items():
                 if name == "image":
                     images[i] = value
@@ -74,6 +74,8 @@ class ApplySafety(Stage):
             return {**{field.name: None for field in schema.RESULTS}, "error": reason}
         if not self._policy.hides(row["nsfw"]):
             return {}
-        file = encode_image(black(row["height"], row["width"]), row, self._encoding)
-        image = {"bytes": file, "path": row["path"]}
+        # Its own size: that of the row is the first pass's, or of what is cut out of a picture.
+        width, height = Image.open(io.BytesIO(row["image"]["bytes"])).size
+        file = encode_image(black(height, width), row, self._encoding)
+        image = {"bytes": file, "path": row["image"]["path"]}
         return {"image": image, "sha256": hashlib.sha256(file).hexdigest()}

@@ -140,6 +140,11 @@ def test_loras_of_the_job_that_no_row_could_draw_are_rejected(loras, words):
             "guidance_start = 0.8: must not be after guidance_stop, 0.2",
         ),
         (
+            {"hires_scale": 8, "width": 2048},
+            "hires_scale = 8: must leave sides of at most 8192 pixels, so be at most 4 with a side "
+            "of 2048",
+        ),
+        (
             {"guidance_sigma_low": 3, "guidance_sigma_high": 0.5},
             "guidance_sigma_low = 3: must not be above guidance_sigma_high, 0.5",
         ),

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 
 from sdbatch import few_steps
@@ -253,3 +254,22 @@ def test_pictures_that_the_first_rows_name_are_looked_for_where_they_are_files(c
     assert first.startswith("2 of the first 7 rows cannot be drawn: image = 'b.png': No such file")
     missing = checked("image,prompt\n" + "b.png,p\n" * 150, whole=True)
     assert missing.faults[0].rows == check.FIRST_ROWS  # the others are not looked for
+
+
+def test_a_mask_that_a_path_names_is_no_fault_where_pictures_are_in_the_table(make_job, write):
+    write("m.png", save(colours(8, 8)[..., 0]))
+    images = [save(colours(8, 8))] * 3
+    table = pa.table({"prompt": ["a"] * 3, "image": images, "mask_image": ["m.png", None, "x.png"]})
+    job = make_job(prompts={"path": write("t.parquet", table)})
+    (fault,) = check.check_rows(job, open_table(job.prompts)).faults
+    assert (fault.rows, fault.row) == (1, "'2'")
+    assert fault.example.startswith("mask_image = 'x.png': No such file")
+
+
+def test_one_prompt_and_seed_for_several_pictures_are_no_repeated_images(checked, write):
+    for name in "ab":
+        write(f"{name}.png", save(colours(8, 8)))
+    rows = "prompt,seed,image\na dog,1,a.png\na dog,1,b.png\n"
+    assert [*checked(rows, whole=True).notes()] == []
+    notes = [*checked(rows.replace("image", "photo"), whole=True).notes()]
+    assert notes == ["1 images have the prompt and the seed of an earlier image"]

@@ -2,6 +2,9 @@
 
 import base64
 import contextlib
+import errno
+import json
+import os
 import socket
 import threading
 from collections import Counter
@@ -14,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from sdbatch import retries, storage
-from sdbatch.errors import PromptTableError
+from sdbatch.errors import PromptTableError, StorageError
 from sdbatch.inputs.prepare import Prepared
-from sdbatch.prompts import parquet
-from sdbatch.prompts.check import describe_table
+from sdbatch.prompts import parquet, pictures
+from sdbatch.prompts.check import check_rows, describe_table
 from sdbatch.prompts.table import open_table
 from sdbatch.schema import INPUTS
 from sdbatch.stages.base import shard_of
@@ -56,7 +59,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        name = self.path.lstrip("/")
+        name = self.path.lstrip("/").partition("?")[0]
         self.server.requests[name] += 1
         found = self.server.files.get(name, 404)
         if found == "silence":
@@ -88,6 +91,7 @@ def serving(**files):
     [
         pa.array([{"bytes": PNG, "path": "elsewhere.png"}, None], IMAGE),
         pa.array([{"bytes": None, "path": "a.png"}, {"bytes": None, "path": None}], IMAGE),
+        pa.array([{"bytes": None, "path": "a.png"}, None]),
         pa.array([PNG, None], pa.binary()),
         pa.array([PNG, b""], pa.large_binary()),
         pa.array([PNG, None], pa.binary(len(PNG))),
@@ -220,6 +224,61 @@ def test_what_cannot_be_read_is_the_failure_of_its_row_alone(make_job, write, mo
     assert (good["error"], good["image_sha256"]) == (None, sha256(PNG))
 
 
+class _Strange(fsspec.AbstractFileSystem):
+    """A filesystem whose errors nobody knows."""
+
+    protocol = "strange"
+
+    def _open(self, path, mode="rb", **_):
+        raise RuntimeError("no answer")
+
+
+def test_a_filesystem_may_raise_any_error_for_a_picture(make_job, write):
+    fsspec.register_implementation("strange", _Strange, clobber=True)
+    path = write(
+        "t.jsonl",
+        "".join(
+            json.dumps({"prompt": "a dog", "image": cell}) + "\n"
+            for cell in ("strange://a", "a\0b", URI)
+        ),
+    )
+    strange, null, good = read(make_job(prompts={"path": path}))
+    assert strange["error"] == (
+        "image = 'strange://a': no answer: must be reachable. Check the address"
+    )
+    assert null["error"].startswith("image = 'a\\x00b': embedded null byte: must be reachable")
+    assert good["error"] is None
+
+
+def test_cells_of_mixed_types_are_each_read_as_what_they_are(make_job, write):
+    write("a.png", PNG)
+    cells = [
+        "a.png",
+        {"bytes": None, "path": "a.png"},
+        {"bytes": "abc", "path": "a.png"},
+        {"path": "a.png"},
+        ["a.png"],
+        0,
+        None,
+    ]
+    lines = [json.dumps({"prompt": "a dog", "image": cell}) for cell in cells]
+    rows = read(make_job(prompts={"path": write("t.jsonl", "\n".join(lines))}))
+    assert [row["image_sha256"] for row in rows] == [sha256(PNG)] * 2 + [None] * 5
+    no_binary, *others, empty = [row["error"] for row in rows[2:]]
+    assert no_binary.startswith("image.bytes = 'abc': must be binary")
+    assert all(": must be a path, a URL or a data URI of a picture" in error for error in others)
+    assert empty is None
+
+
+def test_the_column_of_pictures_may_also_be_the_id(make_job, write):
+    write("a.png", PNG)
+    path = write("t.csv", "image,prompt\na.png,a dog\n")
+    job = make_job(prompts={"path": path, "columns": {"id": "image"}})
+    (row,) = read(job)
+    assert (row["row_key"], row["image_sha256"]) == ("a.png", sha256(PNG))
+    assert not check_rows(job, open_table(job.prompts), whole=True).faults
+
+
 def test_a_mask_is_read_with_its_image_and_fails_without_one(make_job, tmp_path):
     table = pa.table(
         {
@@ -258,10 +317,23 @@ def test_nothing_is_fetched_twice_for_a_shard(make_job, write):
     assert "mask_image = " in rows[-1]["error"]
 
 
-def test_a_busy_server_is_asked_again(make_job, write, monkeypatch):
+def test_a_full_disk_ends_the_run_in_one_line(make_job, write, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pictures, "open", full, raising=False)
+    with serving(a=PNG) as server:
+        url = server.url("a")
+        path = write("table.csv", f"image,mask_image,prompt\n{url},{url},a dog\n")
+        with pytest.raises(StorageError, match=r"= No space left on device: must have.*TMPDIR"):
+            read(make_job(prompts={"path": path}))
+
+
+def test_a_busy_server_is_asked_again(make_job, write, monkeypatch, caplog):
     monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.01)
     with serving(a=503) as server:
-        path = write("table.csv", f"image,prompt\n{server.url('a')},a dog\n")
+        url = f"{server.url('a')}?X-Amz-Signature=hush"
+        path = write("table.csv", f"image,prompt\n{url},a dog\n")
         answer = _Handler.do_GET
 
         def recover(handler):
@@ -273,6 +345,8 @@ def test_a_busy_server_is_asked_again(make_job, write, monkeypatch):
         (row,) = read(make_job(prompts={"path": path}))
         assert row["error"] is None
         assert server.requests == {"a": 3}
+        assert "Trying again" in caplog.text
+        assert "hush" not in caplog.text
 
 
 def test_rows_with_one_picture_and_other_sizes_have_it_in_their_own(make_job, write):
@@ -383,6 +457,15 @@ def test_rows_have_the_size_of_their_picture_where_the_job_asks_and_they_set_non
             with pytest.raises(ValueError, match=expected):
                 raise ValueError(row["error"])
     assert [(row["height"], row["width"]) for row in rows[4:]] == [(8, 48), (24, 32), (64, 48)]
+
+
+def test_a_size_from_a_picture_that_the_rows_other_values_forbid_fails_it_in_one_line(
+    make_job, tmp_path
+):
+    table = pa.table({"prompt": ["a"], "image": [save(colours(8, 4096))], "hires_scale": [4.0]})
+    (row,) = of_table(make_job, tmp_path, table, prompts={"size_from_image": True})
+    assert row["error"].startswith("hires_scale = 4: must leave sides of at most 8192 pixels")
+    assert "\n" not in row["error"]
 
 
 def test_a_size_from_pictures_needs_a_column_of_them(make_job):

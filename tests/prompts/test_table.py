@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from sdbatch.errors import JobError, PromptTableError
 from sdbatch.job import Prompts, parse
@@ -327,6 +328,14 @@ def test_other_inline_rows_change_the_fingerprint():
         ({"rows": []}, r"prompts.rows = \[\]: must be not empty"),
         ({"rows": ["a dog"]}, "prompts.rows.0 = 'a dog': must be a section of keys"),
         ({"rows": {"prompt": "a dog"}}, "prompts.rows = .*: must be a list"),
+        (
+            {"rows": [*ROWS, {"prompt": "a dog", "image": b"\x89PNG"}]},
+            rf"prompts.rows.{len(ROWS)}.image = b'.x89PNG': must be text.*the path, the URL or a",
+        ),
+        (
+            {"rows": [{"prompt": "a", "x": [{"y": Image.new("L", (8, 8))}]}]},
+            r"prompts.rows.0.x = <PIL.*: must be",
+        ),
     ],
 )
 def test_invalid_prompts_sections_are_rejected(prompts, words):

@@ -200,4 +200,5 @@ def test_card_says_how_many_images_were_drawn_from_pictures(make_job):
     page = dataset_card(make_job(), replace(REPORT, from_pictures=12))
     assert "1,490 images drawn from text by a trained model, 12 of them also from pictures" in page
     assert "none is a photograph" not in page
+    assert read_front_matter(page)["task_categories"] == ["text-to-image", "image-to-image"]
     assert "none is a photograph" in dataset_card(make_job(), REPORT)

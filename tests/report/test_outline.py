@@ -46,6 +46,12 @@ def test_the_memory_of_a_shard_is_that_of_its_largest_images(table, make_job):
     assert f"memory     {outline.memory}\n" in outline.text()
 
 
+def test_the_memory_of_a_shard_names_the_pictures_that_are_part_of_it(make_job, write):
+    path = write("t.csv", "prompt,image\na dog,a.png\n")
+    outline = make_outline(make_job(prompts={"path": path}))
+    assert outline.memory.endswith("pixels of pure noise with their pictures")
+
+
 def test_a_number_of_images_that_takes_more_memory_comes_with_the_way_out(table, make_job):
     output = {"images_per_shard": 99}
     job = make_job(

@@ -70,6 +70,14 @@ def test_values_that_are_left_out_are_the_rows_own_and_the_size_is_the_images():
     assert again.inputs["image"].shape == (128, 96, 3)
 
 
+def test_a_picture_of_any_size_is_drawn_again_in_the_size_below_that_can_be_drawn():
+    again = drawn_again(Request(prompt="a dog"), {}, np.zeros((90, 101, 3), np.uint8))
+    assert (again.height, again.width) == (88, 96)
+    assert again.inputs["image"].shape == (88, 96, 3)
+    with pytest.raises(ValueError, match=r"^drawn again: height = 4104: must be less .* 4096$"):
+        drawn_again(Request(prompt="a dog"), {}, np.zeros((4104, 8, 3), np.uint8))
+
+
 def test_an_image_that_is_drawn_again_is_fitted_as_its_row_says():
     image = np.zeros((64, 128, 3), np.uint8)
     image[:, 32:96] = 255

@@ -13,17 +13,20 @@ from sdbatch.batch.metrics import Metrics
 from sdbatch.output.image_file import read_parameters
 from sdbatch.stages.safety import ApplySafety, SafetyPolicy
 from tests.fakes import FakeEngine
-from tests.finished import block, draw, encoding
+from tests.finished import SIDE, block, draw, encoding
 
 PROMPTS = ("a red dog", "nude", "fail")
 
 
 class Checking(FakeEngine):
-    """Flags the prompt "nude"."""
+    """Flags the prompt "nude", and enlarges its image as hires fix does."""
 
     def _draw(self, request):
-        scores = (-0.1, 0.025) if request.prompt == "nude" else (-0.1, -0.2)
-        return replace(super()._draw(request), nsfw=max(scores) > 0, nsfw_scores=scores)
+        drawn = super()._draw(request)
+        if request.prompt != "nude":
+            return replace(drawn, nsfw=False, nsfw_scores=(-0.1, -0.2))
+        enlarged = drawn.image.repeat(2, axis=0).repeat(3, axis=1)
+        return replace(drawn, image=enlarged, nsfw=True, nsfw_scores=(-0.1, 0.025))
 
 
 def drawn(policy):
@@ -44,8 +47,9 @@ def test_a_flagged_image_is_kept_with_its_scores():
     assert pixels(flagged).any()
 
 
-def test_a_blank_image_is_black_and_says_why():
+def test_a_blank_image_is_black_has_its_size_and_says_why():
     safe, flagged, _ = drawn("blank")
+    assert pixels(flagged).shape == (2 * SIDE, 3 * SIDE, 3)
     assert not pixels(flagged).any()
     assert flagged["sha256"] == hashlib.sha256(flagged["image"]["bytes"]).hexdigest()
     assert read_parameters(flagged["image"]["bytes"])["prompt"] == "nude"
