@@ -37,7 +37,7 @@ class Utilisation:
                 f"finite in engine.dtype. To decode each once, set model.vae to a VAE for that "
                 f"dtype, or engine.dtype to bfloat16 or float32."
             )
-        if len(self.lanes) > 1:
+        if self.shrunk and len(self.lanes) > 1:  # else by the size of the images, always the same
             counts = ", ".join(f"{count:,} with {lanes}" for lanes, count in self.lanes.items())
             lines.append(
                 f"  the number of lanes varied: {counts}. For bit-equal images set engine.lanes "

@@ -45,6 +45,10 @@ def test_a_lack_of_memory_is_reported_with_the_way_to_bit_equal_images():
     ]
 
 
+def test_images_of_several_sizes_are_drawn_in_several_numbers_of_lanes_without_a_warning():
+    assert measure_utilisation([receipt(0, lanes={"16": 4, "8": 6})], 10.0).lines()[1:] == []
+
+
 def test_images_that_were_decoded_again_are_counted_in_one_line_with_the_way_out():
     receipts = [receipt(0, decoded_again=4), receipt(1, decoded_again=1_200), receipt(2)]
     assert measure_utilisation(receipts, seconds=10.0).lines()[1:] == [
