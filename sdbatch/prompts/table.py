@@ -91,7 +91,9 @@ def open_table(prompts: Prompts, reserved: Sequence[str] = ()) -> Table:
     needs_header = separated and prompts.reader.names is None
     metadata = all(map(_METADATA.search, urls))
     columns = map_columns(prompts, present, needs_header=needs_header, metadata=metadata)
-    own = select_extras(prompts, present, columns, {*schema.OUTPUT_NAMES, *reserved})
+    own = select_extras(
+        prompts, present, columns, {*schema.OUTPUT_NAMES, schema.INPUTS.name, *reserved}
+    )
     to_read, pictures = _columns_to_read(present, columns, own)
     sources = _count_captions(sources, to_read, prompts)
     hive = [name if _is_hive(name, present) else "" for name in sides]

@@ -468,6 +468,12 @@ def test_a_size_from_a_picture_that_the_rows_other_values_forbid_fails_it_in_one
     assert "\n" not in row["error"]
 
 
+def test_no_column_of_a_table_has_the_name_of_the_pictures_on_their_way(make_job, write):
+    path = write("t.csv", f"prompt,{INPUTS.name}\na dog,1\n")
+    with pytest.raises(PromptTableError, match=f"column '{INPUTS.name}' of the table = the name"):
+        open_table(make_job(prompts={"path": path}).prompts)
+
+
 def test_a_size_from_pictures_needs_a_column_of_them(make_job):
     with pytest.raises(PromptTableError, match=r"size_from_image = true: .*columns\.image=NAME"):
         open_table(make_job(prompts={"size_from_image": True}).prompts)
