@@ -232,7 +232,8 @@ class Sampling(Section):
         1,
         ge=1,
         le=8,
-        description="hires fix: draw at height and width, then enlarge by this and draw again",
+        description="hires fix: draw at height and width, then enlarge by this and draw again; no "
+        "side of more than 8192 pixels",
     )
     hires_upscaler: Annotated[Upscaler, Key("Hires upscaler", "hr_upscaler")] = Field(
         "latent",
