@@ -126,12 +126,12 @@ class Rates:
 class TimedEngine:
     """An engine whose calls of the model are timed."""
 
-    def __init__(self, model: Model, lanes: int) -> None:
+    def __init__(self, model: Model, lanes: int, pixels: int | None = None) -> None:
         self.times = EngineTimes()
         family: Any = StableDiffusion1(model)
         family.denoise = self._timed("unet", family.denoise)
         family.decode = self._timed("decode", family.decode)
-        self._engine = Engine(family, lanes=lanes, threads=1)
+        self._engine = Engine(family, lanes=lanes, threads=1, pixels=pixels)
 
     def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any) -> Any:

@@ -33,6 +33,8 @@ from sdbatch.sampling import LATENT_UPSCALERS, Sampling
 
 MAX_IDLE_SHAPES = 64  # kept without requests; making one takes no time
 TURN = 32  # ticks that a shape keeps the device while others wait
+ENCODING = 8  # ticks after which a group of pictures is encoded, whatever else waits
+PATIENCE = 512  # ticks of full lanes that go before a shape whose lanes are partly empty
 # The sampling keys that the engine itself honours, for every family.
 ENGINE_KEYS = frozenset(
     {
@@ -307,11 +309,11 @@ class Engine:
         self._decode(finished)
 
     def _encode(self) -> None:
-        """Encode pictures until as many requests wait as there are lanes."""
+        """Encode pictures until as many requests wait as there are lanes, and some now and then."""
         for ticket, picture in self._decoder.take_first_passes():
             self._begin_second_pass(ticket, picture=picture)
-        if self._encoder.busy and self._usage.ticks % TURN == 0:
-            self._encoder.encode()  # however many requests without pictures wait
+        if self._encoder.busy and self._usage.ticks % ENCODING == 0:
+            self._encoder.encode()  # so that long requests among them are known in time
         while self._encoder.busy and self._waiting < self._lanes:
             self._encoder.encode()
 
@@ -381,13 +383,25 @@ class Engine:
                 lanes.put_back(tickets)
 
     def _next_lanes(self) -> Lanes:
-        """Return the lanes whose turn it is: a shape has TURN ticks, then the next with work."""
+        """Return the lanes whose turn it is: a shape has TURN ticks, then the next with work.
+
+        Where rows would be empty, a shape lets full ones go first, for up to PATIENCE ticks:
+        requests come late to a shape whose pictures are encoded or drawn before.
+        """
+        current = self._shapes[self._turns[0]]
         self._turn_left -= 1
-        if self._turn_left <= 0 or not self._shapes[self._turns[0]].busy:
-            self._turn_left = TURN
-            self._turns.rotate(-1)
-            while not self._shapes[self._turns[0]].busy:
-                self._turns.rotate(-1)
+        if self._turn_left > 0 and current.fills_rows(PATIENCE):
+            return current
+        _, *others = self._turns
+        busy = [shape for shape in (*others, self._turns[0]) if self._shapes[shape].busy]
+        full = [shape for shape in busy if self._shapes[shape].fills_rows(PATIENCE)]
+        if self._turn_left > 0 and current.busy and not full:
+            return current
+        for shape in busy:
+            self._shapes[shape].ticks_waited += TURN - self._turn_left
+        current.ticks_waited = 0
+        self._turn_left = TURN
+        self._turns.rotate(-self._turns.index((full or busy)[0]))
         return self._shapes[self._turns[0]]
 
     def _tick(self, lanes: Lanes) -> list[tuple[Ticket, torch.Tensor]]:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ class Lanes:
         self.count = count
         self.least = family.limits.image_lanes  # which an image needs
         self.cohorts: list[Cohort] = []
+        self.ticks_waited = 0  # of other shapes, while there was work here
         self._family = family
         # By kind, and within it by when two lanes are needed: all of a queue fit, or none does.
         self._waiting: dict[Any, deque[Ticket]] = {}
@@ -49,6 +51,22 @@ class Lanes:
     def waiting(self) -> int:
         """Return how many requests wait here."""
         return self._waiting_count + len(self._suspects)
+
+    def fills_rows(self, patience: int) -> bool:
+        """Tell whether a tick would leave no row empty, or may leave some.
+
+        It may if the work here has waited for `patience` ticks of others, or if it needs no
+        exact bits: then a tick has fewer rows.
+        """
+        taken = int(self._taken[0]) if len(self._taken) else 0
+        if taken + self.least * self.waiting >= self.count:
+            return True
+        return self.busy and (self.ticks_waited >= patience or not self._has_exact)
+
+    @property
+    def _has_exact(self) -> bool:
+        drawn = (ticket for cohort in self.cohorts for ticket in cohort.tickets)
+        return any(ticket.exact for ticket in chain(drawn, self._suspects, *self._waiting.values()))
 
     def put(self, ticket: Ticket) -> None:
         """Queue `ticket`, whose ticks are known."""

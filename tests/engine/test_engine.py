@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from sdbatch.engine import engine as engine_module
 from sdbatch.engine.decode import MAX_IDLE_SIZES
 from sdbatch.engine.engine import MAX_IDLE_SHAPES, TURN, Engine
 from sdbatch.errors import ModelError
@@ -21,6 +22,41 @@ def test_sizes_take_turns(new_engine, request_for, held):
     engine.close()
     assert sorted(ended) == sorted(sizes)
     assert ended.index(72) <= 1 + 2 * TURN // 20  # not last: the other size gave way
+
+
+@pytest.fixture
+def order_of(new_engine, request_for, held):
+    """Draw images of 64 pixels that fill the lanes, and one of 72 that does not; return the order.
+
+    Each takes 20 ticks.
+    """
+
+    def draw(count, exact=True):
+        engine = new_engine(lanes=4)
+        ended = []
+        for i, height in enumerate([64] * count + [72]):
+            request = request_for(seed=i, height=height, num_inference_steps=20)
+            future = engine.submit(request, exact=exact or height == 64)
+            future.add_done_callback(lambda _, height=height: ended.append(height))
+        held.release()
+        engine.close()
+        assert len(ended) == count + 1
+        return ended
+
+    return draw
+
+
+def test_a_size_that_would_leave_rows_empty_lets_full_ones_go_first(order_of):
+    assert order_of(12)[-1] == 72
+
+
+def test_a_size_that_would_leave_rows_empty_does_not_wait_without_end(order_of, monkeypatch):
+    monkeypatch.setattr(engine_module, "PATIENCE", TURN)
+    assert order_of(12).index(72) <= 2 * 2 * TURN // 20
+
+
+def test_a_size_whose_calls_may_be_smaller_does_not_wait(order_of):
+    assert order_of(12, exact=False).index(72) <= 2 * 2 * TURN // 20
 
 
 def test_prompt_tokens_are_counted_and_truncation_is_told(engine, request_for):
