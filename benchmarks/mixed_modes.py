@@ -56,7 +56,7 @@ from sdbatch.stages.draw import request_rows
 from sdbatch.stages.read import ReadPrompts
 from tests import mixed_rows
 
-STEPS = (20, 25, 30, 40)
+STEPS = (20, 25, 30)
 PRESETS = {"own": 0, "4 sets": 4}  # name of a table -> sets of parameters that its rows share
 BATCHES = (4, 8, 16, 32)
 TRIED = 40  # groups with which the best batch size is found
@@ -352,7 +352,7 @@ def main(rows: int, lanes: int, slices: int, tables: tuple[str, ...], output: Pa
             f"{result['lanes_filled']}, own work {100 * result['own_share']:.1f} %",
             flush=True,
         )
-    report(output, threads=1, slices=slices, time="CPU seconds of the process", found=found)
+        report(output, threads=1, slices=slices, time="CPU seconds of the process", found=found)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -136,7 +137,9 @@ class Cohort:
         self._painting = Painting(self.tickets, noise, self._scheduler)
         self.latents = self._painting.begin(self._scheduler.start(noise))  # (n, C, h, w)
         self._readings = [ticket.reading.at(0) for ticket in tickets]
-        self._embed(ticket.reading for ticket in waiting)
+        changing = [i for i, now in enumerate(self._readings) if now != tickets[i].reading]
+        later = chain((tickets[i] for i in changing), waiting)
+        self._embed(ticket.reading for ticket in later)
         self._group()
 
     @property

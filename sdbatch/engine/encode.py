@@ -18,6 +18,8 @@ from sdbatch.engine.family import Family
 from sdbatch.engine.faults import FaultPolicy, is_lack_of_memory
 from sdbatch.engine.lanes import padded
 
+MOST_PASSED = 32  # groups of other sizes that go first
+
 
 @dataclass(slots=True)
 class _Picture:
@@ -33,6 +35,17 @@ class _Waiting:
     size: tuple[int, int]  # height, width
     group: int
     pictures: deque[_Picture] = field(default_factory=deque)
+    passed: int = 0  # groups of other sizes that were encoded meanwhile
+
+    @property
+    def full(self) -> bool:
+        """Tell whether there is a full group."""
+        return len(self.pictures) >= self.group
+
+    @property
+    def overdue(self) -> bool:
+        """Tell whether it has waited for so long that its group need not be full."""
+        return self.passed > MOST_PASSED
 
 
 class Encoder:
@@ -75,14 +88,17 @@ class Encoder:
             waiting.pictures.append(_Picture(ticket, name, pixels))
 
     def encode(self) -> None:
-        """Encode a group, a full one if there is one."""
+        """Encode a group: a full one if there is one, unless a size has waited for long."""
         for key, size in list(self._sizes.items()):
             self._drop_ended(size)
             if not size.pictures:
                 del self._sizes[key]
         if not self._sizes:
             return
-        size = max(self._sizes.values(), key=lambda each: len(each.pictures) >= each.group)
+        size = max(self._sizes.values(), key=lambda each: (each.overdue, each.full))
+        for each in self._sizes.values():
+            each.passed += 1
+        size.passed = 0
         count = min(size.group, len(size.pictures))
         self._encode([size.pictures.popleft() for _ in range(count)], size)
 

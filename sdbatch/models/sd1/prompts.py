@@ -36,8 +36,9 @@ class Prompts:
 
     @property
     def chunks(self) -> tuple[Chunk, ...]:
-        """Return the chunks of all prompts."""
-        return (*self.prompt, *self.negative, *self.prompt_b)
+        """Return the chunks of all prompts, those of later calls too."""
+        later = (chunk for _, each in self.over_time for chunk in each.chunks)
+        return (*self.prompt, *self.negative, *self.prompt_b, *later)
 
     def at(self, tick: int) -> "Prompts":
         """Return the prompts of one denoiser call: equal ones for equal texts.

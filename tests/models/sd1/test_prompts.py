@@ -5,6 +5,7 @@ import torch
 
 from sdbatch import samplers
 from sdbatch.models.sd1.family import TEXT, Row, StableDiffusion1
+from sdbatch.models.sd1.text import TextEncoder
 
 LONG = "a red dog runs after a blue cat " * 4  # 96 tokens of the tiny model: two chunks
 
@@ -55,6 +56,19 @@ def test_a_text_is_used_in_one_call_more_than_its_number_says(read):
 def test_calls_are_counted_as_automatic1111_counts_them(read, sampler, expected):
     reading = read(prompt="[a:b:0.4]", num_inference_steps=5, sampler=sampler)
     assert texts_of_calls(read, "ab", reading, len(expected)) == [*expected]
+
+
+def test_later_texts_are_encoded_with_the_first_ones(model, new_engine, request_for, monkeypatch):
+    calls, encode = [], TextEncoder._encode_group
+
+    def count(self, chunks):
+        calls.append(len(chunks))
+        return encode(self, chunks)
+
+    monkeypatch.setattr(TextEncoder, "_encode_group", count)
+    request = request_for(prompt="[a:b:2] [c|d]", prompt_weights=True, num_inference_steps=5)
+    new_engine().submit(request).result()
+    assert calls == [5]  # ac, ad, bc or bd at each of the steps, and the negative prompt
 
 
 @pytest.mark.parametrize("sampler", samplers.NAMES)
