@@ -24,7 +24,7 @@ from sdbatch.urls import FOLDER, names_folder, without_secrets
 
 _T = TypeVar("_T")
 ANSWER_SECONDS = 60  # for which an object store may be silent
-FILE_SECONDS = 20  # for which one of many files is asked for again
+FILE_SECONDS = 20  # for which one of many files is tried again
 SLOWEST_UPLOAD = 100_000  # bytes a second; a slower upload is sent again, then given up
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 _CLIENT_ERRORS: dict[tuple[str, str], type[OSError]] = {  # not OSErrors; what each means

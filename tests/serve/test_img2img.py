@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from tests.serve.conftest import LEFT, PHOTO, base64_of, pixels_of
+from tests.serve.test_a1111 import USUAL_BODY as OF_TXT2IMG
 
-# What the webuiapi client sends besides the fields of txt2img, with its defaults.
+# What the webuiapi client sends, with its defaults.
 USUAL_BODY = {
+    **{name: value for name, value in OF_TXT2IMG.items() if name != "enable_hr"},
     "init_images": [base64_of(PHOTO)],
     "resize_mode": 0,
     "denoising_strength": 0.75,
@@ -22,31 +24,7 @@ USUAL_BODY = {
     "inpaint_full_res_padding": 0,
     "inpainting_mask_invert": 0,
     "initial_noise_multiplier": 1,
-    "prompt": "a (red:1.2) dog",
-    "styles": [],
-    "seed": 7,
-    "subseed": -1,
-    "subseed_strength": 0,
-    "seed_resize_from_h": 0,
-    "seed_resize_from_w": 0,
-    "sampler_name": "Euler a",
-    "batch_size": 1,
-    "n_iter": 1,
-    "steps": 4,
-    "cfg_scale": 5.0,
-    "width": 64,
-    "height": 64,
-    "restore_faces": False,
-    "tiling": False,
-    "negative_prompt": "blurry",
-    "override_settings": {},
-    "override_settings_restore_afterwards": True,
     "include_init_images": False,
-    "script_name": None,
-    "script_args": [],
-    "send_images": True,
-    "save_images": False,
-    "alwayson_scripts": {},
 }
 MASKED = {
     "mask": base64_of(LEFT),
