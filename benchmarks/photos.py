@@ -6,8 +6,9 @@ The table names the photos as files, holds them in a column of Parquet, or in a 
 each, a process reads all shards one after the other, as Ray's tasks do, and another one draws them,
 with an engine that holds the requests of a whole shard and then returns their pictures. Rows of
 `part` cut the surroundings of a mask out of the photo and put them back, so whole photos travel.
-Printed is the resident memory above that at the start: after a quarter of the shards, after the
-last one, and the peak. The photos are a few pictures in files that differ. JSON on the last line.
+Printed is the resident memory above that at the start: the most after a shard of the first half of
+the table and of the second half, and the peak. Memory that does not grow has equal halves. The
+photos are a few pictures in files that differ. JSON on the last line.
 """
 
 import asyncio
@@ -153,11 +154,12 @@ def measure(step: str, way: str, folder: Path, side: int) -> dict[str, Any]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak becomes the present: proc(5)
     before, began = _mib("VmRSS"), time.perf_counter()
     after = [round(_mib("VmRSS") - before, 1) for _ in run(plan, folder / way)]
+    half = (len(after) + 1) // 2
     return {
         "shards": len(plan.shards),
         "images_per_shard": plan.images_per_shard,
-        "quarter_mib": after[len(after) // 4],
-        "last_mib": after[-1],
+        "first_half_mib": max(after[:half]),
+        "second_half_mib": max(after[half:], default=None),
         "peak_mib": round(_mib("VmHWM") - before, 1),
         "ms_a_photo": round(1000 * (time.perf_counter() - began) / plan.images, 1),
     }

@@ -13,3 +13,4 @@ def test_the_photos_of_each_way_are_read_and_drawn(script, tmp_path, monkeypatch
         found = photos.measure(step, way, tmp_path, side=64)
         assert found["shards"] * found["images_per_shard"] >= 5
         assert found["ms_a_photo"] > 0
+        assert found["peak_mib"] >= found["first_half_mib"]
