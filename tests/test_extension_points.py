@@ -236,7 +236,7 @@ PROBES = {
         try:
             job_of(stages=[{"measure": "weight"}])
         except JobError as error:
-            assert "must be bytes" in str(error)
+            assert "must be 'bytes'" in str(error)
         else:
             raise AssertionError("an unknown value")
     """,

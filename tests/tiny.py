@@ -67,7 +67,7 @@ def write_folder(path: Path, seed: int = 0, channels: int = 4) -> None:
     (path / "model_index.json").write_text(json.dumps(index, indent=2))
 
 
-def _random_unet(channels: int) -> UNet2DConditionModel:
+def _random_unet(channels: int = 4) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=64,
         in_channels=channels,
