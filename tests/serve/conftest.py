@@ -73,7 +73,7 @@ class PausedEngine(FakeEngine):
     def draw_all(self):
         waiting, self.waiting = self.waiting, []
         for future, request, _ in waiting:
-            if not future.cancelled():
+            if future.set_running_or_notify_cancel():  # a client may leave at any moment
                 future.set_result(self._draw(request))
 
     @property

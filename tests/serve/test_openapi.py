@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCHEMATHESIS = str(Path(sys.executable).parent / "schemathesis")
 KEY = "a-key-of-the-test-0"
 # A request may match its schema and still be rejected: the product of the sides is limited, a png
@@ -11,12 +13,20 @@ KEY = "a-key-of-the-test-0"
 EXCLUDED_CHECK = "positive_data_acceptance"
 
 
-def test_every_route_responds_as_documented(serving, monkeypatch, tmp_path):
+@pytest.mark.parametrize("examples", ["15", pytest.param("50", marks=pytest.mark.slow)])
+def test_every_route_responds_as_documented(serving, monkeypatch, tmp_path, examples):
     monkeypatch.setenv("SDBATCH_API_KEYS", KEY)
     server = serving(serve={"limits": {"pixels": 128 * 128}, "queue": 1000})
     command = [SCHEMATHESIS, "run", f"{server.url}/openapi.json"]
     command += ["--checks", "all", "--exclude-checks", EXCLUDED_CHECK, "--header"]
-    command += [f"Authorization: Bearer {KEY}", "--max-examples", "50", "--seed", "1", "--no-color"]
+    command += [
+        f"Authorization: Bearer {KEY}",
+        "--max-examples",
+        examples,
+        "--seed",
+        "1",
+        "--no-color",
+    ]
     process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert process.returncode == 0, process.stdout[-6000:]
     assert "Tested: 26" in process.stdout

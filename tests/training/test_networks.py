@@ -40,7 +40,10 @@ def train_unet(folder):
     return denoiser.train_unet(latents, tokenizer, encoder, folder, short_settings(denoiser))
 
 
-@pytest.mark.parametrize("train", [train_text_encoder, train_autoencoder, train_unet])
+@pytest.mark.parametrize(
+    "train",
+    [train_text_encoder, pytest.param(train_autoencoder, marks=pytest.mark.slow), train_unet],
+)
 def test_weights_depend_only_on_the_seed_and_not_on_earlier_random_numbers(train, tmp_path):
     first = train(tmp_path / "first").state_dict()
     torch.rand(7)

@@ -253,6 +253,7 @@ def test_variants_that_leave_too_little_memory_are_measured_and_not_chosen(
     assert tuned.read() == ([], [])
 
 
+@pytest.mark.slow
 def test_rows_that_leak_by_split_k_turn_it_off(tune_for, shown, pretend):
     pretend_gpu.faults.add("split_k")
     entry = tune_for(model=pretend, device="cuda", size="16")
@@ -273,6 +274,7 @@ def test_rows_that_leak_anyway_are_said(tune_for, shown, pretend):
     assert shown[-2].startswith("Images are not exact on this device")
 
 
+@pytest.mark.slow
 def test_a_second_process_with_other_bits_turns_split_k_off(tune_for, shown, pretend, monkeypatch):
     calls = []
 
@@ -299,6 +301,7 @@ def test_a_check_that_takes_too_long_is_said(tune_for, shown, pretend, monkeypat
     assert "rows: not checked: not done within 5 s." in shown
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_a_line_and_out(tune_for, shown, pretend):
     pretend_gpu.faults.add("compile")
     pretend_gpu.faults.add("layout")

@@ -369,6 +369,7 @@ def test_channels_last_changes_no_picture(tiny_model, model, draw_one):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with g++")
 @pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")  # torch's own, of its own
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1], ids=["plain", "with_a_lora"])
 def test_compiling_changes_no_picture(tiny_model, loras, draw_one, count):
     given = loras_of(loras[:count], [0.8] * count)

@@ -72,7 +72,9 @@ def test_later_texts_are_encoded_with_the_first_ones(model, new_engine, request_
 
 
 @pytest.mark.parametrize("sampler", samplers.NAMES)
-@pytest.mark.parametrize("steps", [1, 2, 9])
+@pytest.mark.parametrize(
+    "steps", [*(pytest.param(steps, marks=pytest.mark.slow) for steps in (1, 2)), 9]
+)
 def test_every_call_of_every_sampler_has_a_text(family, request_for, sampler, steps):
     request = request_for(sampler=sampler, num_inference_steps=steps)
     calls = steps * samplers.split(sampler)[0].calls_per_step
