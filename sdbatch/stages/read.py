@@ -31,7 +31,9 @@ class ReadPrompts(Stage):
         self._schema = prompts.schema
         self._pictures = prompts.pictures
         self._extras = prompts.extras
-        self._folder = os.getcwd()  # of the job; a task has another one
+        self._folder = ""
+        if job.prompts.rows is not None and prompts.pictures.names:
+            self._folder = os.getcwd()  # of the job; a task has another one
 
     @property
     def has_pictures(self) -> bool:
