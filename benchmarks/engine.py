@@ -72,7 +72,8 @@ def groups(requests: list[Request], most: int) -> Iterator[list[Request]]:
     """Yield batches of up to `most` requests with equal parameters, as diffusers needs them."""
     alike: dict[Any, list[Request]] = {}
     for request in requests:
-        alike.setdefault((request.kind, request.guidance_scale), []).append(request)
+        kind = (request.sampler, request.num_inference_steps, request.guidance_scale)
+        alike.setdefault(kind, []).append(request)
     for group in alike.values():
         for start in range(0, len(group), most):
             yield group[start : start + most]
