@@ -24,7 +24,7 @@ from sdbatch.job import Job
 from sdbatch.output import identity
 from sdbatch.sampling import Sampling
 
-# https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia
+# IPTC's digital source types: https://cv.iptc.org/newscodes/digitalsourcetype
 EDITED_BY_A_MODEL = (
     "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 )
