@@ -111,3 +111,9 @@ def replica_lost() -> ApiError:
 def client_disconnected() -> ApiError:
     """Return the error of a request whose client closed the connection; it goes into the log."""
     return ApiError(499, "The client disconnected.", code="client_gone")
+
+
+def shutting_down() -> ApiError:
+    """Return the error of a request that comes after the service was stopped."""
+    text = "The service is shutting down. Retry later."
+    return ApiError(503, text, code="stopping", retry_after=5)

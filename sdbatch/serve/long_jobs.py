@@ -17,8 +17,9 @@ from sdbatch.serve.http import (
     json_response,
     set_log_fields,
 )
+from sdbatch.serve.jobs import LongJob
 from sdbatch.serve.requests import Generation
-from sdbatch.serve.service import LongJob, Service
+from sdbatch.serve.service import Service
 
 
 def routes(service: Service) -> APIRouter:
@@ -52,7 +53,10 @@ def _add_job_routes(router: APIRouter, service: Service, generation: type[Genera
             body = await json_body(request, generation)
             image_request = requests.from_generation(body, model, request.state.key.limits)
             set_log_fields(request, image_request)
-        state = _state(service, service.start_job(image_request, request.state.key), request)
+        key = request.state.key
+        reservation = service.reserve(image_request, key)
+        job = service.jobs.start(image_request, key.name, reservation)
+        state = _state(service, job, request)
         headers = {"Location": state.poll_url, "Retry-After": "1"}
         return json_response(state, 202, headers)
 
@@ -71,7 +75,7 @@ def _add_job_routes(router: APIRouter, service: Service, generation: type[Genera
     async def cancel(name: str, request: Request) -> Response:
         """Cancel a long job; its lanes are released at the next tick."""
         job = _find_job(service, name, request)
-        await service.cancel_job(job)
+        await service.jobs.cancel(job)
         return json_response(_state(service, job, request))
 
 
@@ -88,7 +92,7 @@ def _add_file_routes(router: APIRouter, service: Service, generation: type[Gener
     )
     async def fetch(name: str) -> Response:
         """Return an image that was requested by URL. Its name is secret, so no key is needed."""
-        file = service.files.get(name)
+        file = service.stored_images.files.get(name)
         if file is None:
             text = "There is no image of this name, or no longer. Draw it again."
             raise ApiError(404, text, code="not_found")
@@ -111,7 +115,7 @@ def _add_file_routes(router: APIRouter, service: Service, generation: type[Gener
 
 
 def _find_job(service: Service, name: str, request: Request) -> LongJob:
-    job = service.find_job(name)
+    job = service.jobs.find(name)
     if job is None or job.key != request.state.key.name:
         text = (
             "There is no job of this name, or no longer: jobs are stored in memory for a limited "
@@ -122,5 +126,5 @@ def _find_job(service: Service, name: str, request: Request) -> LongJob:
 
 
 def _state(service: Service, job: LongJob, request: Request) -> responses.JobState:
-    position = service.queue_position(job.reservation)
+    position = service.queue.position(job.reservation)
     return responses.job_state(job, position, service.model.name, base_url(request))

@@ -22,8 +22,9 @@ from sdbatch.serve.http import (
     json_response,
     set_log_fields,
 )
+from sdbatch.serve.queue import Reservation
 from sdbatch.serve.requests import ImageRequest, Streamable
-from sdbatch.serve.service import Reservation, Service, log
+from sdbatch.serve.service import Service, log
 
 KEEP_ALIVE_SECONDS = 10.0  # proxies cut a stream that is silent for longer
 FIRST_COMMENT_SECONDS = 1.0  # until a waiting client gets its queue position
@@ -76,7 +77,7 @@ async def respond(request: Request, service: Service, image_request: ImageReques
         return EventSourceResponse(stream, headers=_NO_CACHE)
     with reservation:
         images = await cancel_on_disconnect(request, service.draw(image_request))
-    result = service.store(image_request, images)
+    result = service.stored_images.store(image_request, images)
     return json_response(responses.images(result, service.model.name, base_url(request)))
 
 
@@ -99,7 +100,7 @@ async def _stream(
                 async with asyncio.timeout(seconds):
                     event = await events.get()
             except TimeoutError:
-                yield _comment(queue_position=service.queue_position(reservation))
+                yield _comment(queue_position=service.queue.position(reservation))
                 continue
             if event is None:
                 drawing.result()  # raises what ended the drawing

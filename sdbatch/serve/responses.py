@@ -12,8 +12,9 @@ from pydantic import BaseModel, Field
 
 from sdbatch.registry import IMAGE_FORMATS
 from sdbatch.serve.drawer import DrawRequest, EncodedImage
+from sdbatch.serve.jobs import LongJob
 from sdbatch.serve.requests import ApiFormat
-from sdbatch.serve.service import LongJob, Result, ResultImage
+from sdbatch.serve.results import Result, ResultImage
 
 FILES = "v1/images/files/"  # the path of stored images
 JOBS = "v1/images/jobs/"

@@ -25,6 +25,7 @@ from sdbatch.output.image_file import Encoding
 from sdbatch.serve import access, web
 from sdbatch.serve.access import Access
 from sdbatch.serve.drawer import Drawer
+from sdbatch.serve.queue import ImageQueue
 from sdbatch.serve.requests import ServedModel
 from sdbatch.serve.service import Service
 from sdbatch.stages.safety import SafetyPolicy
@@ -129,7 +130,7 @@ class Recorder(FakeEngine):
         return drawn if picture is None else replace(drawn, image=255 - picture)
 
 
-class WatchedService(Service):
+class WatchedQueue(ImageQueue):
     """Lets a test wait for a number of pending images."""
 
     def __init__(self, *args):
@@ -178,7 +179,8 @@ class Server:
         job = job_of(**sections)
         self.job = job
         self.drawer = drawer
-        self.service = WatchedService(ServedModel(job, "tiny", ENCODING), drawer)
+        self.service = Service(ServedModel(job, "tiny", ENCODING), drawer)
+        self.service.queue = WatchedQueue(job.serve, self.service.metrics)
         keys = Access(access.read_keys(job.serve), job.serve.limits)
         application = web.application(self.service, keys, log_prompts=job.serve.log_prompts)
         self._listener = socket.socket()
@@ -204,7 +206,7 @@ class Server:
 
     def wait_for_pending(self, images):
         """Wait until `images` images wait or are being drawn."""
-        self.service.wait_for_pending(images)
+        self.service.queue.wait_for_pending(images)
 
     def drain(self, seconds):
         """Begin to shut the service down; return the future of how many images are left."""

@@ -10,7 +10,7 @@ import pytest
 
 from sdbatch.engine.request import Request
 from sdbatch.inputs.prepare import prepare
-from sdbatch.serve import middleware, service
+from sdbatch.serve import middleware, queue
 from sdbatch.serve.drawer import DrawRequest
 from sdbatch.serve.requests import ImageRequest
 from tests.serve.conftest import (
@@ -170,7 +170,7 @@ def test_long_job_can_be_an_edit_and_stores_no_picture(serving):
     begun = post(server, "/v1/images/jobs", {"image": PICTURE, "mask": MASK})
     assert begun.status_code == 202
     engine.wait_for(waiting=1)
-    [job] = server.service._running_jobs.values()
+    [job] = server.service.jobs._running.values()
     assert job.request.pictures_size > PHOTO.nbytes
     engine.draw_all()
     server.wait_for_pending(0)
@@ -182,7 +182,7 @@ def test_long_job_can_be_an_edit_and_stores_no_picture(serving):
 
 
 def test_pictures_of_waiting_images_are_bounded_and_released(serving, monkeypatch):
-    monkeypatch.setattr(service, "MAX_PICTURE_BYTES", 2 * PHOTO.nbytes + 2 * len(PICTURE))
+    monkeypatch.setattr(queue, "MAX_PICTURE_BYTES", 2 * PHOTO.nbytes + 2 * len(PICTURE))
     engine = PausedEngine()
     server = serving(engine)
     for _ in range(2):

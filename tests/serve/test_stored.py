@@ -30,11 +30,11 @@ def request_of(seed=0, by_url=False):
 def store(service, kib):
     """Store an image of some size; return its name."""
     image = EncodedImage(bytes(kib * KIB), FACTS, preview=False)
-    return service.store(request_of(by_url=True), [image]).images[0].content
+    return service.stored_images.store(request_of(by_url=True), [image]).images[0].content
 
 
 def are_stored(service, *names):
-    return [service.files.get(name) is not None for name in names]
+    return [service.stored_images.files.get(name) is not None for name in names]
 
 
 def test_names_of_images_cannot_be_guessed():
@@ -66,10 +66,15 @@ def test_images_expire():
     service = service_of()
     now = time.monotonic()
     name = store(service, 1)
-    service.files.expire(now + 299)
+    service.stored_images.files.expire(now + 299)
     assert are_stored(service, name) == [True]
-    service.files.expire(time.monotonic() + 300)
+    service.stored_images.files.expire(time.monotonic() + 300)
     assert are_stored(service, name) == [False]
+
+
+def start(service, image_request):
+    reservation = service.reserve(image_request, ApiKey("test", Limits()))
+    return service.jobs.start(image_request, "test", reservation)
 
 
 def test_long_jobs_are_evicted_only_after_they_have_ended():
@@ -86,17 +91,16 @@ async def run_long_jobs():
             yield EncodedImage(bytes(600 * KIB), FACTS, preview=False)
 
     service = service_of(Drawers())
-    key = ApiKey("test", Limits())
-    running = service.start_job(request_of(seed=0), key)
+    running = start(service, request_of(seed=0))
     ended = []
     for seed in (1, 2):
-        ended.append(service.start_job(request_of(seed), key))
+        ended.append(start(service, request_of(seed)))
         await ended[-1].task
-    assert [service.find_job(job.name) for job in (running, *ended)] == [running, None, ended[1]]
+    assert [service.jobs.find(job.name) for job in (running, *ended)] == [running, None, ended[1]]
     assert running.status == "queued"
     drawn.set()
     await running.task
-    assert [service.find_job(job.name) for job in (running, *ended)] == [running, None, None]
+    assert [service.jobs.find(job.name) for job in (running, *ended)] == [running, None, None]
     assert running.status == "completed"
-    service.ended_jobs.expire(time.monotonic() + 300)
-    assert service.find_job(running.name) is None
+    service.jobs.ended.expire(time.monotonic() + 300)
+    assert service.jobs.find(running.name) is None
