@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sdbatch.engine.clock import Account
 from sdbatch.engine.cuda import moved
 from sdbatch.engine.family import Cache, Conditions, Family, Original, Reading
 from sdbatch.engine.noise import start_noise
@@ -28,6 +29,7 @@ class Ticket:
     reading: Reading
     exact: bool = True  # always drawn in the engine's full number of lanes
     follow: Follow | None = None
+    account: Account = field(default_factory=Account)  # of its shape
     future: Future[Drawn] = field(default_factory=Future)
     sigmas: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # of denoiser calls
     original: Original | None = None  # what its latents begin with and keep

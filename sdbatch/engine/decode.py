@@ -21,15 +21,16 @@ import torch
 from numpy.typing import NDArray
 
 from sdbatch.engine import cuda
+from sdbatch.engine.clock import Account, DeviceClock
 from sdbatch.engine.cohort import Cohort, Ticket
 from sdbatch.engine.family import Family
 from sdbatch.engine.faults import FaultPolicy, is_lack_of_memory
 from sdbatch.engine.lanes import padded
-from sdbatch.engine.limits import DECODE_GROUP
+from sdbatch.engine.limits import CallSizes
 from sdbatch.engine.request import Drawn
 
 MAX_IDLE_SIZES = 64  # image sizes that are kept while no image of them waits
-MAX_ROUNDS = 8  # that a finished image waits for others to fill its group
+MAX_TICKS = 8  # of its shape, for which a finished image waits for others to fill its group
 MOST_COPIES = 16  # groups on their way off the device, in pinned memory; then the engine waits
 WIDEST = torch.float32  # for pictures that are not finite in the family's type
 
@@ -59,6 +60,7 @@ class _Finished:
     again: bool = False  # it was not finite in the family's own type
     first_pass: bool = False  # of hires fix: its picture is enlarged and drawn again
     tick: int = 0  # that a preview shows; 0: it is the image itself
+    since: int = 0  # ticks of its shape when it began to wait for a group
 
 
 @dataclass(slots=True)
@@ -67,7 +69,19 @@ class _Waiting:
 
     group: int
     images: list[_Finished] = field(default_factory=list)
-    rounds: int = 0  # that the first of them has waited
+
+    @property
+    def is_ready(self) -> bool:
+        """Tell whether a group can be decoded: a full one, or one for which no others come."""
+        if not self.images or len(self.images) >= self.group:
+            return bool(self.images)
+        account = self.account
+        return not account.drawing or account.ticks - self.images[0].since > MAX_TICKS
+
+    @property
+    def account(self) -> Account:
+        """Return the account of the image that waits longest."""
+        return self.images[0].ticket.account
 
 
 class Decoder:
@@ -77,10 +91,9 @@ class Decoder:
         family: decodes.
         checker: scores what was decoded, if there is one.
         faults: handles what a decoder call raises.
-        lanes_of: the lanes for images of a height and width. Few lanes mean large images or little
-            memory, so the groups are smaller too.
+        clock: charges the accounts of the requests with the decoder calls.
+        sizes: how many images a call has.
         wake: is called by the delivering thread after each delivery.
-        most: images in a decoder call at most: always the same number, padded.
     """
 
     def __init__(
@@ -88,15 +101,15 @@ class Decoder:
         family: Family,
         checker: SafetyChecker | None,
         faults: FaultPolicy,
-        lanes_of: Callable[[int, int], int],
+        clock: DeviceClock,
+        sizes: CallSizes,
         wake: Callable[[], None],
-        most: int = DECODE_GROUP,
     ) -> None:
         self._family = family
-        self._most = most
         self._checker = checker
         self._faults = faults
-        self._lanes_of = lanes_of
+        self._clock = clock
+        self._call_sizes = sizes
         self._wake = wake
         self._sizes: dict[tuple[int, int, torch.dtype], _Waiting] = {}
         # returned by the delivering thread
@@ -146,22 +159,28 @@ class Decoder:
             tick, _ = ticket.progress(cohort.step)
             self._preview(_Finished(ticket, latents, False, self._family.dtype, tick=tick))
 
-    def decode(self, *, hurry: bool) -> None:
-        """Decode the full groups; if `hurry` or after MAX_ROUNDS also those that are not full."""
+    def decode(self, is_due: Callable[[Account], bool]) -> bool:
+        """Decode a group that is full, or for which no other images come.
+
+        Args:
+            is_due: tells whether a call for an account may be made now.
+
+        Returns:
+            Whether there was a group for which it may.
+        """
         while self._again:
             image = self._again.popleft()
             if image.tick:
                 self._preview(image)
             else:
                 self._queue(image)
-        for size in self._sizes.values():
-            size.rounds += bool(size.images)
-            while len(size.images) >= size.group or (
-                size.images and (hurry or size.rounds > MAX_ROUNDS)
-            ):
-                size.rounds = 0
-                group, size.images = size.images[: size.group], size.images[size.group :]
-                self._decode(group, size)
+        ready = [size for size in self._sizes.values() if size.is_ready]
+        size = min(ready, key=lambda each: each.account.seconds, default=None)
+        if size is None or not is_due(size.account):
+            return False
+        group, size.images = size.images[: size.group], size.images[size.group :]
+        self._decode(group, size)
+        return True
 
     def try_out(self, ticket: Ticket, latents: torch.Tensor) -> None:
         """Decode latents (C, h, w) in a full group and discard the picture.
@@ -204,6 +223,7 @@ class Decoder:
         self._send(deliver_and_release)
 
     def _queue(self, image: _Finished) -> None:
+        image.since = image.ticket.account.ticks
         self._size_of(image).images.append(image)
 
     def _size_of(self, image: _Finished) -> _Waiting:
@@ -216,23 +236,25 @@ class Decoder:
         return size
 
     def _preview(self, image: _Finished) -> None:
-        copy = self._faults.decode(partial(self._copy, [image], 1))
+        with self._clock.charge([image.ticket.account]):
+            copy = self._faults.decode(partial(self._copy, [image], 1))
         if isinstance(copy, Exception):
             self._faults.record("no preview", copy)
         else:
             self._send_copy(copy.show)
 
     def _group_of(self, ticket: Ticket) -> int:
-        return max(1, min(self._most, self._lanes_for(ticket) // 2))
+        return self._call_sizes.group_of(ticket.request.height, ticket.request.width)
 
     def _lanes_for(self, ticket: Ticket) -> int:
-        return self._lanes_of(ticket.request.height, ticket.request.width)
+        return self._call_sizes.lanes_of(ticket.request.height, ticket.request.width)
 
     def _decode(self, group: list[_Finished], size: _Waiting) -> None:
         count = size.group
         if not any(image.ticket.exact for image in group):
             count = min(count, 1 << (len(group) - 1).bit_length())
-        copy = self._faults.decode(partial(self._copy, group, count))
+        with self._clock.charge([image.ticket.account for image in group]):
+            copy = self._faults.decode(partial(self._copy, group, count))
         if isinstance(copy, _Copy):
             for image in group:
                 image.exact &= count == self._group_of(image.ticket)

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from sdbatch.engine.clock import Account, DeviceClock
 from sdbatch.engine.cohort import Ticket
 from sdbatch.engine.family import Family
 from sdbatch.engine.faults import FaultPolicy, is_lack_of_memory
 from sdbatch.engine.lanes import padded
+from sdbatch.engine.limits import CallSizes
 
 MOST_PASSED = 32  # groups of other sizes that go first
 
@@ -54,7 +56,8 @@ class Encoder:
     Args:
         family: encodes.
         faults: handles what an encoder call raises.
-        group_of: the pictures of an encoder call for a request's size, always the same number.
+        clock: charges the accounts of the requests with the encoder calls.
+        sizes: how many pictures a call has: always the same number, padded.
         ready: is called with a request whose pictures are encoded.
     """
 
@@ -62,12 +65,14 @@ class Encoder:
         self,
         family: Family,
         faults: FaultPolicy,
-        group_of: Callable[[Ticket], int],
+        clock: DeviceClock,
+        sizes: CallSizes,
         ready: Callable[[Ticket], None],
     ) -> None:
         self._family = family
         self._faults = faults
-        self._group_of = group_of
+        self._clock = clock
+        self._call_sizes = sizes
         self._ready = ready
         self._sizes: dict[tuple[int, int], _Waiting] = {}
         self._groups: dict[tuple[int, int], int] = {}  # after a lack of memory
@@ -82,25 +87,34 @@ class Encoder:
         """Queue the pictures of a request's reading."""
         self._encoded[ticket] = {}
         size = (ticket.request.height, ticket.request.width)
-        group = self._groups.get(size, self._group_of(ticket))
+        group = self._groups.get(size, self._call_sizes.group_of(*size))
         waiting = self._sizes.setdefault(size, _Waiting(size, group))
         for name, pixels in ticket.reading.pictures.items():
             waiting.pictures.append(_Picture(ticket, name, pixels))
 
-    def encode(self) -> None:
-        """Encode a group: a full one if there is one, unless a size has waited for long."""
+    def encode(self, is_due: Callable[[Account], bool]) -> bool:
+        """Encode a group: a full one if there is one, unless a size has waited for long.
+
+        Args:
+            is_due: tells whether a call for an account may be made now.
+
+        Returns:
+            Whether there was a group for which it may.
+        """
         for key, size in list(self._sizes.items()):
             self._drop_ended(size)
             if not size.pictures:
                 del self._sizes[key]
-        if not self._sizes:
-            return
-        size = max(self._sizes.values(), key=lambda each: (each.overdue, each.full))
+        sizes = [each for each in self._sizes.values() if is_due(each.pictures[0].ticket.account)]
+        if not sizes:
+            return False
+        size = max(sizes, key=lambda each: (each.overdue, each.full))
         for each in self._sizes.values():
             each.passed += 1
         size.passed = 0
         count = min(size.group, len(size.pictures))
         self._encode([size.pictures.popleft() for _ in range(count)], size)
+        return True
 
     def _drop_ended(self, size: _Waiting) -> None:
         """Drop the pictures of requests that were cancelled or have failed."""
@@ -110,7 +124,8 @@ class Encoder:
         size.pictures = deque(each for each in size.pictures if each.ticket in self._encoded)
 
     def _encode(self, group: list[_Picture], size: _Waiting) -> None:
-        latents = self._faults.decode(partial(self._call, group, size.group))
+        with self._clock.charge([picture.ticket.account for picture in group]):
+            latents = self._faults.decode(partial(self._call, group, size.group))
         if isinstance(latents, torch.Tensor):
             for picture, encoded in zip(group, latents, strict=False):
                 self._receive(picture, encoded)

@@ -8,7 +8,6 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -18,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from sdbatch.engine import cuda
+from sdbatch.engine.clock import clock_of
 from sdbatch.engine.cohort import Ticket
 from sdbatch.engine.decode import Decoder, SafetyChecker
 from sdbatch.engine.device import device_facts
@@ -26,15 +26,13 @@ from sdbatch.engine.enlarge import enlarge_latents, with_enlarged
 from sdbatch.engine.family import Family, Original, Reading
 from sdbatch.engine.faults import FaultPolicy, cannot_draw, is_lack_of_memory
 from sdbatch.engine.lanes import Lanes
-from sdbatch.engine.limits import DECODE_GROUP
+from sdbatch.engine.limits import DECODE_GROUP, CallSizes
 from sdbatch.engine.request import Drawn, Follow, Request, Usage
+from sdbatch.engine.turns import Turns
 from sdbatch.errors import ModelError
 from sdbatch.sampling import LATENT_UPSCALERS, Sampling
 
-MAX_IDLE_SHAPES = 64  # kept without requests; making one takes no time
-TURN = 32  # ticks that a shape keeps the device while others wait
 ENCODING = 8  # ticks after which a group of pictures is encoded, whatever else waits
-PATIENCE = 512  # ticks of full lanes that go before a shape whose lanes are partly empty
 # The sampling keys that the engine itself honours, for every family.
 ENGINE_KEYS = frozenset(
     {
@@ -86,20 +84,15 @@ class Engine:
     ) -> None:
         self.device = device_facts(family.device.type)
         self._usage = Usage()
-        self._lanes = lanes
+        self._sizes = CallSizes(lanes, pixels, family.limits.image_lanes, decode_group)
         self._threads = threads
         self._family = family
         self._faults = FaultPolicy(self._usage, self._check)
-        self._shapes: dict[Hashable, Lanes] = {}
-        self._turns: deque[Hashable] = deque()  # the first has the device
-        self._turn_left = TURN
-        self._pixels = pixels
+        self._turns = Turns()
+        self._clock = clock_of(family.device)
         self._changed = threading.Condition()
-        self._decoder = Decoder(
-            family, checker, self._faults, self._lanes_of, self._wake, decode_group
-        )
-        self._encoder = Encoder(family, self._faults, self._encoder_group, self._put)
-        self._decode_group = decode_group
+        self._decoder = Decoder(family, checker, self._faults, self._clock, self._sizes, self._wake)
+        self._encoder = Encoder(family, self._faults, self._clock, self._sizes, self._put)
         self._unused_keys = {
             name: field.default
             for name, field in Sampling.model_fields.items()
@@ -216,18 +209,18 @@ class Engine:
             if not self._has_work and not self._closed:
                 self._wait()
             going = not self._cancelled and (self._has_work or not self._closed)
+        self._enqueue_arrived()
+        return going
+
+    def _enqueue_arrived(self) -> None:
+        with self._changed:
             arrived, self._arrived = self._arrived, deque()
         for ticket in arrived:
             self._enqueue(ticket)
-        return going
 
     @property
     def _has_work(self) -> bool:
-        busy = (
-            self._decoder.busy
-            or self._encoder.busy
-            or any(lanes.busy for lanes in self._shapes.values())
-        )
+        busy = self._decoder.busy or self._encoder.busy or self._turns.busy
         return busy or bool(self._arrived) or self._cancelled or self._warming_up is not None
 
     def _wake(self) -> None:
@@ -264,6 +257,7 @@ class Engine:
             ticket.settle(error)
             return
         if ticket.reading.pictures:
+            self._lanes_for(ticket)  # whose account pays for the encoding
             self._encoder.add(ticket)
         else:
             self._put(ticket)
@@ -271,55 +265,40 @@ class Engine:
     def _put(self, ticket: Ticket) -> None:
         self._lanes_for(ticket).put(ticket)
 
-    def _encoder_group(self, ticket: Ticket) -> int:
-        lanes = self._lanes_of(ticket.request.height, ticket.request.width)
-        return max(1, min(self._decode_group, lanes // 2))
-
     def _lanes_for(self, ticket: Ticket) -> Lanes:
         request = ticket.request
         shape = self._family.shape(request, ticket.reading)
-        if shape not in self._shapes:
-            self._evict_idle_shapes()
-            lanes = self._lanes_of(request.height, request.width)
-            self._shapes[shape] = Lanes(self._family, lanes)
-            self._turns.append(shape)
-        return self._shapes[shape]
-
-    def _evict_idle_shapes(self) -> None:
-        """Evict idle shapes above MAX_IDLE_SHAPES: clients of a service may ask for any size."""
-        idle = [shape for shape in self._turns if not self._shapes[shape].busy]
-        for shape in idle[: max(0, len(idle) - MAX_IDLE_SHAPES)]:
-            del self._shapes[shape]
-            self._turns.remove(shape)
-
-    def _lanes_of(self, height: int, width: int) -> int:
-        """Return the lanes for a size, so that a call has no more pixels than it is meant for."""
-        lanes = self._lanes
-        if self._pixels is not None and height * width > self._pixels:
-            lanes = lanes * self._pixels // (height * width)
-        return max(self._family.limits.image_lanes, lanes)
+        count = self._sizes.lanes_of(request.height, request.width)
+        lanes = self._turns.lanes_for(shape, lambda: Lanes(self._family, count))
+        ticket.account = lanes.account
+        return lanes
 
     def _round(self) -> None:
-        """Admit, tick and decode once, for the shape whose turn it is."""
+        """Encode and decode what is due; then admit and tick once for the next shape."""
         if self._warming_up is not None:
             self._finish_warm_up(self._warming_up)
+        for ticket, picture in self._decoder.take_first_passes():
+            self._begin_second_pass(ticket, picture=picture)
+        self._turns.choose_candidates()
         self._encode()
-        lanes = self._admit()
-        finished = self._tick(lanes) if lanes else []
-        self._decode(finished)
+        while self._decoder.decode(self._turns.is_due):
+            self._look_again()
+        lanes = self._turns.next()
+        if lanes is not None:
+            self._advance(lanes)
 
     def _encode(self) -> None:
         """Encode pictures until as many requests wait as there are lanes, and some now and then."""
-        for ticket, picture in self._decoder.take_first_passes():
-            self._begin_second_pass(ticket, picture=picture)
-        if self._encoder.busy and self._usage.ticks % ENCODING == 0:
-            self._encoder.encode()  # so that long requests among them are known in time
-        while self._encoder.busy and self._waiting < self._lanes:
-            self._encoder.encode()
+        if self._usage.ticks % ENCODING == 0:
+            # so that long requests among them are known in time
+            self._encoder.encode(self._turns.is_due)
+        while self._turns.waiting < self._sizes.lanes and self._encoder.encode(self._turns.is_due):
+            self._look_again()
 
-    @property
-    def _waiting(self) -> int:
-        return sum(lanes.waiting for lanes in self._shapes.values())
+    def _look_again(self) -> None:
+        """Queue what has arrived during a call: it may be due before the next one."""
+        self._enqueue_arrived()
+        self._turns.choose_candidates()
 
     def _finish_warm_up(self, done: Future[None]) -> None:
         self._warming_up = None
@@ -362,13 +341,18 @@ class Engine:
             return False
         return True
 
-    def _admit(self) -> Lanes | None:
-        """Return the lanes that tick next, with waiting requests in them; None without work."""
-        if not any(lanes.busy for lanes in self._shapes.values()):
-            return None
-        lanes = self._next_lanes()
-        self._faults.guard(lanes, partial(self._join, lanes))
-        return lanes
+    def _advance(self, lanes: Lanes) -> None:
+        """Admit waiting requests and advance all by a denoiser call; pass on the finished ones."""
+        with self._clock.charge([lanes.account]):
+            self._faults.guard(lanes, partial(self._join, lanes))
+            self._faults.guard(lanes, partial(self._tick, lanes))
+        self._faults.guard(lanes, partial(self._report, lanes))
+        for ticket, latents in lanes.take_done():
+            enlarged = ticket.request.enlarged()
+            if enlarged is not None and enlarged.hires_upscaler in LATENT_UPSCALERS:
+                self._begin_second_pass(ticket, latents=latents)
+            else:
+                self._decoder.add(ticket, latents)
 
     def _join(self, lanes: Lanes) -> None:
         """Start cohorts of the waiting requests that fit."""
@@ -382,38 +366,11 @@ class Engine:
             for tickets in joining:
                 lanes.put_back(tickets)
 
-    def _next_lanes(self) -> Lanes:
-        """Return the lanes whose turn it is: a shape has TURN ticks, then the next with work.
-
-        Where rows would be empty, a shape lets full ones go first, for up to PATIENCE ticks:
-        requests come late to a shape whose pictures are encoded or drawn before.
-        """
-        current = self._shapes[self._turns[0]]
-        self._turn_left -= 1
-        if self._turn_left > 0 and current.fills_rows(PATIENCE):
-            return current
-        _, *others = self._turns
-        busy = [shape for shape in (*others, self._turns[0]) if self._shapes[shape].busy]
-        full = [shape for shape in busy if self._shapes[shape].fills_rows(PATIENCE)]
-        if self._turn_left > 0 and current.busy and not full:
-            return current
-        for shape in busy:
-            self._shapes[shape].ticks_waited += TURN - self._turn_left
-        current.ticks_waited = 0
-        self._turn_left = TURN
-        self._turns.rotate(-self._turns.index((full or busy)[0]))
-        return self._shapes[self._turns[0]]
-
-    def _tick(self, lanes: Lanes) -> list[tuple[Ticket, torch.Tensor]]:
-        """Advance all requests in the lanes; return the finished ones with their latents."""
-        self._faults.guard(lanes, partial(self._advance, lanes))
-        self._faults.guard(lanes, partial(self._report, lanes))
-        return list(lanes.take_done())
-
-    def _advance(self, lanes: Lanes) -> None:
+    def _tick(self, lanes: Lanes) -> None:
         if not lanes.cohorts:
             return
         rows, filled = lanes.tick(self._faults.attempt)
+        lanes.account.ticks += 1
         self._usage.ticks += 1
         self._usage.rows += rows
         self._usage.filled += filled
@@ -421,15 +378,6 @@ class Engine:
     def _report(self, lanes: Lanes) -> None:
         for cohort in lanes.cohorts:
             self._decoder.report(cohort)
-
-    def _decode(self, finished: list[tuple[Ticket, torch.Tensor]]) -> None:
-        for ticket, latents in finished:
-            enlarged = ticket.request.enlarged()
-            if enlarged is not None and enlarged.hires_upscaler in LATENT_UPSCALERS:
-                self._begin_second_pass(ticket, latents=latents)
-            else:
-                self._decoder.add(ticket, latents)
-        self._decoder.decode(hurry=not any(lanes.busy for lanes in self._shapes.values()))
 
     def _begin_second_pass(
         self,
@@ -440,7 +388,7 @@ class Engine:
     ) -> None:
         """Queue the second pass of hires fix, from the first one's latents or its picture."""
         first = ticket.request
-        full = ticket.fewest_rows == self._lanes_of(first.height, first.width)
+        full = ticket.fewest_rows == self._sizes.lanes_of(first.height, first.width)
         try:
             ticket.begin_second_pass(full=full)
             if latents is not None:

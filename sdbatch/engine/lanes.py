@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sdbatch.engine.clock import Account
 from sdbatch.engine.cohort import Cohort, Ticket
 from sdbatch.engine.family import Conditions, Family
 from sdbatch.engine.limits import LEAST_LANES
@@ -33,7 +34,8 @@ class Lanes:
         self.count = count
         self.least = family.limits.image_lanes  # which an image needs
         self.cohorts: list[Cohort] = []
-        self.ticks_waited = 0  # of other shapes, while there was work here
+        self.account = Account()
+        self.gave_way_at: float | None = None  # clock time since when others go first
         self._family = family
         # By kind, and within it by when two lanes are needed: all of a queue fit, or none does.
         self._waiting: dict[Any, deque[Ticket]] = {}
@@ -52,16 +54,13 @@ class Lanes:
         """Return how many requests wait here."""
         return self._waiting_count + len(self._suspects)
 
-    def fills_rows(self, patience: int) -> bool:
-        """Tell whether a tick would leave no row empty, or may leave some.
-
-        It may if the work here has waited for `patience` ticks of others, or if it needs no
-        exact bits: then a tick has fewer rows.
-        """
+    @property
+    def fills_rows(self) -> bool:
+        """Tell whether a tick would leave no row empty: without exact requests it has fewer."""
         taken = int(self._taken[0]) if len(self._taken) else 0
         if taken + self.least * self.waiting >= self.count:
             return True
-        return self.busy and (self.ticks_waited >= patience or not self._has_exact)
+        return self.busy and not self._has_exact
 
     @property
     def _has_exact(self) -> bool:

@@ -28,6 +28,27 @@ class Capacity:
 
 
 @dataclass(frozen=True)
+class CallSizes:
+    """How much one call has: rows of the denoiser, images of the decoder or the encoder."""
+
+    lanes: int  # for images of `pixels` pixels and smaller ones
+    pixels: int | None  # larger images get fewer lanes; None: as many
+    least: int  # lanes of a guided image
+    decode_group: int = DECODE_GROUP  # images in a decoder call at most
+
+    def lanes_of(self, height: int, width: int) -> int:
+        """Return the lanes for a size, so that a call has no more pixels than it is meant for."""
+        lanes = self.lanes
+        if self.pixels is not None and height * width > self.pixels:
+            lanes = lanes * self.pixels // (height * width)
+        return max(self.least, lanes)
+
+    def group_of(self, height: int, width: int) -> int:
+        """Return the images of a decoder call: few lanes mean large images or little memory."""
+        return max(1, min(self.decode_group, self.lanes_of(height, width) // 2))
+
+
+@dataclass(frozen=True)
 class ModelLimits:
     """The limits of a model family."""
 

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from sdbatch.engine import encode
+from sdbatch.engine.clock import DeviceClock
 from sdbatch.engine.cohort import Ticket
 from sdbatch.engine.encode import Encoder
 from sdbatch.engine.faults import FaultPolicy
+from sdbatch.engine.limits import CallSizes
 from sdbatch.engine.request import Usage
 
 
@@ -18,7 +20,8 @@ def encoder_of(kind, family):
         pytest.skip("the family draws from no pictures")
     ready = []
     faults = FaultPolicy(Usage(), lambda error: None)
-    return Encoder(family, faults, lambda _: 2, lambda ticket: ready.append(ticket)), ready
+    sizes = CallSizes(lanes=4, pixels=None, least=2)
+    return Encoder(family, faults, DeviceClock(None), sizes, ready.append), ready
 
 
 @torch.inference_mode()
@@ -30,7 +33,7 @@ def order_of(encoder_of, family, request_for, heights):
         request = request_for(height=height, width=16, inputs=inputs)
         encoder.add(Ticket(request, family.read(request)))
     while encoder.busy:
-        encoder.encode()
+        assert encoder.encode(lambda account: True)
     return [ticket.request.height for ticket in ready]
 
 

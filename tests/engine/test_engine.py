@@ -1,17 +1,28 @@
 """The engine: shapes take turns, no request is lost, and it ends when it is closed."""
 
+import itertools
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from sdbatch.engine import engine as engine_module
+from sdbatch.engine import clock, turns
 from sdbatch.engine.decode import MAX_IDLE_SIZES
-from sdbatch.engine.engine import MAX_IDLE_SHAPES, TURN, Engine
+from sdbatch.engine.engine import Engine
+from sdbatch.engine.request import Follow
+from sdbatch.engine.turns import MAX_IDLE_SHAPES
 from sdbatch.errors import ModelError
 
 
-def test_sizes_take_turns(new_engine, request_for, held):
+@pytest.fixture
+def equal_calls(monkeypatch):
+    """Let all calls of the engine take equally long, by its clock."""
+    fake_time = SimpleNamespace(perf_counter=itertools.count().__next__)
+    monkeypatch.setattr(clock, "time", fake_time)
+
+
+def test_sizes_take_turns(new_engine, request_for, held, equal_calls):
     engine = new_engine(lanes=2)
     ended = []
     sizes = [64] * 6 + [72]
@@ -21,11 +32,11 @@ def test_sizes_take_turns(new_engine, request_for, held):
     held.release()
     engine.close()
     assert sorted(ended) == sorted(sizes)
-    assert ended.index(72) <= 1 + 2 * TURN // 20  # not last: the other size gave way
+    assert ended.index(72) <= 2  # it had every other turn, so it ends with the first or the second
 
 
 @pytest.fixture
-def order_of(new_engine, request_for, held):
+def order_of(new_engine, request_for, held, equal_calls):
     """Draw images of 64 pixels that fill the lanes, and one of 72 that does not; return the order.
 
     Each takes 20 ticks.
@@ -51,12 +62,43 @@ def test_a_size_that_would_leave_rows_empty_lets_full_ones_go_first(order_of):
 
 
 def test_a_size_that_would_leave_rows_empty_does_not_wait_without_end(order_of, monkeypatch):
-    monkeypatch.setattr(engine_module, "PATIENCE", TURN)
-    assert order_of(12).index(72) <= 2 * 2 * TURN // 20
+    monkeypatch.setattr(turns, "PATIENCE_SECONDS", 0.0)
+    assert order_of(12).index(72) <= 4
 
 
 def test_a_size_whose_calls_may_be_smaller_does_not_wait(order_of):
-    assert order_of(12, exact=False).index(72) <= 2 * 2 * TURN // 20
+    assert order_of(12, exact=False).index(72) <= 4
+
+
+def test_a_finished_image_does_not_wait_for_the_ticks_of_another_size(
+    new_engine, request_for, held, equal_calls
+):
+    engine = new_engine(lanes=8)
+    steps, steps_at_end = [], []
+    follow = Follow(lambda step, _: steps.append(step), lambda _: None, 0)
+    long = request_for(height=72, num_inference_steps=60)
+    futures = [engine.submit(long, exact=False, follow=follow)]
+    futures.append(engine.submit(request_for(height=64, num_inference_steps=10), exact=False))
+    futures[1].add_done_callback(lambda _: steps_at_end.append(len(steps)))
+    held.release()
+    [future.result() for future in futures]
+    assert len(steps) == 60
+    assert 8 <= steps_at_end[0] <= 13  # every other turn is theirs: about ten ticks each
+
+
+def test_decodings_do_not_hold_the_device_while_another_size_has_had_less_of_it(
+    faulty, request_for, held, equal_calls
+):
+    engine = Engine(faulty, lanes=32, threads=1, decode_group=1)
+    ended = []
+    for i, height in enumerate([72] * 12 + [64]):
+        ticks = 2 if height == 72 else 5
+        future = engine.submit(request_for(seed=i, height=height, num_inference_steps=ticks))
+        future.add_done_callback(lambda _, height=height: ended.append(height))
+    held.release()
+    engine.close()
+    assert len(ended) == 13
+    assert ended.index(64) <= 6  # not after all twelve decodings
 
 
 def test_prompt_tokens_are_counted_and_truncation_is_told(engine, request_for):
@@ -157,6 +199,5 @@ def test_an_engine_that_is_asked_for_any_size_keeps_few_of_them(new_engine, requ
             height=height, width=width, num_inference_steps=1, guidance_scale=1.0, sampler="euler"
         )
         assert engine.submit(request).result().image.shape == (height, width, 3)
-    assert len(engine._shapes) <= MAX_IDLE_SHAPES + 1
-    assert set(engine._turns) == set(engine._shapes)
+    assert len(engine._turns.shapes) <= MAX_IDLE_SHAPES + 1
     assert len(engine._decoder._sizes) <= MAX_IDLE_SIZES + 1
