@@ -1,10 +1,32 @@
 """The section `serve` of the job file: how the service answers single requests."""
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from sdbatch.section import Section
+
+
+def _check_public_url(url: str) -> str:
+    """Return a URL without the slash at its end; raise a ValueError if clients cannot use it."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"{url!r}: must be a URL such as https://images.example.org/path")
+    return url.rstrip("/")
+
+
+def _check_origin(origin: str) -> str:
+    """Return an origin; raise a ValueError if it is not as browsers send it."""
+    parts = urlsplit(origin)
+    exact = f"{parts.scheme}://{parts.netloc}".lower()
+    is_one = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
+    if not is_one or "*" in origin or origin != exact:
+        raise ValueError(
+            f"{origin!r}: must be one origin, such as https://app.example.org, without a path and "
+            f"in lower case; `*` would let any page use the service"
+        )
+    return origin
 
 
 class Limits(Section):
@@ -41,6 +63,14 @@ class Serve(Section):
         "keys, only requests from this machine are answered",
     )
     limits: Limits = Limits()
+    public_url: Annotated[str, AfterValidator(_check_public_url)] | None = Field(
+        None,
+        description="the URL by which clients reach the service through a proxy; default: the one "
+        "of each request",
+    )
+    cors_origins: list[Annotated[str, AfterValidator(_check_origin)]] = Field(
+        [], description="origins whose pages may use the service in a browser"
+    )
     log_prompts: bool = False
 
     @model_validator(mode="after")

@@ -6,10 +6,10 @@ import hmac
 import ipaddress
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
@@ -19,6 +19,7 @@ from sdbatch.job import Limits, Section, Serve, strict_yaml
 from sdbatch.serve.errors import ApiError, invalid_value
 
 VARIABLE = "SDBATCH_API_KEYS"
+METRICS = "/metrics"
 MIN_CHARACTERS = 16  # of a key: a shorter one can be guessed
 _LENGTH = (
     f"must have at least {MIN_CHARACTERS}, with commas between keys. Create one with: "
@@ -32,6 +33,16 @@ class _KeyEntry(Section):
 
     key: str = Field(min_length=MIN_CHARACTERS)
     limits: dict[str, Any] = Field({})
+    only: Literal["metrics"] | None = None
+
+
+@dataclass(frozen=True)
+class KeyEntry:
+    """What the service knows of a key, besides its hash."""
+
+    name: str
+    limits: Limits
+    only: Literal["metrics"] | None = None  # all that the key may read
 
 
 @dataclass
@@ -40,6 +51,7 @@ class ApiKey:
 
     name: str
     limits: Limits
+    only: Literal["metrics"] | None = None
     remaining: float = 0.0
     updated_at: float = field(default_factory=time.monotonic)
 
@@ -68,7 +80,7 @@ class ApiKey:
         self.remaining -= images
 
 
-Digests = Mapping[bytes, tuple[str, Limits]]  # sha256 of a key -> its name and limits
+Digests = Mapping[bytes, KeyEntry]  # by the sha256 of a key
 
 
 def read_keys(serve: Serve) -> Digests:
@@ -77,20 +89,25 @@ def read_keys(serve: Serve) -> Digests:
     Raises:
         JobError: the file cannot be read, or a key in it cannot be used.
     """
-    digests: dict[bytes, tuple[str, Limits]] = {}
+    digests: dict[bytes, KeyEntry] = {}
     for text in filter(None, os.environ.get(VARIABLE, "").split(",")):
         key = text.strip()
         if len(key) < MIN_CHARACTERS:
             raise JobError(f"{VARIABLE} = a key of {len(key)} characters: {_LENGTH}")
         digest = _digest(key)
-        digests[digest] = (f"key-{digest.hex()[:6]}", serve.limits)
+        digests[digest] = KeyEntry(f"key-{digest.hex()[:6]}", serve.limits)
     if serve.keys is not None:
         digests |= _read_key_file(serve.keys, serve.limits)
+    if digests and all(entry.only for entry in digests.values()):
+        raise JobError(
+            f"serve.keys = {serve.keys}: must hold a key that may draw. All of its keys have "
+            f"`only: metrics`."
+        )
     return digests
 
 
 def _read_key_file(path: str, limits: Limits) -> Digests:
-    digests: dict[bytes, tuple[str, Limits]] = {}
+    digests: dict[bytes, KeyEntry] = {}
     for name, value in _parse_key_file(path).items():
         try:
             entry = _KeyEntry.model_validate({"key": value} if isinstance(value, str) else value)
@@ -103,10 +120,10 @@ def _read_key_file(path: str, limits: Limits) -> Digests:
         digest = _digest(entry.key)
         if digest in digests:
             raise JobError(
-                f"{path}: {name} has the same key as {digests[digest][0]}. Give each name a key "
+                f"{path}: {name} has the same key as {digests[digest].name}. Give each name a key "
                 f"of its own."
             )
-        digests[digest] = (str(name), own_limits)
+        digests[digest] = KeyEntry(str(name), own_limits, entry.only)
     return digests
 
 
@@ -135,12 +152,17 @@ class Access:
 
     Args:
         digests: the keys; if there are none, clients on this machine need no key.
-        limits: of clients without a key.
+        serve: the limits of clients without a key, and the pages that may use the service.
     """
 
-    def __init__(self, digests: Digests, limits: Limits) -> None:
-        self._keys = {digest: ApiKey(name, own) for digest, (name, own) in digests.items()}
-        self._local = ApiKey("here", limits)
+    def __init__(self, digests: Digests, serve: Serve) -> None:
+        self._keys = {
+            digest: ApiKey(entry.name, entry.limits, entry.only)
+            for digest, entry in digests.items()
+        }
+        self._local = ApiKey("here", serve.limits)
+        self._origins = serve.cors_origins
+        self._metrics_apart = any(entry.only == "metrics" for entry in digests.values())
 
     def authenticate(self, headers: Mapping[str, str], client: str | None) -> ApiKey:
         """Return the key of a request.
@@ -154,7 +176,7 @@ class Access:
                 client is not on this machine.
         """
         if not self._keys:
-            _check_local(headers, client)
+            _check_local(headers, client, self._origins)
             return self._local
         digest = _digest(_sent_key(headers.get("authorization", "")))
         match = None
@@ -169,6 +191,15 @@ class Access:
                 challenge=True,
             )
         return match
+
+    def check_route(self, key: ApiKey, path: str) -> None:
+        """Raise an ApiError if the key may not use the route at `path`."""
+        if key.only == "metrics" and path != METRICS:
+            text = f"This API key may read {METRICS} and nothing else. Use another key."
+            raise ApiError(403, text, code="key_not_allowed")
+        if path == METRICS and self._metrics_apart and key.only != "metrics":
+            text = f"This API key may not read {METRICS}. Use one with `only: metrics`."
+            raise ApiError(403, text, code="key_not_allowed")
 
 
 def is_loopback(host: str | None) -> bool:
@@ -192,12 +223,12 @@ def _sent_key(authorization: str) -> str:
     return value.strip() if scheme.lower() == "bearer" else ""
 
 
-def _check_local(headers: Mapping[str, str], client: str | None) -> None:
-    """Reject other machines, and pages of other sites in a browser on this machine."""
+def _check_local(headers: Mapping[str, str], client: str | None, origins: Collection[str]) -> None:
+    """Reject other machines, and pages in a browser on this machine but those of `origins`."""
     try:
         host = headers.get("host", "")
         origin = headers.get("origin")
-        same_site = origin is None or urlsplit(origin).netloc == host
+        same_site = origin is None or origin in origins or urlsplit(origin).netloc == host
         local_host = is_loopback(urlsplit(f"//{host}").hostname)  # else a name that points here
     except ValueError:
         same_site = local_host = False

@@ -5,6 +5,8 @@ Drawer    an engine; `serve.min_replicas` to `max_replicas` of them, depending o
 """
 
 import asyncio
+import logging
+import os
 import signal
 import socket
 import sys
@@ -32,7 +34,7 @@ from sdbatch.models import find_model
 from sdbatch.models.find_model import ModelFiles
 from sdbatch.output.image_file import encoding_of
 from sdbatch.resolve import Resolved
-from sdbatch.serve import access, requests, web
+from sdbatch.serve import access, proxy, requests, web
 from sdbatch.serve.access import Access, Digests, is_loopback
 from sdbatch.serve.drawer import Drawer, DrawFailure, DrawRequest, EncodedImage, Event
 from sdbatch.serve.errors import ApiError, replica_lost
@@ -43,7 +45,9 @@ from sdbatch.stages.safety import SafetyPolicy
 
 NAME = "sdbatch"  # of the application
 UPSCALE_SECONDS, DOWNSCALE_SECONDS = 10, 300  # of load, before replicas are added or removed
-OTHER_CONNECTIONS = 256  # besides those that wait for images: polls, pages, error responses
+# Of a Front: never reached, or requests, probes too, would wait in Ray's proxy behind others. What
+# limits them is the queue and the slots of bodies.
+MAX_REQUESTS = 100_000
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -86,7 +90,7 @@ def make_application(job: Job, digests: Digests) -> serve.Application:
         name="Front",
         num_replicas=1,
         ray_actor_options={"num_cpus": pool.FREE_CPUS},
-        max_ongoing_requests=settings.queue + OTHER_CONNECTIONS,
+        max_ongoing_requests=MAX_REQUESTS,
         graceful_shutdown_timeout_s=settings.timeout_s,
     )
     model = ServedModel(resolved.job, api_name(files), encoding_of(resolved.job))
@@ -125,12 +129,14 @@ def serve_job(
         )
     _check_port(host, port)
     show("starting Ray and the engine")
+    os.environ.setdefault(proxy.VARIABLE, proxy.IMPORT_PATH)  # Ray's processes inherit it
     with ray_setup.connected(address or job.cluster.address, job):
         _check_no_other_serve()
         application = make_application(job, digests)
         serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"})
         try:
             _deploy(application)
+            show(f"log: {_log_files() or 'as the logging configuration of Ray Serve says'}")
             shown_host = f"[{host}]" if ":" in host else host
             _wait_for_stop(f"serving {job.model.name} at http://{shown_host}:{port}/", show)
             show("stopping: accepted requests are still answered")
@@ -145,10 +151,15 @@ class Front:
 
     def __init__(self, model: ServedModel, digests: Digests, drawers: DeploymentHandle) -> None:
         self._service = Service(model, Replicas(drawers))
-        settings = model.job.serve
-        self.web = web.application(
-            self._service, Access(digests, settings.limits), log_prompts=settings.log_prompts
-        )
+        self.web = web.application(self._service, Access(digests, model.job.serve))
+
+    async def log_files(self) -> str | None:
+        """Return a pattern for the names of the log files of this Front and of later ones."""
+        for handler in logging.getLogger("ray.serve").handlers:
+            file = getattr(handler, "target", handler)  # Ray buffers lines in front of the file
+            if isinstance(file, logging.FileHandler):
+                return str(Path(file.baseFilename).with_name(f"replica_{NAME}_Front_*.log"))
+        return None
 
     async def drain(self, seconds: float) -> int:
         """Accept no more requests and wait for the pending images; return how many are left."""
@@ -312,6 +323,12 @@ def _wait_for_stop(text: str, show: Callable[[str], None]) -> None:
         pass
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+
+
+def _log_files() -> str | None:
+    handle: Any = serve.get_app_handle(NAME)
+    files: str | None = handle.log_files.remote().result()
+    return files
 
 
 def _drain(seconds: float) -> int:

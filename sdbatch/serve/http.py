@@ -25,7 +25,7 @@ from sdbatch.serve.errors import (
 from sdbatch.serve.requests import ImageRequest
 
 MAX_FIELDS, MAX_FIELD_BYTES = 100, 64 * 1024  # of a form, without its files
-DRAW_ERRORS = (400, 404, 413, 415, 429, 500, 503, 504)  # the statuses of a route that draws
+DRAW_ERRORS = (400, 404, 408, 413, 415, 429, 500, 503, 504)  # the statuses of a route that draws
 Body = TypeVar("Body", bound=BaseModel)
 Result = TypeVar("Result")
 
@@ -112,7 +112,8 @@ def json_response(
 
 def base_url(request: Request) -> str:
     """Return the URL of the service as the client knows it, with a slash at its end."""
-    return str(request.base_url)
+    public_url: str | None = request.state.public_url
+    return str(request.base_url) if public_url is None else f"{public_url}/"
 
 
 def set_log_fields(request: Request, image_request: ImageRequest) -> None:

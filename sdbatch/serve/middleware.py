@@ -1,26 +1,34 @@
-"""What every request passes: the API key, the size of its body, headers, the log, the metrics."""
+"""What every request passes: the API key, its body, headers, CORS, the log, the metrics."""
 
 import json
 import time
+from functools import partial
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sdbatch.serve.access import Access
+from sdbatch.serve.access import Access, ApiKey
+from sdbatch.serve.bodies import Bodies, Client, has_body, replay
 from sdbatch.serve.errors import ApiError, internal_error
+from sdbatch.serve.exchange import (
+    ACCEPTED,
+    ANSWERED,
+    OURS,
+    REQUEST_ID,
+    WITH_KEY,
+    Headers,
+    address_of,
+    replaced,
+    request_id_of,
+)
+from sdbatch.serve.metrics import key_name
 from sdbatch.serve.service import Service, log
 
-MAX_BODY_BYTES = 256 * 1024  # several times two prompts of the greatest length
-MAX_PICTURE_BODY_BYTES = 32 * 2**20  # a photo and a mask, in base64
-MAX_BODIES_BYTES = 512 * 2**20  # of all requests that are not answered yet
-PICTURE_ROUTES = (
-    "/v1/images/edits",
-    "/v1/images/variations",
-    "/v1/images/jobs",
-    "/sdapi/v1/img2img",
-)
 PUBLIC = ("/", "/docs", "/openapi.json", "/healthz", "/readyz")  # need no key, reveal nothing
 PUBLIC_FOLDERS = ("/static/", "/v1/images/files/")
+REFUSALS = (401, 403, 408, 413, 429)  # whose log lines have the client's address
+EXPOSED_HEADERS = ("Location", "Retry-After", "WWW-Authenticate", "X-Request-ID")
 _CONTENT_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -34,41 +42,67 @@ _HEADERS = {
 
 
 class Middleware:
-    """Wraps the application: authenticates a request, limits its body, logs and counts it."""
+    """Wraps the application: authenticates a request, reads its body, logs and counts it."""
 
-    def __init__(self, app: ASGIApp, service: Service, access: Access, log_prompts: bool) -> None:
+    def __init__(self, app: ASGIApp, service: Service, access: Access) -> None:
         self._app = app
         self._service = service
         self._access = access
-        self._log_prompts = log_prompts
-        self._bodies = _Bodies()
+        self._settings = service.model.job.serve
+        self._bodies = Bodies()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        most = MAX_PICTURE_BODY_BYTES if _path(scope) in PICTURE_ROUTES else MAX_BODY_BYTES
-        exchange = _Exchange(scope, receive, send, self._bodies, most)
+        if ACCEPTED in scope.get("extensions", {}):
+            await send({"type": ACCEPTED})
+        state = scope.setdefault("state", {})
+        state.update(key=None, log_fields={}, prompt=None, public_url=self._settings.public_url)
+        state.update(request_id=request_id_of(scope), client=address_of(scope))
+        key_name.set("none")
+        exchange = _Exchange(scope, send, by_origin=bool(self._settings.cors_origins))
         try:
-            self._authenticate(scope)
-            await self._app(scope, exchange.receive, exchange.send)
+            await self._with_cors(scope, exchange)(scope, receive, exchange.send)
+        finally:
+            self._record(scope, exchange)
+
+    def _with_cors(self, scope: Scope, exchange: "_Exchange") -> ASGIApp:
+        """Return what answers a request: also for pages of an origin that the job allows."""
+        answer: ASGIApp = partial(self._answer, exchange)
+        origin = dict(scope["headers"]).get(b"origin", b"").decode("latin-1")
+        if origin not in self._settings.cors_origins:
+            return answer
+        return CORSMiddleware(
+            answer,
+            allow_origins=[origin],
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )
+
+    async def _answer(
+        self, exchange: "_Exchange", scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Answer a request with the application's response, or with an error."""
+        try:
+            with self._bodies.incoming() as body:
+                self._authenticate(scope)
+                if has_body(scope):
+                    content = await body.read(scope, receive, _client(scope))
+                    receive = replay(content, receive)
+                    del content
+                await self._app(scope, receive, send)
         except ApiError as error:
-            response = JSONResponse(error.body, error.status, error.headers)
-            await response(scope, exchange.receive, exchange.send)
+            await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
         except Exception:  # noqa: BLE001  an internal error; details stay in the log
             log.exception("%s %s failed", scope["method"], _route(scope))
             if exchange.status is None:
-                response = JSONResponse(internal_error().body, 500)
-                await response(scope, exchange.receive, exchange.send)
-        finally:
-            self._bodies.size -= exchange.received_bytes
-            self._record(scope, exchange)
+                await JSONResponse(internal_error().body, 500)(scope, receive, send)
 
     def _authenticate(self, scope: Scope) -> None:
         """Put the key of a request into its state; raise an ApiError if it may not pass."""
-        state = scope.setdefault("state", {})
-        state.update(key=None, log_fields={}, prompt=None)
         path = _path(scope)
         if path in PUBLIC or path.startswith(PUBLIC_FOLDERS):
             return
@@ -76,7 +110,10 @@ class Middleware:
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
         client = scope.get("client")
-        state["key"] = self._access.authenticate(headers, client[0] if client else None)
+        key = self._access.authenticate(headers, client[0] if client else None)
+        self._access.check_route(key, path)
+        scope["state"]["key"] = key
+        key_name.set(key.name)
 
     def _record(self, scope: Scope, exchange: "_Exchange") -> None:
         """Count a request and log it."""
@@ -84,71 +121,63 @@ class Middleware:
         key = state["key"].name if state["key"] else "none"
         route, status = _route(scope), exchange.status or 499
         self._service.metrics.requests.labels(route, str(status), key).inc()
-        if scope["path"] in PUBLIC:
+        if _path(scope) in PUBLIC and status not in REFUSALS:
             return
         fields = {
+            "request_id": state["request_id"],
             "key": key,
             "method": scope["method"],
             "route": route,
             "status": status,
             "seconds": round(time.monotonic() - exchange.started, 3),
+            **({"client": state["client"]} if status in REFUSALS else {}),
             **{name: value for name, value in state["log_fields"].items() if value is not None},
         }
-        if self._log_prompts and state["prompt"] is not None:
+        if self._settings.log_prompts and state["prompt"] is not None:
             fields["prompt"] = state["prompt"]
         log.info("%s", json.dumps(fields))
 
 
-class _Bodies:
-    """The bytes of the bodies of all requests that are not answered yet."""
-
-    size = 0
-
-
 class _Exchange:
-    """One request and its response, as they pass."""
+    """The response to one request, as it passes.
 
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, bodies: _Bodies, most_bytes: int
-    ) -> None:
+    Args:
+        scope: of the request.
+        send: sends the response.
+        by_origin: whether responses differ by the page that requests them.
+    """
+
+    def __init__(self, scope: Scope, send: Send, *, by_origin: bool) -> None:
         self.started = time.monotonic()
         self.status: int | None = None  # None: no response yet
-        self.received_bytes = 0
-        self._receive = receive
+        self._scope = scope
         self._send = send
-        self._bodies = bodies
-        self._most_bytes = most_bytes
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        self._declared_bytes = int(length) if length.isdigit() else 0
-
-    async def receive(self) -> Message:
-        """Pass on a part of the body; raise an ApiError if there is too much."""
-        if self._declared_bytes > self._most_bytes:
-            raise _body_too_large(self._most_bytes)
-        message = await self._receive()
-        size = len(message.get("body", b""))
-        self.received_bytes += size
-        self._bodies.size += size
-        if self.received_bytes > self._most_bytes:
-            raise _body_too_large(self._most_bytes)
-        if size and self._bodies.size > MAX_BODIES_BYTES:
-            text = "Too many pictures are being received. Retry later."
-            raise ApiError(503, text, code="overloaded", retry_after=5)
-        return message
+        self._by_origin = by_origin
 
     async def send(self, message: Message) -> None:
         """Pass on a part of the response, with the headers that all responses have."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            names = {name.lower() for name, _ in message["headers"]}
-            missing = [item for item in _HEADERS.items() if item[0] not in names]
-            message = {**message, "headers": [*message["headers"], *missing]}
+            message = {**message, "headers": self._complete(message["headers"])}
         await self._send(message)
 
+    def _complete(self, headers: Headers) -> Headers:
+        state = self._scope["state"]
+        names = {name.lower() for name, _ in headers}
+        missing = [item for item in _HEADERS.items() if item[0] not in names]
+        if self._by_origin and b"vary" not in names:  # or a cache gives one page's to another
+            missing.append((b"vary", b"Origin"))
+        own = [
+            (REQUEST_ID, state["request_id"].encode()),
+            (OURS, WITH_KEY if state["key"] else ANSWERED),
+        ]
+        return replaced([*headers, *missing], own)
 
-def _body_too_large(most_bytes: int) -> ApiError:
-    text = f"The body is larger than {most_bytes} bytes. Send a smaller one."
-    return ApiError(413, text, code="request_too_large")
+
+def _client(scope: Scope) -> Client:
+    """Return who sends a body: the API key, if the request has one."""
+    key: ApiKey | None = scope["state"]["key"]
+    return ("address", scope["state"]["client"]) if key is None else ("key", key.name)
 
 
 def _path(scope: Scope) -> str:

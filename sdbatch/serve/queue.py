@@ -88,7 +88,7 @@ class ImageQueue:
             raise invalid_value("n", f"{images}: must be {most} at most, the length of the queue")
         full = self._pictures_size + image_request.pictures_size > MAX_PICTURE_BYTES
         if self.pending + images > most or full:
-            self._metrics.images.labels("refused").inc(images)
+            self._metrics.count_images("refused", images)
             raise ApiError(
                 503,
                 f"The queue is full: {self.pending} images wait. Retry later.",

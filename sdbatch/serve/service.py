@@ -160,18 +160,17 @@ class Service:
 
     @contextmanager
     def _measured(self) -> Iterator[None]:
-        """Count one image by its outcome; of a drawn one, record the seconds."""
+        """Count one image by its outcome, with its seconds."""
         started, outcome = time.monotonic(), "cancelled"
         try:
             yield
             outcome = "drawn"
             self.queue.count_drawn()
-            self.metrics.seconds.observe(time.monotonic() - started)
         except Exception:
             outcome = "failed"
             raise
         finally:
-            self.metrics.images.labels(outcome).inc()
+            self.metrics.count_images(outcome, seconds=time.monotonic() - started)
 
     @contextmanager
     def _time_limit(self) -> Iterator[None]:

@@ -11,19 +11,24 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from sdbatch.serve import a1111, edits, long_jobs, openai
-from sdbatch.serve.access import Access
+from sdbatch.serve.access import METRICS, Access
 from sdbatch.serve.errors import ApiError, internal_error, sentence
 from sdbatch.serve.middleware import Middleware
 from sdbatch.serve.service import Service
 
+_GET_AND_HEAD = ["GET", "HEAD"]  # load balancers ask with either
 
-def application(service: Service, access: Access, *, log_prompts: bool) -> ASGIApp:
+
+def application(service: Service, access: Access) -> ASGIApp:
     """Return the whole HTTP application over `service`."""
+    public_url = service.model.job.serve.public_url
     web = FastAPIOffline(  # its page at /docs loads nothing from other machines
         title="sdbatch",
         description="Images by Stable Diffusion 1.5 class models, one request at a time.",
         redoc_url=None,
         static_url="/static",
+        servers=[{"url": public_url}] if public_url else None,
+        root_path_in_servers=public_url is None,
     )
     keys = [Depends(HTTPBearer(auto_error=False))]  # for the documents: Middleware checks the keys
     for routes in (openai.routes, edits.routes, long_jobs.routes, a1111.routes):
@@ -31,7 +36,7 @@ def application(service: Service, access: Access, *, log_prompts: bool) -> ASGIA
     web.include_router(_own_routes(service))
     for kind in (ApiError, RequestValidationError, HTTPException, Exception):
         web.add_exception_handler(kind, _error_response)
-    return Middleware(web, service, access, log_prompts)
+    return Middleware(web, service, access)
 
 
 def _own_routes(service: Service) -> APIRouter:
@@ -39,20 +44,20 @@ def _own_routes(service: Service) -> APIRouter:
     router = APIRouter(include_in_schema=False)
     html = (files("sdbatch.serve") / "page.html").read_text(encoding="utf-8")
 
-    @router.get("/")
+    @router.api_route("/", methods=_GET_AND_HEAD)
     async def page() -> Response:
         return HTMLResponse(html)
 
-    @router.get("/healthz")
+    @router.api_route("/healthz", methods=_GET_AND_HEAD)
     async def healthy() -> dict[str, str]:
         return {"status": "ok"}
 
-    @router.get("/readyz")
+    @router.api_route("/readyz", methods=_GET_AND_HEAD)
     async def ready() -> dict[str, str]:
         await service.check_ready()
         return {"status": "ready"}
 
-    @router.get("/metrics")
+    @router.get(METRICS)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 

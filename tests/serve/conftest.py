@@ -4,7 +4,6 @@ import asyncio
 import base64
 import contextlib
 import io
-import socket
 import threading
 from concurrent.futures import Future
 from dataclasses import replace
@@ -12,7 +11,6 @@ from dataclasses import replace
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 
 from sdbatch.engine.engine import Engine
@@ -30,6 +28,7 @@ from sdbatch.serve.requests import ServedModel
 from sdbatch.serve.service import Service
 from sdbatch.stages.safety import SafetyPolicy
 from tests.fakes import FakeEngine
+from tests.serve.listening import SECONDS, Listening
 
 ENGINE = {
     "device": "cpu",
@@ -38,7 +37,6 @@ ENGINE = {
     "channels_last": False,
     "compile": False,
 }
-SECONDS = 60  # the longest wait for what another thread does
 ENCODING = Encoding("png", None, "tiny", "0123456789abcdef", "sdbatch test")
 
 
@@ -155,18 +153,6 @@ class WatchedQueue(ImageQueue):
             self._changed.notify_all()
 
 
-class Uvicorn(uvicorn.Server):
-    """Tells when it accepts connections, and on which event loop."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.started_on: Future[asyncio.AbstractEventLoop] = Future()
-
-    async def startup(self, sockets=None):
-        await super().startup(sockets)
-        self.started_on.set_result(asyncio.get_running_loop())
-
-
 def metric(server, name):
     lines = server.client.get("/metrics").text.splitlines()
     return float(next(line.rsplit(" ", 1)[1] for line in lines if line.startswith(name)))
@@ -181,25 +167,13 @@ class Server:
         self.drawer = drawer
         self.service = Service(ServedModel(job, "tiny", ENCODING), drawer)
         self.service.queue = WatchedQueue(job.serve, self.service.metrics)
-        keys = Access(access.read_keys(job.serve), job.serve.limits)
-        application = web.application(self.service, keys, log_prompts=job.serve.log_prompts)
-        self._listener = socket.socket()
-        self._listener.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        config = uvicorn.Config(
-            application,
-            log_level="error",
-            lifespan="off",
-            # longer than the client's 5 s, or the client may send on a connection that just closes
-            timeout_keep_alive=3600,
-        )
-        self._uvicorn = Uvicorn(config)
-        self._thread = threading.Thread(
-            target=self._uvicorn.run, kwargs={"sockets": [self._listener]}, daemon=True
-        )
-        self._thread.start()
+        keys = Access(access.read_keys(job.serve), job.serve)
+        application = web.application(self.service, keys)
+        self.application = application
+        self.listening = Listening(application)
+        self.url = self.listening.url
         self.client = httpx.Client(base_url=self.url, timeout=60)
-        self._loop = self._uvicorn.started_on.result(SECONDS)
+        self._loop = self.listening.loop
 
     def post(self, path="/v1/images/generations", **body):
         return self.client.post(path, json=body)
@@ -223,9 +197,7 @@ class Server:
 
     def close(self):
         self.client.close()
-        self._uvicorn.should_exit = True
-        self._thread.join()
-        self._listener.close()
+        self.listening.close()
 
 
 @pytest.fixture(scope="module")

@@ -191,12 +191,12 @@ def test_without_keys_other_machines_and_sites_are_rejected(headers, client):
     with pytest.raises(
         ApiError, match=r"Without API keys the service answers only programs"
     ) as caught:
-        Access({}, Limits()).authenticate(headers, client)
+        Access({}, Serve()).authenticate(headers, client)
     assert caught.value.status == 403
 
 
 def test_without_keys_clients_on_this_machine_are_answered():
-    local = Access({}, Limits())
+    local = Access({}, Serve())
     assert local.authenticate({"host": "127.0.0.1:8000"}, "127.0.0.1").name == "here"
     headers = {"host": "[::1]:8000", "origin": "http://[::1]:8000"}
     assert local.authenticate(headers, "::1").name == "here"

@@ -10,7 +10,7 @@ import pytest
 
 from sdbatch.engine.request import Request
 from sdbatch.inputs.prepare import prepare
-from sdbatch.serve import middleware, queue
+from sdbatch.serve import bodies, queue
 from sdbatch.serve.drawer import DrawRequest
 from sdbatch.serve.requests import ImageRequest
 from tests.serve.conftest import (
@@ -197,12 +197,12 @@ def test_pictures_of_waiting_images_are_bounded_and_released(serving, monkeypatc
 
 
 def test_bodies_of_pictures_are_larger_and_bounded(recording, monkeypatch):
-    monkeypatch.setattr(middleware, "MAX_PICTURE_BODY_BYTES", 600_000)
+    monkeypatch.setattr(bodies, "MAX_PICTURE_BODY_BYTES", 600_000)
     assert post(recording, files={"image": bytes(500_000)}).status_code == 400
     refused = post(recording, files={"image": bytes(700_000)})
     assert refused.status_code == 413
     assert "600000 bytes" in refused.json()["error"]["message"]
-    monkeypatch.setattr(middleware, "MAX_BODIES_BYTES", 400_000)
+    monkeypatch.setattr(bodies, "MAX_BODIES_BYTES", 400_000)
     for _ in range(3):
         assert post(recording, files={"image": bytes(500_000)}).status_code == 503
     assert post(recording).status_code == 200  # what was received is not counted any more
