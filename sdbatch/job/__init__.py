@@ -30,7 +30,7 @@ from sdbatch.job.sections import (
 )
 from sdbatch.job.serving import Limits, Serve
 from sdbatch.job.strict_yaml import MAX_CHARACTERS
-from sdbatch.job.validation import describe_error
+from sdbatch.job.validation import describe_error, describe_key, errors_by_key
 from sdbatch.sampling import Sampling
 from sdbatch.section import Section
 
@@ -53,6 +53,8 @@ __all__ = [
     "Section",
     "Serve",
     "describe_error",
+    "describe_key",
+    "errors_by_key",
     "json_schema",
     "load",
     "parse",

@@ -43,6 +43,10 @@ class Limits(Section):
 class Serve(Section):
     """How `sdbatch serve` answers single requests. Changes no byte of the output."""
 
+    aliases: list[Annotated[str, Field(min_length=1)]] = Field(
+        [],
+        description="names by which clients may ask for the model too: gpt-image-1, dall-e-3, ...",
+    )
     min_replicas: int = Field(1, ge=1, description="engines that always run")
     max_replicas: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="engines under load; auto: as many as the cluster holds"

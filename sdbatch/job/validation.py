@@ -16,7 +16,20 @@ _LONGEST_KEY = 100  # characters of an unknown key that are shown and compared
 
 def describe_error(error: ValidationError) -> str:
     """Describe the first error in one line: the key, its value, what the value must be."""
-    first, *others = _relevant_errors(error)
+    return describe_key(errors_by_key(error)[0])
+
+
+def errors_by_key(error: ValidationError) -> list[list[Any]]:
+    """Return the errors of each key: one, or one for each type that its value may have."""
+    groups: dict[str, list[Any]] = {}
+    for each in _relevant_errors(error):
+        groups.setdefault(_dotted_key(each), []).append(each)
+    return list(groups.values())
+
+
+def describe_key(errors: Sequence[Any]) -> str:
+    """Describe the errors of one key in one line: the key, its value, what it must be."""
+    first = errors[0]
     where = _dotted_key(first)
     if first["type"] == "extra_forbidden":
         parents, key = _keys(first["loc"][:-1]), str(first["loc"][-1])[:_LONGEST_KEY]
@@ -29,8 +42,7 @@ def describe_error(error: ValidationError) -> str:
     if first["type"] == "value_error" and " = " in first["msg"]:
         parent = f"{where}." if where else ""
         return f"{parent}{first['msg'].removeprefix('Value error, ')}."
-    same_key = (other for other in others if _dotted_key(other) == where)
-    allowed = dict.fromkeys(_allowed(each) for each in (first, *same_key))
+    allowed = dict.fromkeys(_allowed(each) for each in errors)
     return f"{where} = {short_repr(first['input'])}: must be {' or '.join(allowed)}."
 
 

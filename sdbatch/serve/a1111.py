@@ -14,15 +14,15 @@ from pydantic import BaseModel
 from sdbatch import samplers
 from sdbatch.output.image_file import infotext
 from sdbatch.sampling import LATENT_UPSCALERS, PICTURE_UPSCALERS
-from sdbatch.serve import a1111_bodies as bodies
+from sdbatch.serve import a1111_requests
 from sdbatch.serve.a1111_bodies import SCHEDULES, UPSCALERS, Img2Img, Txt2Img
 from sdbatch.serve.drawer import DrawRequest, EncodedImage
 from sdbatch.serve.http import (
     DRAW_ERRORS,
     cancel_on_disconnect,
+    checked_json_body,
     documented_body,
     documented_errors,
-    json_body,
     json_response,
     set_log_fields,
 )
@@ -54,18 +54,22 @@ def routes(service: Service) -> APIRouter:
     @router.post("/txt2img", responses=documented, openapi_extra=documented_body(Txt2Img))
     async def txt2img(request: Request) -> Response:
         """Draw images."""
-        body = await json_body(request, Txt2Img)
-        image_request = bodies.from_txt2img(body, model, request.state.key.limits)
+        limits = request.state.key.limits
+        body, image_request = await checked_json_body(
+            request, Txt2Img, lambda body: a1111_requests.from_txt2img(body, model, limits)
+        )
         set_log_fields(request, image_request)
         return await _respond(request, service, image_request, body.model_dump())
 
     @router.post("/img2img", responses=documented, openapi_extra=documented_body(Img2Img))
     async def img2img(request: Request) -> Response:
         """Draw images from a picture, or its masked part anew."""
-        body = await json_body(request, Img2Img)
-        image_request = bodies.from_img2img(body, model, request.state.key.limits)
+        limits = request.state.key.limits
+        body, image_request = await checked_json_body(
+            request, Img2Img, lambda body: a1111_requests.from_img2img(body, model, limits)
+        )
         set_log_fields(request, image_request)
-        pictures = await service.decode(bodies.pictures_of, body)
+        pictures = await service.decode(a1111_requests.pictures_of, body)
         image_request = await service.prepare(image_request, pictures)
         parameters = body.model_dump()
         if not body.include_init_images:
@@ -81,15 +85,6 @@ def routes(service: Service) -> APIRouter:
 
 def discovery(model: ServedModel) -> dict[str, Any]:
     """Return the responses of the routes that clients call first, by their paths."""
-    name = model.name
-    checkpoint = {
-        "title": name,
-        "model_name": name,
-        "hash": model.encoding.model_hash[:10] or None,
-        "sha256": model.job.model.sha256,
-        "filename": name,
-        "config": None,
-    }
     return {
         "/samplers": [
             {"name": samplers.title(each), "aliases": [each], "options": {}}
@@ -105,8 +100,8 @@ def discovery(model: ServedModel) -> dict[str, Any]:
             }
             for schedule, label in SCHEDULES.items()
         ],
-        "/sd-models": [checkpoint],
-        "/options": {"sd_model_checkpoint": name, "samples_format": "png", "eta_ddim": 0.0},
+        "/sd-models": [_checkpoint(name, model) for name in model.names],
+        "/options": {"sd_model_checkpoint": model.name, "samples_format": "png", "eta_ddim": 0.0},
         "/embeddings": {
             "loaded": {each.token: {} for each in model.job.model.embeddings},
             "skipped": {},
@@ -120,6 +115,17 @@ def discovery(model: ServedModel) -> dict[str, Any]:
         **{path: [] for path in EMPTY_LISTS},
         "/scripts": {"txt2img": [], "img2img": []},
         "/cmd-flags": {"api": True},
+    }
+
+
+def _checkpoint(name: str, model: ServedModel) -> dict[str, Any]:
+    return {
+        "title": name,
+        "model_name": name,
+        "hash": model.encoding.model_hash[:10] or None,
+        "sha256": model.job.model.sha256,
+        "filename": name,
+        "config": None,
     }
 
 

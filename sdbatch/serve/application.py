@@ -216,7 +216,8 @@ def _check_own_limits(job: Job) -> None:
         request = Request.model_validate({**job.sampling.model_dump(), "prompt": ""})
         requests.check_limits(request, 1, job.serve.limits)
     except ApiError as error:
-        raise JobError(f"sampling.{error} Raise serve.limits, or lower this value.") from error
+        text = f"sampling.{error.parts[0]} Raise serve.limits, or lower this value."
+        raise JobError(text) from error
 
 
 def _max_replicas(resolved: Resolved, actor: Needs, machines: Machines) -> int:

@@ -8,13 +8,14 @@ from sdbatch.serve.http import (
     DRAW_ERRORS,
     documented_errors,
     documented_form,
-    form_body,
+    read_form,
     set_log_fields,
 )
 from sdbatch.serve.openai import EVENTS, respond
 from sdbatch.serve.pictures import Pictures, is_transparent, transparent_parts
 from sdbatch.serve.requests import Generation, ImageRequest, Streamable, Variation
 from sdbatch.serve.service import Service
+from sdbatch.serve.validation import check
 
 FILES = ("image", "mask")
 
@@ -63,12 +64,20 @@ async def read_edit(
     Raises:
         ApiError: as requests.from_generation, or a file is no picture, or does not fit.
     """
-    body, found = await form_body(request, kind, *files)
-    by_picture = "mask" in files and "mask_from_alpha" not in body.model_fields_set
-    if by_picture and "mask" not in found:
-        transparent = await service.decode(is_transparent, found["image"])
-        body = body.model_copy(update={"mask_from_alpha": transparent})
-    image_request = requests.from_generation(body, service.model, request.state.key.limits)
+    form = await read_form(request, kind, *files)
+    values, picture = form.values, form.files.get("image")
+    by_picture = "mask" in files and values.get("mask_from_alpha") is None
+    if by_picture and "mask" not in form.files and picture is not None:
+        with form.faults.collect():
+            transparent = await service.decode(is_transparent, picture)
+            values = {**values, "mask_from_alpha": transparent}
+    limits = request.state.key.limits
+    _, image_request = check(
+        kind,
+        values,
+        lambda body: requests.from_generation(body, service.model, limits),
+        form.faults,
+    )
     set_log_fields(request, image_request)
-    pictures = Pictures(found["image"], found.get("mask"), transparent_parts)
+    pictures = Pictures(form.files["image"], form.files.get("mask"), transparent_parts)
     return await service.prepare(image_request, pictures)

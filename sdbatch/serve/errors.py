@@ -1,13 +1,16 @@
 """The error that ends a request, in the shape of OpenAI's API."""
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import ValidationError
 
 from sdbatch.errors import one_line
-from sdbatch.job import describe_error
+from sdbatch.job import describe_key, errors_by_key
 
+_FAULTS = (400, 404)  # the statuses of what is wrong with a request itself
 _TYPES = {429: "rate_limit_error", 404: "not_found_error"}
 _PARAM = re.compile(r"([\w.]+) = ")  # how the text of an error about a parameter begins
 
@@ -36,19 +39,71 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
+        self.code = code
         self.param = param
-        default_type = "server_error" if status >= 500 else "invalid_request_error"
-        self.body: dict[str, Any] = {
-            "error": {
-                "message": message,
-                "type": _TYPES.get(status, default_type),
-                "param": param,
-                "code": code,
-            }
-        }
+        self.faults: tuple[ApiError, ...] = ()  # of an error that names several
         self.headers = {"WWW-Authenticate": "Bearer"} if challenge else {}
         if retry_after is not None:
             self.headers["Retry-After"] = str(max(1, round(retry_after)))
+
+    @property
+    def parts(self) -> "tuple[ApiError, ...]":
+        """Return one error for each fault that it names."""
+        return self.faults or (self,)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """Return the error response; of what is wrong with a request, with each fault."""
+        default_type = "server_error" if self.status >= 500 else "invalid_request_error"
+        error: dict[str, Any] = {
+            "message": str(self),
+            "type": _TYPES.get(self.status, default_type),
+            "param": self.param,
+            "code": self.code,
+        }
+        if self.status == 400:
+            error["details"] = [
+                {"message": str(each), "param": each.param, "code": each.code}
+                for each in self.parts
+            ]
+        return {"error": error}
+
+
+class Faults:
+    """Collects what is wrong with a request, so that one answer names all of it."""
+
+    def __init__(self) -> None:
+        self.errors: list[ApiError] = []
+
+    def add(self, *errors: ApiError) -> None:
+        """Add errors; one that names several faults counts as several."""
+        self.errors += [part for error in errors for part in error.parts]
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Add the fault that ends the block. Other errors than those of requests go on."""
+        try:
+            yield
+        except ApiError as error:
+            if error.status not in _FAULTS:
+                raise
+            self.add(error)
+
+    def raise_any(self) -> None:
+        """Raise the ApiError that names all faults, if there are any."""
+        if self.errors:
+            raise combined(self.errors)
+
+
+def combined(errors: Sequence[ApiError]) -> ApiError:
+    """Return the error that names the faults of one request, at least one."""
+    first, *others = errors
+    if not others:
+        return first
+    text = " ".join([f"The request has {len(errors)} faults.", *map(str, errors)])
+    error = ApiError(400, text, code=first.code, param=first.param)
+    error.faults = tuple(errors)
+    return error
 
 
 def sentence(text: BaseException | str) -> str:
@@ -69,19 +124,28 @@ def invalid_request(text: BaseException | str) -> ApiError:
 
 
 def invalid_body(error: ValidationError) -> ApiError:
-    """Return the error of a body that pydantic rejected."""
-    first = error.errors()[0]
+    """Return the error of a body that pydantic rejected; it names all faults."""
+    return combined(body_faults(error))
+
+
+def body_faults(error: ValidationError) -> list[ApiError]:
+    """Return the faults of a body that pydantic rejected, one for each parameter."""
+    return [_body_fault(errors) for errors in errors_by_key(error)]
+
+
+def _body_fault(errors: Sequence[Any]) -> ApiError:
+    first = errors[0]
     param = ".".join(str(part) for part in first["loc"] if not str(part).startswith("literal["))
     if first["type"] == "extra_forbidden":
         return unknown_parameter(param)
     if first["type"] == "value_error" and not param:
-        return invalid_request(describe_error(error))  # its text begins with a parameter
+        return invalid_request(describe_key(errors))  # its text begins with a parameter
     if not param:
         detail = f" ({first['msg']})" if first["type"] == "json_invalid" else ""
         text = f"The body must be a JSON object{detail}."
         return ApiError(400, text, code="invalid_value")
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
-    return ApiError(400, describe_error(error), code=code, param=param)
+    return ApiError(400, describe_key(errors), code=code, param=param)
 
 
 def unknown_parameter(param: str) -> ApiError:
@@ -90,9 +154,17 @@ def unknown_parameter(param: str) -> ApiError:
     return ApiError(400, text, code="unknown_parameter", param=param)
 
 
-def model_not_found(key: str, name: str, served: str) -> ApiError:
-    """Return the error of a request for another model than the served one."""
-    text = f"{key} = {name!r}: only {served} is served here."
+def model_not_found(key: str, name: str, served: Sequence[str]) -> ApiError:
+    """Return the error of a request for another model than the served one.
+
+    Args:
+        key: the parameter.
+        name: what it says.
+        served: the names of the served model.
+    """
+    *others, last = served
+    names = f"{', '.join(others)} and {last} are" if others else f"{last} is"
+    text = f"{key} = {name!r}: only {names} served here."
     return ApiError(404, text, code="model_not_found", param=key.partition(".")[0])
 
 

@@ -3,7 +3,8 @@
 import asyncio
 import json
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -16,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from sdbatch.serve import responses
 from sdbatch.serve.errors import (
     ApiError,
+    Faults,
     client_disconnected,
     invalid_body,
     invalid_value,
@@ -23,6 +25,7 @@ from sdbatch.serve.errors import (
     unknown_parameter,
 )
 from sdbatch.serve.requests import ImageRequest
+from sdbatch.serve.validation import check
 
 MAX_FIELDS, MAX_FIELD_BYTES = 100, 64 * 1024  # of a form, without its files
 DRAW_ERRORS = (400, 404, 408, 413, 415, 429, 500, 503, 504)  # the statuses of a route that draws
@@ -62,43 +65,65 @@ def documented_either(*bodies: dict[str, Any]) -> dict[str, Any]:
 
 async def json_body(request: Request, kind: type[Body]) -> Body:
     """Return the request's body as `kind`; raises an ApiError if it is not one in JSON."""
-    _check_content_type(request, "application/json")
     try:
-        return kind.model_validate_json(await request.body())
+        return kind.model_validate_json(await _json_text(request))
     except ValidationError as error:
         raise invalid_body(error) from error
-    except ClientDisconnect as error:
-        raise client_disconnected() from error
 
 
-async def form_body(
-    request: Request, kind: type[Body], *names: str
-) -> tuple[Body, dict[str, bytes]]:
-    """Return the fields of a form as `kind`, and its files by their names.
+async def checked_json_body(
+    request: Request, kind: type[Body], build: Callable[[Body], Result]
+) -> tuple[Body, Result]:
+    """Return the request's body as `kind`, and what `build` makes of it.
+
+    Raises:
+        ApiError: the body is not one in JSON; or it names all faults, those that `build` finds too.
+    """
+    text = await _json_text(request)
+    try:
+        body = kind.model_validate_json(text)
+    except ValidationError as error:
+        is_json = error.errors()[0]["type"] != "json_invalid"
+        values = json.loads(text) if is_json else None
+        if not isinstance(values, dict):
+            raise invalid_body(error) from error
+        return check(kind, values, build, Faults())
+    return body, build(body)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form as it was sent: fields, files, and what is wrong with its structure."""
+
+    values: dict[str, Any]
+    files: dict[str, bytes]
+    faults: Faults
+
+
+async def read_form(request: Request, kind: type[BaseModel], *names: str) -> Form:
+    """Return a form whose fields are not checked yet, see validation.check.
 
     Args:
         request: has the form as its body.
-        kind: the fields.
+        kind: says which of its fields are numbers and switches.
         names: of the files; the first one is required.
 
     Raises:
-        ApiError: the body is not such a form.
+        ApiError: the body is not a form.
     """
     _check_content_type(request, "multipart/form-data")
+    faults = Faults()
     limits = {"max_files": MAX_FIELDS, "max_fields": MAX_FIELDS, "max_part_size": MAX_FIELD_BYTES}
     try:
         async with request.form(**limits) as form:
-            texts, files = _texts(form, names), await _files(form, names)
+            texts = _texts(form, names, faults)
+            files = await _files(form, names, faults)
     except HTTPException as error:
         text = f"The body must be a form: {sentence(error.detail)}"
         raise ApiError(400, text, code="invalid_value") from error
     except ClientDisconnect as error:
         raise client_disconnected() from error
-    try:
-        body = kind.model_validate(_typed(texts, kind))
-    except ValidationError as error:
-        raise invalid_body(error) from error
-    return body, files
+    return Form(_typed(texts, kind), files, faults)
 
 
 def json_response(
@@ -162,21 +187,31 @@ def _check_content_type(request: Request, required: str) -> None:
         raise ApiError(415, text, code="unsupported_media_type")
 
 
-def _texts(form: FormData, names: tuple[str, ...]) -> dict[str, str]:
+async def _json_text(request: Request) -> bytes:
+    _check_content_type(request, "application/json")
+    try:
+        return await request.body()
+    except ClientDisconnect as error:
+        raise client_disconnected() from error
+
+
+def _texts(form: FormData, names: tuple[str, ...], faults: Faults) -> dict[str, str]:
     """Return the fields of a form that are no files."""
     texts: dict[str, str] = {}
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
             continue
         if name in names:
-            raise invalid_value(name, "text: must be a file, a part of the form with a filename")
-        if name in texts:
-            raise invalid_value(name, "two values: must be given once")
-        texts[name] = value
+            text = "text: must be a file, a part of the form with a filename"
+            faults.add(invalid_value(name, text))
+        elif name in texts:
+            faults.add(invalid_value(name, "two values: must be given once"))
+        else:
+            texts[name] = value
     return texts
 
 
-async def _files(form: FormData, names: tuple[str, ...]) -> dict[str, bytes]:
+async def _files(form: FormData, names: tuple[str, ...], faults: Faults) -> dict[str, bytes]:
     """Return the files of a form; a list of one, which clients call `name[]`, is a file too."""
     files: dict[str, bytes] = {}
     for field, value in form.multi_items():
@@ -184,17 +219,15 @@ async def _files(form: FormData, names: tuple[str, ...]) -> dict[str, bytes]:
             continue
         name = field.removesuffix("[]")
         if name not in names:
-            raise unknown_parameter(name)
-        if name in files:
-            raise invalid_value(name, "several files: must be one. Send a request for each")
-        files[name] = await value.read()
-    if names[0] not in files:
-        raise ApiError(
-            400,
-            f"{names[0]} = nothing: must be given, as a file of the form.",
-            code="missing_required_parameter",
-            param=names[0],
-        )
+            faults.add(unknown_parameter(name))
+        elif name in files:
+            faults.add(invalid_value(name, "several files: must be one. Send a request for each"))
+        else:
+            files[name] = await value.read()
+    if names[0] not in files and names[0] not in (each.param for each in faults.errors):
+        text = f"{names[0]} = nothing: must be given, as a file of the form."
+        code = "missing_required_parameter"
+        faults.add(ApiError(400, text, code=code, param=names[0]))
     return files
 
 

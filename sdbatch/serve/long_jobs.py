@@ -9,11 +9,11 @@ from sdbatch.serve.errors import ApiError
 from sdbatch.serve.http import (
     DRAW_ERRORS,
     base_url,
+    checked_json_body,
     documented_body,
     documented_either,
     documented_errors,
     documented_form,
-    json_body,
     json_response,
     set_log_fields,
 )
@@ -50,8 +50,10 @@ def _add_job_routes(router: APIRouter, service: Service, generation: type[Genera
         if request.headers.get("content-type", "").lower().startswith("multipart/"):
             image_request = await edits.read_edit(request, service, generation, edits.FILES)
         else:
-            body = await json_body(request, generation)
-            image_request = requests.from_generation(body, model, request.state.key.limits)
+            limits = request.state.key.limits
+            _, image_request = await checked_json_body(
+                request, generation, lambda body: requests.from_generation(body, model, limits)
+            )
             set_log_fields(request, image_request)
         key = request.state.key
         reservation = service.reserve(image_request, key)
@@ -108,8 +110,10 @@ def _add_file_routes(router: APIRouter, service: Service, generation: type[Gener
     )
     async def job_file(request: Request) -> Response:
         """Return the job file whose batch run draws the images of this request; draws nothing."""
-        body = await json_body(request, generation)
-        image_request = requests.from_generation(body, model, request.state.key.limits)
+        limits = request.state.key.limits
+        _, image_request = await checked_json_body(
+            request, generation, lambda body: requests.from_generation(body, model, limits)
+        )
         text = requests.job_file(image_request, model.job)
         return PlainTextResponse(text, media_type="text/yaml")
 

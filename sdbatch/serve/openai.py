@@ -16,9 +16,9 @@ from sdbatch.serve.http import (
     DRAW_ERRORS,
     base_url,
     cancel_on_disconnect,
+    checked_json_body,
     documented_body,
     documented_errors,
-    json_body,
     json_response,
     set_log_fields,
 )
@@ -48,22 +48,24 @@ def routes(service: Service) -> APIRouter:
     )
     async def generate(request: Request) -> Response:
         """Draw images; streamed, with previews as server-sent events."""
-        body = await json_body(request, generation)
-        image_request = requests.from_generation(body, served, request.state.key.limits)
+        limits = request.state.key.limits
+        _, image_request = await checked_json_body(
+            request, generation, lambda body: requests.from_generation(body, served, limits)
+        )
         set_log_fields(request, image_request)
         return await respond(request, service, image_request)
 
     @router.get("/v1/models", responses=documented_errors())
     async def models() -> dict[str, Any]:
-        """List the model that is served."""
-        return {"object": "list", "data": [_model(service)]}
+        """List the names of the model that is served."""
+        return {"object": "list", "data": [_model(service, name) for name in served.names]}
 
     @router.get("/v1/models/{name:path}", responses=documented_errors(404))
     async def model(name: str) -> dict[str, Any]:
         """Describe the model that is served."""
-        if name != served.name:
-            raise model_not_found("model", name, served.name)
-        return _model(service)
+        if name not in served.names:
+            raise model_not_found("model", name, served.names)
+        return _model(service, name)
 
     return router
 
@@ -133,9 +135,9 @@ def _comment(**values: int) -> bytes:
     return format_sse_event(comment=json.dumps(values))
 
 
-def _model(service: Service) -> dict[str, Any]:
+def _model(service: Service, name: str) -> dict[str, Any]:
     return {
-        "id": service.model.name,
+        "id": name,
         "object": "model",
         "created": service.started,
         "owned_by": "sdbatch",

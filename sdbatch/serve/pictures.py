@@ -13,7 +13,7 @@ from sdbatch.errors import short_repr
 from sdbatch.inputs.picture import read_picture
 from sdbatch.inputs.prepare import Prepared, prepare
 from sdbatch.sampling import Sampling
-from sdbatch.serve.errors import invalid_request, invalid_value
+from sdbatch.serve.errors import Faults, invalid_request, invalid_value
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,14 @@ class Pictures:
         Raises:
             ApiError: a file is no picture, or does not fit.
         """
-        mask = None
+        mask, faults = None, Faults()
         if self.mask is not None:
-            with _errors_of({"image": "mask"}):
+            with faults.collect(), _errors_of({"image": "mask"}):
                 mask = self.read_mask(self.mask)
-        with _errors_of({"image": self.image_param, "mask_image": "mask"}):
-            return prepare(sampling, self.image, mask)
+        with faults.collect(), _errors_of({"image": self.image_param, "mask_image": "mask"}):
+            prepared = prepare(sampling, self.image, mask)
+        faults.raise_any()
+        return prepared
 
 
 @contextmanager

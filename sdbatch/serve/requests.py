@@ -3,13 +3,15 @@
 The job gives the values that a request leaves out.
 """
 
+import re
 import secrets
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
 import yaml
-from pydantic import Field, ValidationError, create_model
+from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema, create_model
 
 from sdbatch.engine.request import Request
 from sdbatch.inputs.prepare import Prepared
@@ -19,11 +21,18 @@ from sdbatch.prompt_syntax import write_loras
 from sdbatch.registry import IMAGE_FORMATS
 from sdbatch.sampling import MAX_SEED, check_seed
 from sdbatch.serve.drawer import DrawRequest
-from sdbatch.serve.errors import invalid_body, invalid_request, invalid_value, model_not_found
+from sdbatch.serve.errors import (
+    Faults,
+    body_faults,
+    invalid_request,
+    invalid_value,
+    model_not_found,
+)
+from sdbatch.serve.validation import RequestBody, check
 
 MAX_PROMPT_CHARACTERS = 4000
 RANDOM_SEEDS = 2**32  # a random seed is below: torch's generator keeps no more bits
-SIZE_PATTERN = r"^[1-9]\d{0,3}x[1-9]\d{0,3}$"
+SIZE_PATTERN = r"^(auto|[1-9][0-9]{0,3}x[1-9][0-9]{0,3})$"
 FORMATS = {each.api_name: name for name, each in IMAGE_FORMATS.items()}  # the API's name -> ours
 if TYPE_CHECKING:
     ApiFormat: TypeAlias = str
@@ -31,27 +40,73 @@ else:
     ApiFormat = Literal[tuple(FORMATS)]
 
 
-class Generation(Sampling):
+def _only(*values: str, reason: str) -> tuple[AfterValidator, WithJsonSchema]:
+    """Require a parameter to have one of `values`, as others cannot be honoured."""
+
+    def check(given: str) -> str:
+        if given not in values:
+            raise ValueError(f"must be {' or '.join(values)}, as {reason}")
+        return given
+
+    return AfterValidator(check), WithJsonSchema({"type": "string", "enum": list(values)})
+
+
+def _size() -> tuple[AfterValidator, WithJsonSchema]:
+    def check(given: str) -> str:
+        if not re.fullmatch(SIZE_PATTERN, given):
+            raise ValueError("must be auto, or WIDTHxHEIGHT such as 512x768")
+        return given
+
+    return AfterValidator(check), WithJsonSchema({"type": "string", "pattern": SIZE_PATTERN})
+
+
+_QUALITY = "images have one quality here. Leave it out, or set num_inference_steps"
+_STYLE = "there are no styles here. Leave it out, or describe the style in the prompt"
+_BACKGROUND = "images have no transparent parts"
+_MODERATION = "the service has one policy for all requests. Leave it out"
+_FIDELITY = "strength says how much of the picture stays. Leave it out, or set strength"
+
+
+class Generation(Sampling, RequestBody):
     """The body of POST /v1/images/generations. Unknown parameters are rejected."""
 
-    prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
+    prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS, examples=["a red circle"])
     negative_prompt: str = Field("", max_length=MAX_PROMPT_CHARACTERS)
     prompt_b: str = Field("", max_length=MAX_PROMPT_CHARACTERS)
-    model: str | None = Field(None, description="the one that GET /v1/models lists")
+    model: str | None = Field(None, description="a name that GET /v1/models lists")
     n: int = Field(1, ge=1, le=100, description="images; their seeds count up from the first")
-    size: str = Field(
-        "auto",
-        pattern=rf"^auto$|{SIZE_PATTERN}",
-        description="WIDTHxHEIGHT; auto: height and width",
+    size: Annotated[str, *_size()] = Field(
+        "auto", description="WIDTHxHEIGHT; auto: height and width"
     )
-    response_format: Literal["b64_json", "url"] = "b64_json"
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None, description="default: b64_json; url for a model named dall-e-..., as at OpenAI"
+    )
     output_format: ApiFormat = "png"
     output_compression: int | None = Field(
         None, ge=0, le=100, description="quality of a format that is not lossless"
     )
     user: str | None = Field(None, max_length=256, description="goes into the log")
+    safety_identifier: str | None = Field(
+        None, max_length=256, description="the same by its newer name, which wins"
+    )
     exact: bool = Field(
         False, description="bit for bit what a batch run draws, even if that takes longer"
+    )
+    # parameters of OpenAI's models, with the values that change nothing here
+    quality: Annotated[str, *_only("auto", "standard", "medium", reason=_QUALITY)] = Field(
+        "auto", description="no effect: images have one quality"
+    )
+    style: Annotated[str, *_only("vivid", reason=_STYLE)] = Field(
+        "vivid", description="no effect: there are no styles"
+    )
+    background: Annotated[str, *_only("auto", "opaque", reason=_BACKGROUND)] = Field(
+        "auto", description="no effect: images are opaque"
+    )
+    moderation: Annotated[str, *_only("auto", reason=_MODERATION)] = Field(
+        "auto", description="no effect: the service has one policy"
+    )
+    input_fidelity: Annotated[str, *_only("low", reason=_FIDELITY)] = Field(
+        "low", description="no effect: `strength` has"
     )
 
 
@@ -123,6 +178,21 @@ class ServedModel:
     name: str  # in the API
     encoding: Encoding  # the job's; names the model in the images' metadata
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names that clients may ask for, its own first."""
+        return (self.name, *self.job.serve.aliases)
+
+    def check_name(self, key: str, name: str | None) -> None:
+        """Raise an ApiError if a request names another model.
+
+        Args:
+            key: the parameter.
+            name: the model that it names; None or empty: whichever is served.
+        """
+        if name and name not in self.names:
+            raise model_not_found(key, name, self.names)
+
     def encoding_for(self, image_format: str, quality: int | None = None) -> Encoding:
         """Return how images of a format are encoded; `quality` None: as the job, or its default."""
         default = IMAGE_FORMATS[image_format].quality
@@ -151,25 +221,53 @@ def from_generation(body: Generation, model: ServedModel, limits: Limits) -> Ima
     Raises:
         ApiError: 400 if they cannot be drawn or exceed the limits, 404 for another model.
     """
-    if body.model is not None and body.model != model.name:
-        raise model_not_found("model", body.model, model.name)
-    first = with_lora_weights(_first_request(body), model.job)
-    check_limits(first, body.n, limits)
-    image_format = FORMATS[body.output_format]
-    if IMAGE_FORMATS[image_format].quality is None and body.output_compression is not None:
-        raise invalid_value(
-            "output_compression",
-            f"{body.output_compression}: {body.output_format} is lossless. Leave it out, or "
-            f"choose another output_format",
-        )
-    stream, previews = _stream_options(body)
-    template = DrawRequest(
-        first,
-        model.encoding_for(image_format, body.output_compression),
-        exact=body.exact,
-        previews=previews,
-    )
-    return ImageRequest(repeat(template, body.n), body.response_format == "url", stream, body.user)
+    faults = Faults()
+    with faults.collect():
+        model.check_name("model", body.model)
+    values = _sampling_values(body, faults)
+    encoding = _encoding(body, model, faults)
+    stream, previews = _stream_options(body, faults)
+
+    def images_of(first: Request) -> tuple[DrawRequest, ...]:
+        return repeat(DrawRequest(first, encoding, exact=body.exact, previews=previews), body.n)
+
+    draw_requests = all_images(values, body.n, model.job, limits, faults, images_of)
+    user = body.safety_identifier or body.user
+    return ImageRequest(draw_requests, _is_by_url(body), stream, user)
+
+
+def all_images(
+    values: Mapping[str, Any],
+    images: int,
+    job: Job,
+    limits: Limits,
+    faults: Faults,
+    images_of: Callable[[Request], tuple[DrawRequest, ...]],
+) -> tuple[DrawRequest, ...]:
+    """Return the images of a request, checked.
+
+    Args:
+        values: of the first image.
+        images: their number.
+        job: the served one.
+        limits: of the key.
+        faults: those that were found before.
+        images_of: makes all images of the first one.
+
+    Raises:
+        ApiError: names all faults.
+    """
+
+    def build(first: Request) -> tuple[DrawRequest, ...]:
+        found = Faults()
+        with found.collect():
+            check_limits(first, images, limits)
+        with found.collect():
+            draw_requests = images_of(with_lora_weights(first, job))
+        found.raise_any()
+        return draw_requests
+
+    return check(Request, values, build, faults)[1]
 
 
 def with_lora_weights(request: Request, job: Job) -> Request:
@@ -201,11 +299,12 @@ def repeat(template: DrawRequest, images: int, counted: str = "seed") -> tuple[D
 
 def check_limits(request: Request, images: int, limits: Limits) -> None:
     """Raise an ApiError if `images` images exceed `limits`; hires fix counts at its second size."""
+    faults = Faults()
     second = request.enlarged()
     largest = second or request
     if largest.height * largest.width > limits.pixels:
         size = f"{largest.width}x{largest.height}{' after hires fix' if second else ''}"
-        raise invalid_value("size", f"{size}: must have {limits.pixels} pixels at most")
+        faults.add(invalid_value("size", f"{size}: must have {limits.pixels} pixels at most"))
     steps = {"num_inference_steps": request.num_inference_steps}
     if second is not None:
         steps["hires_steps"] = second.num_inference_steps
@@ -214,7 +313,8 @@ def check_limits(request: Request, images: int, limits: Limits) -> None:
         *((name, value, limits.num_inference_steps) for name, value in steps.items()),
     ):
         if value > most:
-            raise invalid_value(name, f"{value}: must be {most} at most")
+            faults.add(invalid_value(name, f"{value}: must be {most} at most"))
+    faults.raise_any()
 
 
 def job_file(image_request: ImageRequest, job: Job) -> str:
@@ -243,39 +343,63 @@ def job_file(image_request: ImageRequest, job: Job) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
 
 
-def _first_request(body: Generation) -> Request:
-    """Return the request of the first image."""
+def _sampling_values(body: Generation, faults: Faults) -> dict[str, Any]:
+    """Return the sampling values of the first image, and its prompt."""
     values = {name: getattr(body, name) for name in Sampling.model_fields}
     if values["seed"] is None:
         values["seed"] = secrets.randbelow(RANDOM_SEEDS)
     if body.size != "auto":
-        sides = {"height", "width"} & body.model_fields_set
-        if sides:
-            raise invalid_value(
-                "size", f"{body.size!r}: must not be given together with {min(sides)}. Give one"
-            )
-        values["width"], values["height"] = (int(side) for side in body.size.split("x"))
+        with faults.collect():
+            values |= _sides(body)
+    return {**values, "prompt": body.prompt}
+
+
+def _sides(body: Generation) -> dict[str, int]:
+    """Return the height and the width that `size` gives."""
+    sides = {"height", "width"} & body.model_fields_set
+    if sides:
+        raise invalid_value(
+            "size", f"{body.size!r}: must not be given together with {min(sides)}. Give one"
+        )
+    width, height = (int(side) for side in body.size.split("x"))
     try:
-        return Request.model_validate({**values, "prompt": body.prompt})
+        Sampling(height=height, width=width)
     except ValidationError as error:
-        invalid = invalid_body(error)
-        if body.size != "auto" and invalid.param in ("height", "width"):
-            raise invalid_value("size", f"{body.size!r}: {invalid}") from error
-        raise invalid from error
+        text = " ".join(map(str, body_faults(error)))
+        raise invalid_value("size", f"{body.size!r}: {text}") from error
+    return {"height": height, "width": width}
 
 
-def _stream_options(body: Generation) -> tuple[bool, int]:
+def _encoding(body: Generation, model: ServedModel, faults: Faults) -> Encoding:
+    """Return how the images are encoded; of a lossless format, 100 is all there is."""
+    image_format, compression = FORMATS[body.output_format], body.output_compression
+    if IMAGE_FORMATS[image_format].quality is not None:
+        return model.encoding_for(image_format, compression)
+    if compression not in (None, 100):
+        text = f"{compression}: {body.output_format} is lossless. Leave it out, or choose another"
+        faults.add(invalid_value("output_compression", f"{text} output_format"))
+    return model.encoding_for(image_format)
+
+
+def _is_by_url(body: Generation) -> bool:
+    """Tell whether the images are fetched by URL, as OpenAI's DALL-E models sent them."""
+    if body.response_format is None:
+        return (body.model or "").startswith("dall-e-")
+    return body.response_format == "url"
+
+
+def _stream_options(body: Generation, faults: Faults) -> tuple[bool, int]:
     """Return whether the image is streamed, and the number of its previews."""
     if not isinstance(body, Streamable):
         return False, 0
     if not body.stream:
         if body.partial_images:
-            raise invalid_value(
-                "partial_images", f"{body.partial_images}: must be 0 without stream"
-            )
+            text = f"{body.partial_images}: must be 0 without stream"
+            faults.add(invalid_value("partial_images", text))
         return False, 0
     if body.n > 1:
-        raise invalid_value("n", f"{body.n}: must be 1 in a streamed request")
+        faults.add(invalid_value("n", f"{body.n}: must be 1 in a streamed request"))
     if body.response_format == "url":
-        raise invalid_value("response_format", "'url': must be b64_json in a streamed request")
+        text = "'url': must be b64_json in a streamed request"
+        faults.add(invalid_value("response_format", text))
     return True, body.partial_images

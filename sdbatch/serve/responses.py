@@ -20,6 +20,14 @@ FILES = "v1/images/files/"  # the path of stored images
 JOBS = "v1/images/jobs/"
 
 
+class Fault(BaseModel):
+    """One fault of a request."""
+
+    message: str
+    param: str | None
+    code: str | None
+
+
 class ErrorDetail(BaseModel):
     """What is wrong."""
 
@@ -27,6 +35,9 @@ class ErrorDetail(BaseModel):
     type: str
     param: str | None
     code: str | None
+    details: list[Fault] | None = Field(
+        None, description="each fault of the request, with status 400; param and code are the first"
+    )
 
 
 class Error(BaseModel):

@@ -57,9 +57,9 @@ output: {path: out, format: webdataset, image_format: webp, quality: 80, compres
          images_per_shard: 100}
 safety: {checker: none, policy: drop}
 stages: [{score: shapes}]
-serve: {min_replicas: 2, max_replicas: 4, queue: 10, timeout_s: 60, keep_s: 90, keep_mib: 10,
-        keys: k.yaml, log_prompts: true, public_url: "https://images.example.org",
-        cors_origins: ["https://app.example.org"],
+serve: {aliases: [gpt-image-1], min_replicas: 2, max_replicas: 4, queue: 10, timeout_s: 60,
+        keep_s: 90, keep_mib: 10, keys: k.yaml, log_prompts: true,
+        public_url: "https://images.example.org", cors_origins: ["https://app.example.org"],
         limits: {images: 4, images_per_minute: 60, pixels: 262144, num_inference_steps: 50}}
 """)
 SECTIONS = ("prompts", "model", "sampling", "engine", "cluster", "output", "safety", "serve")

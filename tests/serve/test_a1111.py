@@ -9,9 +9,22 @@ from PIL import Image
 
 from tests.serve.conftest import Recorder
 
-# What the webuiapi client sends for a prompt, with its defaults for everything else.
+# What webuiapi 0.9.17 sends for a prompt, with its defaults for all that a test does not need.
 USUAL_BODY = {
     "enable_hr": False,
+    "hr_scale": 2,
+    "hr_upscaler": "Latent",
+    "hr_second_pass_steps": 0,
+    "hr_resize_x": 0,
+    "hr_resize_y": 0,
+    "hr_checkpoint_name": None,
+    "hr_sampler_name": None,
+    "hr_scheduler": None,
+    "hr_prompt": "",
+    "hr_negative_prompt": "",
+    "denoising_strength": 0.7,
+    "firstphase_width": 0,
+    "firstphase_height": 0,
     "prompt": "a (red:1.2) dog",
     "styles": [],
     "seed": 7,
@@ -27,10 +40,19 @@ USUAL_BODY = {
     "height": 64,
     "restore_faces": False,
     "tiling": False,
+    "do_not_save_samples": False,
+    "do_not_save_grid": False,
     "negative_prompt": "blurry",
+    "eta": 1.0,
+    "s_churn": 0,
+    "s_tmax": 0,
+    "s_tmin": 0,
+    "s_noise": 1,
     "override_settings": {},
     "override_settings_restore_afterwards": True,
     "sampler_name": "Euler a",
+    "scheduler": "automatic",
+    "sampler_index": "Euler a",
     "script_name": None,
     "script_args": [],
     "send_images": True,
@@ -84,7 +106,14 @@ def test_seed_minus_one_is_random(server):
         ({"sampler_name": "Euler", "scheduler": "Automatic"}, "Euler"),
         ({"sampler_name": None, "sampler_index": "Heun"}, "Heun"),
         ({"sampler_name": "unipc"}, "UniPC"),
-        ({"sampler_name": None}, "DPM++ 2M"),
+        ({"sampler_name": "Euler", "sampler_index": "DDIM"}, "Euler"),
+        ({"sampler_name": "", "sampler_index": None}, "DPM++ 2M"),
+        (
+            {"sampler_name": "k_dpmpp_2m", "scheduler": "align_your_steps"},
+            "DPM++ 2M Align Your Steps",
+        ),
+        ({"sampler_name": "DPM++ 2M Karras", "scheduler": "Exponential"}, "DPM++ 2M Exponential"),
+        ({"sampler_name": "DDIM", "scheduler": "normal"}, "DDIM"),
     ],
 )
 def test_sampler_and_schedule_are_read_from_one_field_or_two(server, fields, title):
@@ -113,21 +142,49 @@ REJECTED = {
     ),
     "hires steps": (
         {"enable_hr": True, "hr_second_pass_steps": 151},
-        "hires_steps = 151: must be 150 at most",
+        "hr_second_pass_steps = 151: must be 150 at most",
     ),
     "hires strength": (
         {"enable_hr": True, "denoising_strength": 0.0},
-        "hires_strength = 0.0: must be greater than 0",
+        "denoising_strength = 0.0: must be greater than 0",
     ),
-    "first phase": ({"firstphase_width": 64}, "firstphase_width"),
+    "hires scale": ({"enable_hr": True, "hr_scale": 9}, "hr_scale = 9.0: must be less than"),
+    "steps": ({"steps": 151}, "steps = 151: must be 150 at most"),
+    "first phase": ({"enable_hr": True, "firstphase_width": 64}, "firstphase_width = 64: must be"),
     "hires sampler": ({"enable_hr": True, "hr_sampler_name": "Euler"}, "hr_sampler_name"),
+    "hires schedule": ({"enable_hr": True, "hr_scheduler": "Karras"}, "hr_scheduler = 'Karras'"),
+    "hires model": ({"enable_hr": True, "hr_checkpoint_name": "x"}, "hr_checkpoint_name = 'x'"),
+    "hires prompt": ({"enable_hr": True, "hr_prompt": "a cat"}, "hr_prompt = 'a cat': must be as"),
+    "hires negative": ({"enable_hr": True, "hr_negative_prompt": "x"}, "hr_negative_prompt = 'x'"),
+    "hires modules": ({"enable_hr": True, "hr_additional_modules": ["vae"]}, "hr_additional_modu"),
     "faces": ({"restore_faces": True}, "restore_faces"),
     "tiling": ({"tiling": True}, "tiling = True: must be false, the only supported value"),
     "tiling as number": ({"tiling": 0}, "tiling = 0: must be true or false"),
     "no images": ({"send_images": False}, "send_images = False: must be true, the only"),
     "styles": ({"styles": ["x"]}, "styles"),
     "script": ({"script_name": "x/y/z plot"}, "script_name"),
-    "always on": ({"alwayson_scripts": {"controlnet": {}}}, "alwayson_scripts"),
+    "always on": (
+        {"alwayson_scripts": {"ADetailer": {"args": [True]}, "refiner": {"args": []}}},
+        "must be without ADetailer: there are no scripts here",
+    ),
+    "unit": ({"alwayson_scripts": {"ControlNet": {"args": [{"image": ""}]}}}, "ControlNet"),
+    "churn": ({"s_churn": 5}, "s_churn = 5"),
+    "noise": ({"s_noise": 1.01}, "s_noise = 1.01"),
+    "unconditional": ({"s_min_uncond": 2}, "s_min_uncond = 2"),
+    "eta": ({"eta": 0.5}, "eta = 0.5: must be 1 with Euler a, which adds all of its noise"),
+    "no eta": ({"eta": 0, "sampler_name": "DPM++ SDE Karras"}, "must be 1 with DPM++ SDE Karras"),
+    "refiner": ({"refiner_checkpoint": "xl", "refiner_switch_at": 0.8}, "refiner_checkpoint"),
+    "networks": ({"disable_extra_networks": True}, "disable_extra_networks"),
+    "infotext": ({"infotext": "Steps: 20"}, "infotext"),
+    "first pass": ({"firstpass_image": "..."}, "firstpass_image"),
+    "vae": ({"override_settings": {"sd_vae": "x.pt"}}, "override_settings.sd_vae = 'x.pt'"),
+    "clip skip": (
+        {"clip_skip": 1, "override_settings": {"CLIP_stop_at_last_layers": 2}},
+        "clip_skip = 1: must equal override_settings.CLIP_stop_at_last_layers, 2",
+    ),
+    "text number": ({"steps": "many"}, "steps = 'many': must be a whole number"),
+    "fraction": ({"steps": "4.5"}, "steps = 4.5: must be a whole number"),
+    "switch as number": ({"steps": True}, "steps = True: must be a whole number"),
     "subseed strength": ({"subseed_strength": 1.5}, "subseed_strength = 1.5"),
     "last subseed": (
         {"subseed_strength": 0.5, "subseed": 2**63 - 1, "batch_size": 2},
@@ -241,6 +298,20 @@ def test_hires_fix_reaches_the_engine(serving, fields):
     assert info["denoising_strength"] == values[3]
 
 
+def test_second_pass_of_hires_fix_may_be_told_to_be_as_the_first(serving):
+    fields = {
+        "enable_hr": True,
+        "hr_prompt": USUAL_BODY["prompt"],
+        "hr_negative_prompt": USUAL_BODY["negative_prompt"],
+        "hr_sampler_name": USUAL_BODY["sampler_name"],
+        "hr_scheduler": USUAL_BODY["scheduler"],
+        "hr_checkpoint_name": "tiny",
+        "hr_additional_modules": ["Use same choices"],
+    }
+    [request], _ = requests_of(serving, fields)
+    assert request.hires_scale == 2
+
+
 def test_hires_fix_draws_at_its_second_size(server):
     answer = txt2img(server, enable_hr=True, hr_scale=1.5, hr_second_pass_steps=2).json()
     assert Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).size == (96, 96)
@@ -253,9 +324,12 @@ def test_fields_of_hires_fix_have_no_effect_without_it(serving):
         "denoising_strength": 0,
         "hr_scale": 9,
         "hr_upscaler": "R-ESRGAN 4x+",
-        "hr_resize_x": 0,
-        "firstphase_width": 0,
-        "hr_prompt": "",
+        "hr_resize_x": -1,
+        "hr_checkpoint_name": "v1-5-pruned",
+        "hr_sampler_name": "Magic",
+        "firstphase_width": 65,
+        "hr_prompt": "a cat",
+        "hr_additional_modules": ["vae"],
     }
     [request], _ = requests_of(serving, fields, sampling={"hires_scale": 2})
     assert request.hires_scale == 1

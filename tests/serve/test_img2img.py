@@ -11,9 +11,10 @@ from PIL import Image
 from tests.serve.conftest import LEFT, PHOTO, base64_of, pixels_of
 from tests.serve.test_a1111 import USUAL_BODY as OF_TXT2IMG
 
-# What the webuiapi client sends, with its defaults.
+# What webuiapi 0.9.17 sends, with its defaults.
+OF_HIRES_FIX = ("enable_hr", "hr_", "firstphase_")
 USUAL_BODY = {
-    **{name: value for name, value in OF_TXT2IMG.items() if name != "enable_hr"},
+    **{name: value for name, value in OF_TXT2IMG.items() if not name.startswith(OF_HIRES_FIX)},
     "init_images": [base64_of(PHOTO)],
     "resize_mode": 0,
     "denoising_strength": 0.75,
@@ -80,6 +81,13 @@ def test_fields_of_inpainting_reach_the_engine(recording, recorder):
     assert (request.only_masked, request.only_masked_padding) == (False, 12)
 
 
+def test_fields_of_masks_have_no_effect_without_one(recording, recorder):
+    fields = {"mask_blur": -3, "inpainting_fill": 9, "inpaint_full_res_padding": 999}
+    assert img2img(recording, **fields).status_code == 200
+    [request] = recorder.requests
+    assert (request.mask_blur, request.mask_fill, request.only_masked) == (0, "original", False)
+
+
 def test_only_masked_returns_the_whole_picture_in_its_own_size(recording, recorder):
     photo = np.random.default_rng(5).integers(0, 256, (96, 128, 3), np.uint8)
     mask = np.zeros((96, 128), np.uint8)
@@ -129,10 +137,14 @@ REJECTED = {
     "mask": ({"mask": "eHh4"}, "mask = "),
     "latent upscale": ({"resize_mode": 3}, "resize_mode = 3"),
     "blurs": (
-        {"mask_blur": None, "mask_blur_x": 2},
+        {**MASKED, "mask_blur": None, "mask_blur_x": 2},
         "mask_blur_x = 2: must equal mask_blur_y, 4",
     ),
-    "fill": ({"inpainting_fill": 4}, "inpainting_fill = 4"),
+    "blur": ({**MASKED, "mask_blur": 257}, "mask_blur = 257: must be 0 to 256"),
+    "fill": ({**MASKED, "inpainting_fill": 4}, "inpainting_fill = 4: must be 0 to 3"),
+    "padding": ({**MASKED, "inpaint_full_res_padding": -1}, "padding = -1: must be 0 to 256"),
+    "rounding": ({"mask_round": False}, "mask_round = False"),
+    "noise": ({"initial_noise_multiplier": 1.1}, "initial_noise_multiplier = 1.1"),
     "strength": ({"denoising_strength": 1.5}, "denoising_strength = 1.5"),
     "hires": ({"enable_hr": True}, "enable_hr: unknown parameter"),
     "large": ({"width": 2048, "height": 1024}, "must have 1048576 pixels at most"),

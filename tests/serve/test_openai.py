@@ -110,7 +110,17 @@ def test_async_clients_share_the_running_batch(server, tiny_engine):
 
 
 REJECTED = {
-    "unknown": ({"quality": "high"}, "unknown_parameter", "quality: unknown parameter"),
+    "unknown": ({"guidance": 3}, "unknown_parameter", "guidance: unknown parameter"),
+    "unknown null": ({"guidance": None}, "unknown_parameter", "guidance: unknown parameter"),
+    "quality": ({"quality": "high"}, "invalid_value", "quality = 'high': must be auto or standard"),
+    "style": ({"style": "natural"}, "invalid_value", "style = 'natural': must be vivid"),
+    "background": (
+        {"background": "transparent"},
+        "invalid_value",
+        "background = 'transparent': must be auto or opaque, as images have no transparent parts",
+    ),
+    "moderation": ({"moderation": "low"}, "invalid_value", "moderation = 'low': must be auto"),
+    "fidelity": ({"input_fidelity": "high"}, "invalid_value", "input_fidelity = 'high'"),
     "no prompt": ({"prompt": None}, "invalid_value", "prompt = None: must be text"),
     "long prompt": ({"prompt": "x" * 4001}, "invalid_value", "at most 4000 characters"),
     "long negative": ({"negative_prompt": "x" * 4001}, "invalid_value", "at most 4000 characters"),
@@ -169,7 +179,7 @@ def test_error_of_the_client_names_the_parameter(client):
     assert (caught.value.code, caught.value.param) == ("invalid_value", "size")
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.generate(prompt="a dog", background="transparent")
-    assert (caught.value.code, caught.value.param) == ("unknown_parameter", "background")
+    assert (caught.value.code, caught.value.param) == ("invalid_value", "background")
 
 
 def test_another_model_is_not_found(client):

@@ -10,7 +10,7 @@ from sdbatch.output.image_file import Encoding
 from sdbatch.registry import IMAGE_FORMATS
 from sdbatch.sampling import KEYS, UPSCALERS
 from sdbatch.serve import a1111_bodies as a1111
-from sdbatch.serve import requests
+from sdbatch.serve import a1111_requests, requests
 from sdbatch.serve.requests import Generation, ServedModel
 from tests.serve.conftest import ENCODING, job_of
 
@@ -49,10 +49,10 @@ def test_every_sampling_key_with_an_a1111_parameter_reaches_the_engine():
     fields |= {"hr_upscaler": "Latent (bicubic)", "sampler_name": "DDIM", "enable_hr": True}
     reached = set()
     for kind, read_body in (
-        (a1111.Txt2Img, a1111.from_txt2img),
-        (a1111.Img2Img, a1111.from_img2img),
+        (a1111.Txt2Img, a1111_requests.from_txt2img),
+        (a1111.Img2Img, a1111_requests.from_img2img),
     ):
-        given = {**fields, "init_images": ["eA=="]}
+        given = {**fields, "init_images": ["eA=="], "mask": "eA=="}
         body = kind(**{name: given[name] for name in given if name in kind.model_fields})
         first = read_body(body, model_of(), Limits()).first
         reached |= {name for name in A1111 if getattr(first, name) == values[name]}
@@ -75,7 +75,7 @@ def test_eta_of_the_override_settings_is_used_unless_the_request_has_eta():
     settings = {"eta_ddim": 0.25}
     for fields, eta in (({}, 0.25), ({"eta": 0.5}, 0.5), ({"eta": 0.0}, 0.0)):
         body = a1111.Txt2Img(sampler_name="DDIM", override_settings=settings, **fields)
-        assert a1111.from_txt2img(body, model_of(), Limits()).first.eta == eta
+        assert a1111_requests.from_txt2img(body, model_of(), Limits()).first.eta == eta
 
 
 @pytest.mark.parametrize("name", IMAGE_FORMATS)
@@ -86,7 +86,7 @@ def test_every_image_format_of_the_registry_can_be_requested(name):
     assert draw_request.encoding.quality == image_format.quality
     for samples_format in (name, image_format.api_name):
         body = a1111.Txt2Img(override_settings={"samples_format": samples_format})
-        [draw_request] = a1111.from_txt2img(body, model_of(), Limits()).draw_requests
+        [draw_request] = a1111_requests.from_txt2img(body, model_of(), Limits()).draw_requests
         assert draw_request.encoding.image_format == name
 
 
