@@ -25,8 +25,8 @@ from pydantic.json_schema import JsonSchemaValue
 from sdbatch import samplers
 from sdbatch.job import Sampling
 from sdbatch.sampling import KEYS, MAX_SEED
-from sdbatch.serve.bodies import RequestBody, with_alternative
 from sdbatch.serve.requests import FORMATS, MAX_PROMPT_CHARACTERS
+from sdbatch.serve.validation import RequestBody, with_alternative
 
 SCHEDULES = {"": "Automatic", **samplers.SUFFIXES}  # our names -> AUTOMATIC1111's
 UPSCALERS = {  # our names -> AUTOMATIC1111's
