@@ -145,8 +145,8 @@ async def _respond(
     request: Request, service: Service, image_request: ImageRequest, parameters: dict[str, Any]
 ) -> Response:
     """Draw the images of a request and return them."""
-    with service.reserve(image_request, request.state.key):
-        images = await cancel_on_disconnect(request, service.draw(image_request))
+    with service.reserve(image_request, request.state.key) as reservation:
+        images = await cancel_on_disconnect(request, service.draw(image_request, reservation))
     return json_response(
         Images(
             images=[base64.b64encode(image.file).decode() for image in images],

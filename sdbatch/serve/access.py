@@ -54,6 +54,7 @@ class ApiKey:
     only: Literal["metrics"] | None = None
     remaining: float = 0.0
     updated_at: float = field(default_factory=time.monotonic)
+    is_only: bool = False  # there is no other key, so it may use the whole queue
 
     def __post_init__(self) -> None:
         self.remaining = float(self.limits.images_per_minute or 0)
@@ -156,11 +157,12 @@ class Access:
     """
 
     def __init__(self, digests: Digests, serve: Serve) -> None:
+        is_only = sum(entry.only is None for entry in digests.values()) == 1
         self._keys = {
-            digest: ApiKey(entry.name, entry.limits, entry.only)
+            digest: ApiKey(entry.name, entry.limits, entry.only, is_only=is_only)
             for digest, entry in digests.items()
         }
-        self._local = ApiKey("here", serve.limits)
+        self._local = ApiKey("here", serve.limits, is_only=True)
         self._origins = serve.cors_origins
         self._metrics_apart = any(entry.only == "metrics" for entry in digests.values())
 

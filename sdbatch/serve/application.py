@@ -18,9 +18,10 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ReplicaState
 from starlette.types import Receive, Scope, Send
 
 from sdbatch import job as jobs
@@ -28,7 +29,7 @@ from sdbatch import resolve
 from sdbatch.batch import pool, ray_setup
 from sdbatch.batch.pool import Machines
 from sdbatch.engine.request import Request
-from sdbatch.errors import JobError, ModelError, SdbatchError
+from sdbatch.errors import JobError, ModelError, SdbatchError, one_line
 from sdbatch.job import Job
 from sdbatch.models import find_model
 from sdbatch.models.find_model import ModelFiles
@@ -37,14 +38,17 @@ from sdbatch.resolve import Resolved
 from sdbatch.serve import access, proxy, requests, web
 from sdbatch.serve.access import Access, Digests, is_loopback
 from sdbatch.serve.drawer import Drawer, DrawFailure, DrawRequest, EncodedImage, Event
-from sdbatch.serve.errors import ApiError, replica_lost
+from sdbatch.serve.errors import ApiError
+from sdbatch.serve.redraw import ReplicaDied, ReplicaUnavailable
 from sdbatch.serve.requests import ServedModel
-from sdbatch.serve.service import Service
+from sdbatch.serve.service import Service, log
 from sdbatch.stages.base import Needs
 from sdbatch.stages.safety import SafetyPolicy
 
 NAME = "sdbatch"  # of the application
 UPSCALE_SECONDS, DOWNSCALE_SECONDS = 10, 300  # of load, before replicas are added or removed
+FOLLOW_SECONDS = 2.0  # between two looks at the number of replicas
+HEALTH_SECONDS = 2.0  # between two health checks, after which a dead replica is replaced
 # Of a Front: never reached, or requests, probes too, would wait in Ray's proxy behind others. What
 # limits them is the queue and the slots of bodies.
 MAX_REQUESTS = 100_000
@@ -94,7 +98,7 @@ def make_application(job: Job, digests: Digests) -> serve.Application:
         graceful_shutdown_timeout_s=settings.timeout_s,
     )
     model = ServedModel(resolved.job, api_name(files), encoding_of(resolved.job))
-    return front.bind(model, digests, drawer)
+    return front.bind(model, digests, drawer, images_at_once(resolved.engine.most_lanes))
 
 
 def api_name(files: ModelFiles) -> str:
@@ -146,12 +150,35 @@ def serve_job(
     return images_left
 
 
-class Front:
-    """Answers HTTP; see service.Service."""
+def images_at_once(lanes: int) -> int:
+    """Return how many images are sent to a replica at a time, whose engine has `lanes` lanes.
 
-    def __init__(self, model: ServedModel, digests: Digests, drawers: DeploymentHandle) -> None:
+    Enough to refill its lanes without a pause, and more than Serve aims at, so that it adds
+    replicas under load; less than a replica accepts, so that none waits in Ray's own queue, which
+    knows no keys.
+    """
+    return lanes + max(1, lanes // 2)
+
+
+class Front:
+    """Answers HTTP; see service.Service.
+
+    Args:
+        model: is served.
+        digests: the API keys.
+        drawers: the replicas with engines.
+        images_each: how many images a replica is sent at a time.
+    """
+
+    def __init__(
+        self, model: ServedModel, digests: Digests, drawers: DeploymentHandle, images_each: int
+    ) -> None:
         self._service = Service(model, Replicas(drawers))
         self.web = web.application(self._service, Access(digests, model.job.serve))
+        self._service.queue.turns.set_places(model.job.serve.min_replicas * images_each)
+        self._following = asyncio.ensure_future(
+            self._follow_replicas(drawers.deployment_name, images_each)
+        )
 
     async def log_files(self) -> str | None:
         """Return a pattern for the names of the log files of this Front and of later ones."""
@@ -164,6 +191,37 @@ class Front:
     async def drain(self, seconds: float) -> int:
         """Accept no more requests and wait for the pending images; return how many are left."""
         return await self._service.drain(seconds)
+
+    async def _follow_replicas(self, deployment: str, images_each: int) -> None:
+        """Draw as many images at a time as the running replicas can use.
+
+        Serve's status is the one public source of their number. While it is not available, the
+        last number holds; there are places for one replica at least, as images may be what makes
+        Serve start it.
+        """
+        name = serve.get_replica_context().app_name
+        while True:
+            try:
+                status = await asyncio.to_thread(serve.status)
+                states = status.applications[name].deployments[deployment].replica_states
+                running = states.get(ReplicaState.RUNNING, 0)
+                self._service.queue.turns.set_places(max(1, running) * images_each)
+            except Exception as error:  # noqa: BLE001  whatever it is, drawing goes on
+                log.warning("the number of replicas is not known: %s", one_line(error))
+            await asyncio.sleep(FOLLOW_SECONDS)
+
+
+class ReplicaDrawer(Drawer):
+    """A Drawer in a process of its own, which ends with the engine.
+
+    Serve then replaces it at once. If it lived, the next images would be sent to it, and fail,
+    until it has missed several health checks.
+    """
+
+    def engine_ended(self, error: SdbatchError) -> None:
+        """Log the reason and end the process."""
+        log.error("the engine cannot go on, so its replica ends: %s", one_line(error))
+        os._exit(1)
 
 
 class Replicas:
@@ -201,13 +259,23 @@ class Replicas:
 
 @contextmanager
 def _replica_errors() -> Iterator[None]:
-    """Turn the death of a replica, or of its engine, into an error that the client can retry."""
+    """Turn Ray's errors into those that lead to a second try."""
     try:
         yield
-    except (RayError, RayServeException) as error:
-        if isinstance(error, RayTaskError) and not isinstance(error, SdbatchError):
-            raise  # a bug in the Drawer's own code
-        raise replica_lost() from error
+    except (ActorUnavailableError, RayServeException) as error:
+        raise ReplicaUnavailable(one_line(error)) from error
+    except RayTaskError as error:
+        if isinstance(error, SdbatchError):
+            raise ReplicaDied(one_line(error)) from error
+        raise  # a bug in the Drawer's own code
+    except RayError as error:
+        raise ReplicaDied(one_line(error)) from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        # the replica cancelled its call, for example at the end of its graceful shutdown
+        raise ReplicaUnavailable("The replica cancelled the call.") from error
 
 
 def _check_own_limits(job: Job) -> None:
@@ -237,7 +305,7 @@ def _drawer(resolved: Resolved, actor: Needs, max_replicas: int) -> serve.Applic
     job, engine = resolved.job, resolved.engine
     ongoing = engine.most_lanes  # twice the guided images that fill the lanes
     return serve.deployment(
-        Drawer,
+        ReplicaDrawer,
         name="Drawer",
         ray_actor_options=pool.ray_options(actor),
         max_ongoing_requests=2 * ongoing,
@@ -248,7 +316,8 @@ def _drawer(resolved: Resolved, actor: Needs, max_replicas: int) -> serve.Applic
             "upscale_delay_s": UPSCALE_SECONDS,
             "downscale_delay_s": DOWNSCALE_SECONDS,
         },
-        graceful_shutdown_timeout_s=job.serve.timeout_s,
+        health_check_period_s=HEALTH_SECONDS,
+        graceful_shutdown_timeout_s=job.serve.timeout_s,  # it draws what it has accepted
         max_constructor_retry_count=1,
     ).bind(resolved.make_engine(), SafetyPolicy(job.safety.policy), max(1, int(actor.cpus)))
 

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from sdbatch.engine.request import Drawn, EngineProtocol, Follow, Request
 from sdbatch.errors import SdbatchError, one_line
@@ -79,6 +79,11 @@ class DrawFailure:
 Event = Progress | EncodedImage | DrawFailure
 
 
+def is_on_the_way(event: Event) -> TypeGuard[Progress | EncodedImage]:
+    """Tell whether an event is progress or a preview, after which others follow."""
+    return isinstance(event, Progress) or (isinstance(event, EncodedImage) and event.preview)
+
+
 class Drawer:
     """Draws with one engine.
 
@@ -139,6 +144,9 @@ class Drawer:
                 f"replaced."
             )
 
+    def engine_ended(self, error: SdbatchError) -> None:
+        """Called when the engine cannot go on; application.ReplicaDrawer ends its process then."""
+
     async def _draw(
         self, draw_request: DrawRequest, follow: Follow | None
     ) -> EncodedImage | DrawFailure:
@@ -146,7 +154,8 @@ class Drawer:
             drawn = await asyncio.wrap_future(
                 self._engine.submit(draw_request.request, exact=draw_request.exact, follow=follow)
             )
-        except SdbatchError:
+        except SdbatchError as error:
+            self.engine_ended(error)
             raise
         except ValueError as error:
             return DrawFailure(sentence(error), "request")

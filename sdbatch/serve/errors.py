@@ -174,10 +174,9 @@ def internal_error() -> ApiError:
     return ApiError(500, text, code="internal")
 
 
-def replica_lost() -> ApiError:
-    """Return the error of a request whose replica died while it drew."""
-    text = "The replica that drew the image died. Send the request again."
-    return ApiError(503, text, code="replica_lost", retry_after=1)
+def replica_lost(text: str) -> ApiError:
+    """Return the error of an image that no replica could draw; `text` says what to do."""
+    return ApiError(503, text, code="replica_lost", retry_after=5)
 
 
 def client_disconnected() -> ApiError:

@@ -19,7 +19,7 @@ from sdbatch.serve.results import Result, StoredImages, secret_name
 log = logging.getLogger("ray.serve.sdbatch")
 JOB_BYTES = 16 * 1024  # of a long job that has ended, besides its images
 OnEvent = Callable[[int, Progress | EncodedImage], None]  # sample index; progress or preview
-Draw = Callable[[ImageRequest, OnEvent], Awaitable[list[EncodedImage]]]
+Draw = Callable[[ImageRequest, Reservation, OnEvent], Awaitable[list[EncodedImage]]]
 
 
 @dataclass(eq=False)
@@ -111,7 +111,7 @@ class LongJobs:
     async def _run(self, job: LongJob) -> None:
         with job.reservation:
             try:
-                images = await self._draw(job.request, job.update)
+                images = await self._draw(job.request, job.reservation, job.update)
                 job.result = self._stored_images.store(job.request, images)
                 job.status = "completed"
             except ApiError as error:

@@ -43,6 +43,17 @@ class Metrics:
             ["key"],
             registry=registry,
         )
+        self.waiting = Gauge(
+            "sdbatch_images_waiting", "Images that wait for their turn.", ["key"], registry=registry
+        )
+        self.drawing = Gauge(
+            "sdbatch_images_drawing", "Images that replicas draw.", ["key"], registry=registry
+        )
+        self.redrawn = Counter(
+            "sdbatch_images_redrawn",
+            "Images drawn again because their replica died.",
+            registry=registry,
+        )
         for outcome in OUTCOMES:
             self.images.labels(outcome)
 

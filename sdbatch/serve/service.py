@@ -9,15 +9,23 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
-from typing import Any, Protocol, TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 from sdbatch.serve.access import ApiKey
-from sdbatch.serve.drawer import DrawFailure, DrawRequest, EncodedImage, Event, Progress
+from sdbatch.serve.drawer import (
+    DrawFailure,
+    DrawRequest,
+    EncodedImage,
+    Event,
+    Progress,
+    is_on_the_way,
+)
 from sdbatch.serve.errors import ApiError, invalid_request, shutting_down
 from sdbatch.serve.jobs import LongJobs, OnEvent
 from sdbatch.serve.metrics import Metrics
 from sdbatch.serve.pictures import Pictures
 from sdbatch.serve.queue import ImageQueue, Reservation
+from sdbatch.serve.redraw import Drawers, RedrawingDrawers
 from sdbatch.serve.requests import ImageRequest, ServedModel
 from sdbatch.serve.results import StoredImages
 
@@ -29,19 +37,6 @@ PREPARING_THREADS = 2  # that decode pictures; each holds one picture of 64 mega
 
 Argument = TypeVar("Argument")
 Value = TypeVar("Value")
-
-
-class Drawers(Protocol):
-    """The replicas with engines: application.Replicas; in tests a drawer.Drawer."""
-
-    async def draw(self, draw_request: DrawRequest) -> EncodedImage | DrawFailure:
-        """Draw an image; raises an ApiError if its replica dies."""
-
-    def draw_events(self, draw_request: DrawRequest) -> AsyncGenerator[Event]:
-        """Draw an image; yield its progress and previews, then the image or its failure."""
-
-    async def check_health(self) -> None:
-        """Raise an exception, or wait, while no replica can draw."""
 
 
 class Service:
@@ -56,7 +51,7 @@ class Service:
         self.stored_images = StoredImages(settings)
         self.jobs = LongJobs(self.draw, self.stored_images, settings)
         self._timeout_s = settings.timeout_s
-        self._drawers = drawers
+        self._drawers = RedrawingDrawers(drawers, self.metrics)
         self._preparers = ThreadPoolExecutor(PREPARING_THREADS)
 
     async def prepare(self, image_request: ImageRequest, pictures: Pictures) -> ImageRequest:
@@ -78,28 +73,36 @@ class Service:
         return self.queue.reserve(image_request, key)
 
     async def draw(
-        self, image_request: ImageRequest, on_event: OnEvent | None = None
+        self,
+        image_request: ImageRequest,
+        reservation: Reservation,
+        on_event: OnEvent | None = None,
     ) -> list[EncodedImage]:
-        """Draw all images of a request that has a reservation.
+        """Draw all images of a request, each when it is its turn.
 
         Args:
             image_request: what to draw.
+            reservation: its own.
             on_event: is called with the progress and the previews of each image.
 
         Raises:
             ApiError: there was not enough time, or one of them could not be drawn.
         """
+        deadline = self._deadline()
 
         async def draw_one(draw_request: DrawRequest) -> EncodedImage:
             with self._measured():
-                if on_event is None:
-                    return _require_image(await self._drawers.draw(draw_request))
-                last: Event | None = None
-                async with aclosing(self._drawers.draw_events(draw_request)) as events:
-                    async for last in events:
-                        if _is_on_the_way(last):
-                            on_event(draw_request.sample_index, last)
-                return _require_image(last)
+                async with self.queue.turn(reservation, deadline):
+                    if on_event is None:
+                        return _require_image(await self._drawers.draw(draw_request, deadline))
+                    last: Event | None = None
+                    async with aclosing(
+                        self._drawers.draw_events(draw_request, deadline)
+                    ) as events:
+                        async for last in events:
+                            if is_on_the_way(last):
+                                on_event(draw_request.sample_index, last)
+                    return _require_image(last)
 
         return await self._gather([draw_one(each) for each in image_request.draw_requests])
 
@@ -110,14 +113,15 @@ class Service:
         deadline = self._deadline()
         with reservation:
             with self._time_limit(), self._measured():
-                async with aclosing(self._drawers.draw_events(draw_request)) as events:
-                    while True:
-                        async with asyncio.timeout_at(deadline):
-                            event = await anext(events)
-                        if not _is_on_the_way(event):
-                            break
-                        yield event
-                image = _require_image(event)
+                last: Event | None = None
+                async with (
+                    self.queue.turn(reservation, deadline),
+                    aclosing(self._drawers.draw_events(draw_request, deadline)) as events,
+                ):
+                    async for last in events:
+                        if is_on_the_way(last):
+                            yield last
+                image = _require_image(last)
             yield image
 
     async def check_ready(self) -> None:
@@ -145,12 +149,11 @@ class Service:
     async def _gather(
         self, coroutines: Sequence[Coroutine[Any, Any, EncodedImage]]
     ) -> list[EncodedImage]:
-        """Wait for all images of a request; if one fails, or time is up, cancel the others."""
+        """Wait for all images of a request; if one fails, cancel the others."""
         tasks = [asyncio.ensure_future(each) for each in coroutines]
         try:
             with self._time_limit():
-                async with asyncio.timeout_at(self._deadline()):
-                    return await asyncio.gather(*tasks)
+                return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
@@ -183,11 +186,6 @@ class Service:
                 f"request fewer images or steps."
             )
             raise ApiError(504, text, code="timeout", retry_after=10) from error
-
-
-def _is_on_the_way(event: Event) -> TypeGuard[Progress | EncodedImage]:
-    """Tell whether an event is progress or a preview, after which others follow."""
-    return isinstance(event, Progress) or (isinstance(event, EncodedImage) and event.preview)
 
 
 def _require_image(event: Event | None) -> EncodedImage:

@@ -6,6 +6,7 @@ tests/serve has the service without Ray.
 import base64
 import contextlib
 import io
+import json
 import os
 import signal
 import socket
@@ -32,8 +33,9 @@ JOB = {
     "prompts": {"rows": [{"prompt": "a red circle"}]},
     "model": "builtin:shapes",
     "sampling": {"height": 64, "width": 64, "num_inference_steps": 6, "guidance_scale": 2.5},
+    "engine": {"lanes": 16},  # so 24 images are sent to a replica at a time
     "output": {"path": "out"},
-    "serve": {"timeout_s": 25},
+    "serve": {"timeout_s": 60},
 }
 # A minute or more of work for one core.
 LONG = {"prompt": "a dog", "num_inference_steps": 150, "size": "768x768"}
@@ -175,23 +177,60 @@ def alone(served):
     return answer.json()["data"][0]["lanes"] == 2
 
 
-def test_a_killed_replica_fails_what_it_drew_with_a_retryable_error_and_comes_back(served):
-    with ThreadPoolExecutor(4) as pool:
-        held = [pool.submit(served.post, num_inference_steps=150, size="512x512") for _ in range(4)]
+@contextlib.contextmanager
+def flood(served, jobs):
+    """Keep long jobs of 10 images each in the queue; cancel them at the end."""
+    body = {**LONG, "n": 10}
+    names = [served.client.post("/v1/images/jobs", json=body).json()["id"] for _ in range(jobs)]
+    try:
+        yield
+    finally:
+        for name in names:
+            served.client.post(f"/v1/images/jobs/{name}/cancel")
+        served.wait_for_open(0)
+
+
+def wait_for_metric(served, name, value):
+    line = f'{name}{{key="here"}} {value:.1f}'
+    wait_until(lambda: line in served.client.get("/metrics").text)
+
+
+def test_a_replica_is_sent_no_more_images_than_it_can_use(served):
+    with flood(served, jobs=3):
+        wait_for_metric(served, "sdbatch_images_drawing", 24)
+        wait_for_metric(served, "sdbatch_images_waiting", 6)
+
+
+def test_images_of_a_killed_replica_are_drawn_again_with_the_same_pixels(served):
+    """Of single requests, a stream and a long job; the only replica dies while it draws them."""
+    body = {"num_inference_steps": 100, "exact": True}  # five of them fit into the lanes
+    job = served.client.post("/v1/images/jobs", json={**body, "prompt": "a dog", "n": 2}).json()
+    with ThreadPoolExecutor(2) as pool:
+        held = [pool.submit(served.post, **body, seed=seed) for seed in (5, 6)]
         served.wait_for_open(4)
-        with served.client.stream(
-            "POST", "/v1/images/generations", json={**LONG, "stream": True}
-        ) as stream:
+        streamed = {**body, "prompt": "a dog", "seed": 7, "stream": True, "partial_images": 3}
+        with served.client.stream("POST", "/v1/images/generations", json=streamed) as stream:
             lines = stream.iter_lines()
-            next(line for line in lines if "step" in line)  # the replica has those before it too
+            next(line for line in lines if "step" in line)  # the replica has the others too
             os.kill(find_process(served.ray_folder, ":Drawer"), signal.SIGKILL)
-            assert any("replica_lost" in line for line in lines)
-        lost = [one.result() for one in held]
-    assert [answer.status_code for answer in lost] == [503] * 4
-    assert {answer.json()["error"]["code"] for answer in lost} == {"replica_lost"}
-    assert {answer.headers["retry-after"] for answer in lost} == {"1"}
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=5) as client:
-        assert client.images.generate(prompt="a dog").data  # waits for the new replica
+            events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+        answers = [one.result() for one in held]
+    assert [event.get("partial_image_index") for event in events] == [0, 1, 2, None]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    wait_until(lambda: served.client.get(job["poll_url"]).json()["status"] == "completed")
+    assert "sdbatch_images_redrawn_total 5.0" in served.client.get("/metrics").text
+    images = [answer.json()["data"][0]["b64_json"] for answer in answers] + [events[-1]["b64_json"]]
+    again = served.post(**body, seed=5, n=3).json()["data"]
+    for image, other in zip(images, again, strict=True):
+        first, second = (pixels(base64.b64decode(each)) for each in (image, other["b64_json"]))
+        assert np.array_equal(first, second)
+
+
+@pytest.mark.slow
+def test_under_load_a_second_replica_is_started_and_sent_as_many_images(served):
+    with flood(served, jobs=5):
+        wait_for_metric(served, "sdbatch_images_drawing", 48)
+        wait_for_metric(served, "sdbatch_images_waiting", 2)
 
 
 def test_stopping_draws_what_was_taken_in(served):

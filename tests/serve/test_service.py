@@ -99,15 +99,36 @@ def test_an_image_that_fails_ends_its_request_and_cancels_the_others(serving):
     engine.wait_for(cancelled=2)
 
 
-def test_an_engine_that_cannot_go_on_is_an_internal_error(serving):
+def test_an_engine_that_cannot_go_on_is_an_error_that_the_client_can_retry(serving):
     class Broken(FakeEngine):
         def submit(self, request, *, exact=True, follow=None):
             raise ModelError("engine = closed: takes no more requests.")
 
     server = serving(Broken())
     answer = server.post(prompt="a")
-    assert answer.status_code == 500
-    assert answer.json()["error"]["type"] == "server_error"
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "replica_lost")
+    body = {"prompt": "a", "stream": True}
+    with server.client.stream("POST", "/v1/images/generations", json=body) as stream:
+        assert '"code": "replica_lost"' in stream.read().decode()
+    job = server.post("/v1/images/jobs", prompt="a").json()
+    server.wait_for_pending(0)
+    state = server.client.get(job["poll_url"]).json()
+    assert (state["status"], state["error"]["code"]) == ("failed", "replica_lost")
+    assert metric(server, 'sdbatch_images_total{outcome="failed"}') == 3
+
+
+def test_an_internal_error_is_one_in_streams_and_long_jobs_too(serving):
+    class Faulty(Drawer):
+        async def draw(self, draw_request):
+            raise RuntimeError("a bug")
+
+        async def draw_events(self, draw_request):
+            raise RuntimeError("a bug")
+            yield
+
+    server = serving(drawer_type=Faulty)
+    answer = server.post(prompt="a")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
     body = {"prompt": "a", "stream": True}
     with server.client.stream("POST", "/v1/images/generations", json=body) as stream:
         assert '"code": "internal"' in stream.read().decode()
@@ -115,7 +136,6 @@ def test_an_engine_that_cannot_go_on_is_an_internal_error(serving):
     server.wait_for_pending(0)
     state = server.client.get(job["poll_url"]).json()
     assert (state["status"], state["error"]["code"]) == ("failed", "internal")
-    assert metric(server, 'sdbatch_images_total{outcome="failed"}') == 3
 
 
 def test_readiness_depends_on_the_engine(serving):
