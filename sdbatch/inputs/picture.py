@@ -18,6 +18,8 @@ from sdbatch.inputs.quiet import QUIET
 
 LEAST_SIDE, MOST_SIDE = 8, 16384  # pixels
 MOST_PIXELS = 8192 * 8192
+MOST_CHARACTERS = 2**20  # of all texts that a file carries
+USER_COMMENT = "UserComment"  # the name of EXIF's comment, besides those of PNG's texts
 # What Pillow's readers raise for a damaged file, as random damage shows.
 _DAMAGE = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError,
@@ -77,6 +79,30 @@ def read_size(file: bytes) -> tuple[int, int]:
     with QUIET:
         picture = _open(file, "image")
         return _turned(picture.size, _turn_of(picture))
+
+
+def read_texts(file: bytes) -> dict[str, str]:
+    """Return the texts that a picture file carries by their names: PNG's, and EXIF's comment.
+
+    Raises:
+        ValueError: as `read_picture`; or the texts are too long.
+    """
+    with QUIET:
+        picture = _open(file, "image")
+        _load(picture, file, "image")  # a PNG may have texts after its pixels
+        texts = {
+            str(name): str(text) for name, text in picture.info.items() if isinstance(text, str)
+        }
+        comment = _user_comment(picture)
+    if comment:
+        texts[USER_COMMENT] = comment
+    characters = sum(map(len, texts.values()))
+    if characters > MOST_CHARACTERS:
+        raise ValueError(
+            f"image = a picture with texts of {characters} characters: must have at most "
+            f"{MOST_CHARACTERS}. Save it without them"
+        )
+    return texts
 
 
 def read_mask(file: bytes) -> Image.Image:
@@ -165,6 +191,21 @@ def _turn_of(picture: Image.Image) -> Image.Transpose | None:
         return _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except _DAMAGE:
         return None
+
+
+def _user_comment(picture: Image.Image) -> str:
+    """Return EXIF's comment; "" if there is none, or it cannot be read."""
+    try:
+        comment = picture.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+    except _DAMAGE:
+        return ""
+    if isinstance(comment, str):
+        return comment
+    code, text = comment[:8], comment[8:]  # Exif 2.32, sec. 4.6.5, UserComment
+    if code == b"UNICODE\0":
+        little = text.startswith(b"\xff\xfe")
+        return str(text, "utf-16" if little else "utf-16-be", "replace").strip("\0")
+    return str(text, "utf-8", "replace").strip("\0 ")
 
 
 def _turned(size: tuple[int, int], turn: Image.Transpose | None) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's API: txt2img and img2img as its clients send them, and what they list first.
+"""AUTOMATIC1111's API: txt2img and img2img as its clients send them; the routes of its other parts.
 
 Prompts are read as AUTOMATIC1111 reads them: with weights, and in chunks of 75 tokens.
 """
@@ -13,10 +13,17 @@ from pydantic import BaseModel
 
 from sdbatch import samplers
 from sdbatch.output.image_file import infotext
-from sdbatch.sampling import LATENT_UPSCALERS, PICTURE_UPSCALERS
-from sdbatch.serve import a1111_requests
-from sdbatch.serve.a1111_bodies import SCHEDULES, UPSCALERS, Img2Img, Txt2Img
+from sdbatch.serve import (
+    a1111_lists,
+    a1111_options,
+    a1111_png_info,
+    a1111_progress,
+    a1111_requests,
+)
+from sdbatch.serve.a1111_bodies import Img2Img, Txt2Img
+from sdbatch.serve.a1111_drawings import Drawings
 from sdbatch.serve.drawer import DrawRequest, EncodedImage
+from sdbatch.serve.errors import ApiError
 from sdbatch.serve.http import (
     DRAW_ERRORS,
     cancel_on_disconnect,
@@ -26,15 +33,9 @@ from sdbatch.serve.http import (
     json_response,
     set_log_fields,
 )
-from sdbatch.serve.requests import ImageRequest, ServedModel
+from sdbatch.serve.jobs import OnEvent
+from sdbatch.serve.requests import ImageRequest
 from sdbatch.serve.service import Service
-
-EMPTY_LISTS = (  # routes of what this service does not have
-    "/sd-vae",
-    "/hypernetworks",
-    "/face-restorers",
-    "/prompt-styles",
-)
 
 
 class Images(BaseModel):
@@ -47,9 +48,39 @@ class Images(BaseModel):
 
 def routes(service: Service) -> APIRouter:
     """Return the routes over `service`."""
+    drawings = Drawings()
+    router = APIRouter()
+    for part in (
+        _draw_routes(service, drawings),
+        a1111_progress.routes(drawings),
+        a1111_options.routes(service.model),
+        a1111_png_info.routes(service),
+        a1111_lists.routes(service.model, service.started),
+    ):
+        router.include_router(part)
+    return router
+
+
+def _draw_routes(service: Service, drawings: Drawings) -> APIRouter:
     router = APIRouter(prefix="/sdapi/v1")
     model = service.model
-    documented = {200: {"model": Images}, **documented_errors(*DRAW_ERRORS)}
+    documented = {200: {"model": Images}, **documented_errors(*DRAW_ERRORS, 409)}
+
+    async def respond(
+        request: Request, job: str, image_request: ImageRequest, parameters: dict[str, Any]
+    ) -> Response:
+        """Draw the images of a request and return them; `job` is AUTOMATIC1111's name of it."""
+        key = request.state.key
+        with (
+            service.reserve(image_request, key) as reservation,
+            drawings.of(key.name).running(job, image_request) as drawing,
+        ):
+
+            async def draw(one: ImageRequest, on_event: OnEvent) -> list[EncodedImage]:
+                return await service.draw(one, reservation, on_event)
+
+            drawn = await cancel_on_disconnect(request, drawing.run(draw))
+        return json_response(_images(drawn, parameters))
 
     @router.post("/txt2img", responses=documented, openapi_extra=documented_body(Txt2Img))
     async def txt2img(request: Request) -> Response:
@@ -59,7 +90,7 @@ def routes(service: Service) -> APIRouter:
             request, Txt2Img, lambda body: a1111_requests.from_txt2img(body, model, limits)
         )
         set_log_fields(request, image_request)
-        return await _respond(request, service, image_request, body.model_dump())
+        return await respond(request, "scripts_txt2img", image_request, body.model_dump())
 
     @router.post("/img2img", responses=documented, openapi_extra=documented_body(Img2Img))
     async def img2img(request: Request) -> Response:
@@ -74,93 +105,27 @@ def routes(service: Service) -> APIRouter:
         parameters = body.model_dump()
         if not body.include_init_images:
             parameters |= {"init_images": None, "mask": None}
-        return await _respond(request, service, image_request, parameters)
+        return await respond(request, "scripts_img2img", image_request, parameters)
 
-    for path, content in discovery(model).items():
-        router.add_api_route(
-            path, _constant_route(content), methods=["GET"], responses=documented_errors()
-        )
     return router
 
 
-def discovery(model: ServedModel) -> dict[str, Any]:
-    """Return the responses of the routes that clients call first, by their paths."""
-    return {
-        "/samplers": [
-            {"name": samplers.title(each), "aliases": [each], "options": {}}
-            for each in samplers.NAMES
-        ],
-        "/schedulers": [
-            {
-                "name": schedule or "automatic",
-                "label": label,
-                "aliases": None,
-                "default_rho": -1,
-                "need_inner_model": False,
-            }
-            for schedule, label in SCHEDULES.items()
-        ],
-        "/sd-models": [_checkpoint(name, model) for name in model.names],
-        "/options": {"sd_model_checkpoint": model.name, "samples_format": "png", "eta_ddim": 0.0},
-        "/embeddings": {
-            "loaded": {each.token: {} for each in model.job.model.embeddings},
-            "skipped": {},
-        },
-        "/loras": [
-            {"name": lora, "alias": lora, "path": "", "metadata": {}}
-            for lora in model.job.model.row_loras
-        ],
-        "/latent-upscale-modes": [{"name": UPSCALERS[name]} for name in LATENT_UPSCALERS],
-        "/upscalers": [_upscaler(UPSCALERS[name]) for name in PICTURE_UPSCALERS],
-        **{path: [] for path in EMPTY_LISTS},
-        "/scripts": {"txt2img": [], "img2img": []},
-        "/cmd-flags": {"api": True},
-    }
-
-
-def _checkpoint(name: str, model: ServedModel) -> dict[str, Any]:
-    return {
-        "title": name,
-        "model_name": name,
-        "hash": model.encoding.model_hash[:10] or None,
-        "sha256": model.job.model.sha256,
-        "filename": name,
-        "config": None,
-    }
-
-
-def _upscaler(name: str) -> dict[str, Any]:
-    files = {"model_name": None, "model_path": None, "model_url": None}
-    return {"name": name, **files, "scale": 4}
-
-
-def _constant_route(content: Any) -> Any:
-    async def answer() -> Any:
-        return content
-
-    return answer
-
-
-async def _respond(
-    request: Request, service: Service, image_request: ImageRequest, parameters: dict[str, Any]
-) -> Response:
-    """Draw the images of a request and return them."""
-    with service.reserve(image_request, request.state.key) as reservation:
-        images = await cancel_on_disconnect(request, service.draw(image_request, reservation))
-    return json_response(
-        Images(
-            images=[base64.b64encode(image.file).decode() for image in images],
-            parameters=parameters,
-            info=json.dumps(_info(image_request, images, parameters["batch_size"])),
-        )
+def _images(drawn: list[tuple[DrawRequest, EncodedImage]], parameters: dict[str, Any]) -> Images:
+    """Return the response; raises an ApiError if the request was ended before it had an image."""
+    if not drawn:
+        text = "The request was interrupted before it had an image. Send it again."
+        raise ApiError(409, text, code="interrupted")
+    return Images(
+        images=[base64.b64encode(image.file).decode() for _, image in drawn],
+        parameters=parameters,
+        info=json.dumps(_info(drawn, parameters["batch_size"])),
     )
 
 
-def _info(
-    image_request: ImageRequest, images: list[EncodedImage], batch_size: int
-) -> dict[str, Any]:
-    first = image_request.first
-    parameters = [_parameters(each) for each in image_request.draw_requests]
+def _info(drawn: list[tuple[DrawRequest, EncodedImage]], batch_size: int) -> dict[str, Any]:
+    first = drawn[0][0].request
+    images = [image for _, image in drawn]
+    parameters = [_parameters(draw_request) for draw_request, _ in drawn]
     seeds = [each["seed"] for each in parameters]
     subseeds = [each["variation_seed"] if first.variation_strength else -1 for each in parameters]
     second = first.enlarged()
@@ -188,7 +153,8 @@ def _info(
         "index_of_first_image": 0,
         "infotexts": [infotext(each) for each in parameters],
         "version": parameters[0]["software"],
-        "exact": [image.facts.exact for image in images],
+        "exact": [image.facts.exact and not image.preview for image in images],
+        "finished": [not image.preview for image in images],  # not ended early
     }
 
 

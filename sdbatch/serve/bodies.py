@@ -22,6 +22,7 @@ PICTURE_ROUTES = (
     "/v1/images/variations",
     "/v1/images/jobs",
     "/sdapi/v1/img2img",
+    "/sdapi/v1/png-info",
 )
 QUICK_SECONDS = 1.0  # a body that arrives within these needs no slot
 BODY_SECONDS = 20.0  # for any body, in addition to the time that MIN_BYTES_PER_SECOND gives

@@ -8,6 +8,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from sdbatch.serve import a1111, edits, long_jobs, openai
@@ -17,6 +18,7 @@ from sdbatch.serve.middleware import Middleware
 from sdbatch.serve.service import Service
 
 _GET_AND_HEAD = ["GET", "HEAD"]  # load balancers ask with either
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")  # RFC 9110, RFC 5789
 
 
 def application(service: Service, access: Access) -> ASGIApp:
@@ -64,9 +66,24 @@ def _own_routes(service: Service) -> APIRouter:
     return router
 
 
-async def _error_response(_: Request, error: Exception) -> Response:
+async def _error_response(request: Request, error: Exception) -> Response:
     api_error = error if isinstance(error, ApiError) else _as_api_error(error)
+    if api_error.status == 405:
+        api_error.headers["Allow"] = _allowed_methods(request)
     return JSONResponse(api_error.body, api_error.status, api_error.headers)
+
+
+def _allowed_methods(request: Request) -> str:
+    """Return the methods of all routes of a path; Starlette names those of the first alone."""
+    allowed = [
+        method
+        for method in METHODS
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
+    return ", ".join(allowed)
 
 
 def _as_api_error(error: Exception) -> ApiError:

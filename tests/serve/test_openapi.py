@@ -29,7 +29,7 @@ def test_every_route_responds_as_documented(serving, monkeypatch, tmp_path, exam
     ]
     process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert process.returncode == 0, process.stdout[-6000:]
-    assert "Tested: 26" in process.stdout
+    assert "Tested: 46" in process.stdout
     text = server.client.get("/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
     assert 'route="/v1/images/generations",status="200"' in text  # some requests were drawn
     assert 'status="5' not in text
