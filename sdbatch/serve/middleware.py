@@ -8,6 +8,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sdbatch.serve import page
 from sdbatch.serve.access import Access, ApiKey
 from sdbatch.serve.bodies import Bodies, Client, has_body, replay
 from sdbatch.serve.errors import ApiError, internal_error
@@ -26,7 +27,7 @@ from sdbatch.serve.metrics import key_name
 from sdbatch.serve.service import Service, log
 
 PUBLIC = ("/", "/docs", "/openapi.json", "/healthz", "/readyz")  # need no key, reveal nothing
-PUBLIC_FOLDERS = ("/static/", "/v1/images/files/")
+PUBLIC_FOLDERS = ("/static/", page.FOLDER, "/v1/images/files/")
 REFUSALS = (401, 403, 408, 413, 429)  # whose log lines have the client's address
 EXPOSED_HEADERS = ("Location", "Retry-After", "WWW-Authenticate", "X-Request-ID")
 _CONTENT_POLICY = (

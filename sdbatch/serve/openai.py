@@ -22,6 +22,7 @@ from sdbatch.serve.http import (
     json_response,
     set_log_fields,
 )
+from sdbatch.serve.model_card import ModelCard, ModelCards, field_ranges, model_card
 from sdbatch.serve.queue import Reservation
 from sdbatch.serve.requests import ImageRequest, Streamable
 from sdbatch.serve.service import Service, log
@@ -37,6 +38,13 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter()
     served = service.model
     generation = requests.body_with_defaults(Streamable, served.job)
+    ranges = field_ranges(generation)
+
+    def card(request: Request, name: str) -> ModelCard:
+        key = request.state.key
+        images = min(key.limits.images, service.queue.most_images(key))
+        limits = key.limits.model_copy(update={"images": images})
+        return model_card(name, served, ranges, limits, service.started)
 
     @router.post(
         "/v1/images/generations",
@@ -55,17 +63,21 @@ def routes(service: Service) -> APIRouter:
         set_log_fields(request, image_request)
         return await respond(request, service, image_request)
 
-    @router.get("/v1/models", responses=documented_errors())
-    async def models() -> dict[str, Any]:
-        """List the names of the model that is served."""
-        return {"object": "list", "data": [_model(service, name) for name in served.names]}
+    @router.get("/v1/models", response_model_exclude_none=True, responses=documented_errors())
+    async def models(request: Request) -> ModelCards:
+        """List the names of the model that is served, with the limits of the key that asks."""
+        return ModelCards(object="list", data=[card(request, name) for name in served.names])
 
-    @router.get("/v1/models/{name:path}", responses=documented_errors(404))
-    async def model(name: str) -> dict[str, Any]:
-        """Describe the model that is served."""
+    @router.get(
+        "/v1/models/{name:path}",
+        response_model_exclude_none=True,
+        responses=documented_errors(404),
+    )
+    async def model(request: Request, name: str) -> ModelCard:
+        """Describe the model that is served, with the limits of the key that asks."""
         if name not in served.names:
             raise model_not_found("model", name, served.names)
-        return _model(service, name)
+        return card(request, name)
 
     return router
 
@@ -133,12 +145,3 @@ def _error_event(error: ApiError) -> bytes:
 
 def _comment(**values: int) -> bytes:
     return format_sse_event(comment=json.dumps(values))
-
-
-def _model(service: Service, name: str) -> dict[str, Any]:
-    return {
-        "id": name,
-        "object": "model",
-        "created": service.started,
-        "owned_by": "sdbatch",
-    }

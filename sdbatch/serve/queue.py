@@ -113,6 +113,10 @@ class ImageQueue:
         self._metrics.open.set(self.pending)
         return Reservation(self._last_number, key.name, self._release)
 
+    def most_images(self, key: ApiKey) -> int:
+        """Return how many images a request of `key` may have: as many as an empty queue holds."""
+        return _share(self._room.images, 0, key)
+
     def count_drawn(self) -> None:
         """Record that an image was drawn now."""
         self._drawn_at.append(time.monotonic())
@@ -120,7 +124,7 @@ class ImageQueue:
     def _check_room(self, size: _Size, key: ApiKey) -> None:
         """Raise an ApiError if there is no room for a request of this size."""
         images = size.images
-        most = _share(self._room.images, 0, key)
+        most = self.most_images(key)
         if images > most:
             part = "the length of the queue" if key.is_only else "the share of a key in the queue"
             raise invalid_value("n", f"{images}: must be {most} at most, {part}")

@@ -1,17 +1,15 @@
 """The HTTP application: all routes behind the middleware, and errors in OpenAI's shape."""
 
-from importlib.resources import files
-
 from fastapi import APIRouter, Depends, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import ASGIApp
 
-from sdbatch.serve import a1111, edits, long_jobs, openai
+from sdbatch.serve import a1111, edits, long_jobs, openai, page
 from sdbatch.serve.access import METRICS, Access
 from sdbatch.serve.errors import ApiError, internal_error, sentence
 from sdbatch.serve.middleware import Middleware
@@ -35,6 +33,7 @@ def application(service: Service, access: Access) -> ASGIApp:
     keys = [Depends(HTTPBearer(auto_error=False))]  # for the documents: Middleware checks the keys
     for routes in (openai.routes, edits.routes, long_jobs.routes, a1111.routes):
         web.include_router(routes(service), dependencies=keys)
+    web.include_router(page.routes())
     web.include_router(_own_routes(service))
     for kind in (ApiError, RequestValidationError, HTTPException, Exception):
         web.add_exception_handler(kind, _error_response)
@@ -42,13 +41,8 @@ def application(service: Service, access: Access) -> ASGIApp:
 
 
 def _own_routes(service: Service) -> APIRouter:
-    """Return the page, the health checks and the metrics."""
+    """Return the health checks and the metrics."""
     router = APIRouter(include_in_schema=False)
-    html = (files("sdbatch.serve") / "page.html").read_text(encoding="utf-8")
-
-    @router.api_route("/", methods=_GET_AND_HEAD)
-    async def page() -> Response:
-        return HTMLResponse(html)
 
     @router.api_route("/healthz", methods=_GET_AND_HEAD)
     async def healthy() -> dict[str, str]:
