@@ -133,9 +133,16 @@ def location(url: str) -> tuple[str, ...]:
 
 
 class Store:
-    """A folder on any filesystem; names are relative to it, with `/` between the parts."""
+    """A folder on any filesystem; names are relative to it, with `/` between the parts.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        url: of the folder.
+        retry_seconds: for which a request that fails for a moment is sent again; default:
+            retries.BUDGET_SECONDS.
+    """
+
+    def __init__(self, url: str, retry_seconds: float | None = None) -> None:
+        self._retry_seconds = retry_seconds
         if not names_folder(url):
             raise StorageError(f"{url!r} = names no folder: must be {FOLDER}.")
         local = "://" not in url
@@ -151,11 +158,12 @@ class Store:
         fs, _ = self._connection
         if is_local(self.url):
             return request(fs)
-        return try_again(self.where(name), lambda: request(fs), _passes)
+        return try_again(self.where(name), lambda: request(fs), _passes, self._retry_seconds)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the URL alone: each process opens its own connection."""
-        return {"_address": self._address, "url": self.url}
+        names = ("_address", "url", "_retry_seconds")
+        return {name: getattr(self, name) for name in names}
 
     def where(self, name: str = "") -> str:
         """Return the full URL of `name`, as it may be shown."""

@@ -1,11 +1,20 @@
 """The section `serve` of the job file: how the service answers single requests."""
 
+import os
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from sdbatch.section import Section
+from sdbatch.section import Address, Section
+from sdbatch.urls import FOLDER, names_folder
+
+
+def _find_folder(path: str) -> str:
+    """Return a URL, or a local path as an absolute one: the process that writes has its own."""
+    if not names_folder(path):
+        raise ValueError(f"must be {FOLDER}")
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
 def _check_public_url(url: str) -> str:
@@ -55,11 +64,22 @@ class Serve(Section):
         256, ge=1, description="images accepted and not yet drawn; more are rejected with 503"
     )
     timeout_s: float = Field(300, gt=0, description="a request that takes longer is canceled")
-    keep_s: float = Field(3600, gt=0, description="how long images can be fetched by their URLs")
+    keep: Annotated[Address, AfterValidator(_find_folder)] | None = Field(
+        None,
+        description="a folder or any fsspec URL, of this service alone, where long jobs, with "
+        "their prompts, and images by URL survive a restart; default: in memory",
+    )
+    keep_s: float = Field(
+        3600,
+        gt=0,
+        description="how long images can be fetched by their URLs, and long jobs be polled after "
+        "their end",
+    )
     keep_mib: int = Field(
         1024,
         ge=1,
-        description="of images, and as much of long jobs; the least recently fetched are evicted",
+        description="of images, and as much of long jobs that have ended; evicted first are those "
+        "fetched least recently, with `keep` the oldest",
     )
     keys: str | None = Field(
         None,

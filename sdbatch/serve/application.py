@@ -35,7 +35,7 @@ from sdbatch.models import find_model
 from sdbatch.models.find_model import ModelFiles
 from sdbatch.output.image_file import encoding_of
 from sdbatch.resolve import Resolved
-from sdbatch.serve import access, proxy, requests, web
+from sdbatch.serve import access, keep, proxy, requests, web
 from sdbatch.serve.access import Access, Digests, is_loopback
 from sdbatch.serve.drawer import Drawer, DrawFailure, DrawRequest, EncodedImage, Event
 from sdbatch.serve.errors import ApiError
@@ -71,6 +71,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     job = jobs.load(args["job"], overrides)
     if not ray.is_initialized():
         raise JobError("Ray is not connected. Use `serve run` or `serve deploy`.")
+    keep.prepare(job.serve)
     return make_application(job, access.read_keys(job.serve))
 
 
@@ -132,6 +133,7 @@ def serve_job(
             f"127.0.0.1."
         )
     _check_port(host, port)
+    keep.prepare(job.serve)
     show("starting Ray and the engine")
     os.environ.setdefault(proxy.VARIABLE, proxy.IMPORT_PATH)  # Ray's processes inherit it
     with ray_setup.connected(address or job.cluster.address, job):
@@ -179,6 +181,7 @@ class Front:
         self._following = asyncio.ensure_future(
             self._follow_replicas(drawers.deployment_name, images_each)
         )
+        self._maintaining = asyncio.ensure_future(self._service.jobs.maintain())
 
     async def log_files(self) -> str | None:
         """Return a pattern for the names of the log files of this Front and of later ones."""

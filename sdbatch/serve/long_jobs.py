@@ -57,26 +57,27 @@ def _add_job_routes(router: APIRouter, service: Service, generation: type[Genera
             set_log_fields(request, image_request)
         key = request.state.key
         reservation = service.reserve(image_request, key)
-        job = service.jobs.start(image_request, key.name, reservation)
+        job = await service.jobs.start(image_request, key.name, reservation)
         state = _state(service, job, request)
         headers = {"Location": state.poll_url, "Retry-After": "1"}
         return json_response(state, 202, headers)
 
     @router.get(
         "/jobs/{name}",
-        responses={200: {"model": responses.JobState}, **documented_errors(404)},
+        responses={200: {"model": responses.JobState}, **documented_errors(404, 410, 503)},
     )
     async def poll(name: str, request: Request) -> Response:
         """Return the progress of a long job, and its images once it has completed."""
-        return json_response(_state(service, _find_job(service, name, request), request))
+        job = await _find_job(service, name, request)
+        return json_response(_state(service, job, request))
 
     @router.post(
         "/jobs/{name}/cancel",
-        responses={200: {"model": responses.JobState}, **documented_errors(404, 409)},
+        responses={200: {"model": responses.JobState}, **documented_errors(404, 409, 410, 503)},
     )
     async def cancel(name: str, request: Request) -> Response:
         """Cancel a long job; its lanes are released at the next tick."""
-        job = _find_job(service, name, request)
+        job = await _find_job(service, name, request)
         await service.jobs.cancel(job)
         return json_response(_state(service, job, request))
 
@@ -88,13 +89,13 @@ def _add_file_routes(router: APIRouter, service: Service, generation: type[Gener
         "/files/{name}",
         responses={
             200: {"content": {each.media_type: {} for each in IMAGE_FORMATS.values()}},
-            **documented_errors(404),
+            **documented_errors(404, 503),
         },
         response_class=Response,
     )
     async def fetch(name: str) -> Response:
         """Return an image that was requested by URL. Its name is secret, so no key is needed."""
-        file = service.stored_images.files.get(name)
+        file = await service.stored_images.fetch(name)
         if file is None:
             text = "There is no image of this name, or no longer. Draw it again."
             raise ApiError(404, text, code="not_found")
@@ -118,17 +119,17 @@ def _add_file_routes(router: APIRouter, service: Service, generation: type[Gener
         return PlainTextResponse(text, media_type="text/yaml")
 
 
-def _find_job(service: Service, name: str, request: Request) -> LongJob:
-    job = service.jobs.find(name)
+async def _find_job(service: Service, name: str, request: Request) -> LongJob:
+    job = await service.jobs.find(name)
     if job is None or job.key != request.state.key.name:
         text = (
-            "There is no job of this name, or no longer: jobs are stored in memory for a limited "
-            "time. Start it again."
+            "There is no job of this name, or no longer: jobs are stored for a limited time. "
+            "Start it again."
         )
         raise ApiError(404, text, code="not_found")
     return job
 
 
 def _state(service: Service, job: LongJob, request: Request) -> responses.JobState:
-    position = service.queue.position(job.reservation)
+    position = None if job.reservation is None else service.queue.position(job.reservation)
     return responses.job_state(job, position, service.model.name, base_url(request))

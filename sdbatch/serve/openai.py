@@ -91,7 +91,7 @@ async def respond(request: Request, service: Service, image_request: ImageReques
         return EventSourceResponse(stream, headers=_NO_CACHE)
     with reservation:
         images = await cancel_on_disconnect(request, service.draw(image_request, reservation))
-    result = service.stored_images.store(image_request, images)
+    result = await service.stored_images.store(image_request, images)
     return json_response(responses.images(result, service.model.name, base_url(request)))
 
 

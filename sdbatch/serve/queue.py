@@ -104,14 +104,31 @@ class ImageQueue:
         """
         if self.stopping:
             raise shutting_down()
-        size = _Size(len(image_request.draw_requests), image_request.pictures_size)
+        size = _size_of(image_request)
         self._check_room(size, key)
         key.spend(size.images)
+        return self._add(size, key.name)
+
+    def restore(self, image_request: ImageRequest, key: str) -> Reservation:
+        """Reserve room for a job that was accepted before a restart, even if the queue is full.
+
+        Args:
+            image_request: its images.
+            key: the name of its API key, which has spent them already.
+
+        Raises:
+            ApiError: the service shuts down.
+        """
+        if self.stopping:
+            raise shutting_down()
+        return self._add(_size_of(image_request), key)
+
+    def _add(self, size: _Size, key: str) -> Reservation:
         self._last_number += 1
-        self._reserved[self._last_number] = key.name, size
+        self._reserved[self._last_number] = key, size
         self._arriving[self._last_number] = size.images
         self._metrics.open.set(self.pending)
-        return Reservation(self._last_number, key.name, self._release)
+        return Reservation(self._last_number, key, self._release)
 
     def most_images(self, key: ApiKey) -> int:
         """Return how many images a request of `key` may have: as many as an empty queue holds."""
@@ -169,3 +186,7 @@ def _share(free: int, own: int, key: ApiKey) -> int:
     Before each it may have fewer than are free, so n more need own + n <= free - (n - 1).
     """
     return free if key.is_only else max(0, (free - own + 1) // 2)
+
+
+def _size_of(image_request: ImageRequest) -> _Size:
+    return _Size(len(image_request.draw_requests), image_request.pictures_size)

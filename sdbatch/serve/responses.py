@@ -113,12 +113,12 @@ def images(result: Result, model: str, base_url: str) -> Images:
     )
 
 
-def job_state(job: LongJob, queue_position: int, model: str, base_url: str) -> JobState:
+def job_state(job: LongJob, queue_position: int | None, model: str, base_url: str) -> JobState:
     """Return the state of a long job.
 
     Args:
         job: the job.
-        queue_position: the number of images before it.
+        queue_position: the number of images before it; None if it has no place in the queue.
         model: the name of the model in the API.
         base_url: of the service as the client knows it, with a slash at its end.
     """

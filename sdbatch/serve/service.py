@@ -22,12 +22,12 @@ from sdbatch.serve.drawer import (
 )
 from sdbatch.serve.errors import ApiError, invalid_request, shutting_down
 from sdbatch.serve.jobs import LongJobs, OnEvent
+from sdbatch.serve.kept_jobs import open_storage
 from sdbatch.serve.metrics import Metrics
 from sdbatch.serve.pictures import Pictures
 from sdbatch.serve.queue import ImageQueue, Reservation
 from sdbatch.serve.redraw import Drawers, RedrawingDrawers
 from sdbatch.serve.requests import ImageRequest, ServedModel
-from sdbatch.serve.results import StoredImages
 
 log = logging.getLogger("ray.serve.sdbatch")  # Ray Serve writes what is below its own name
 READY_SECONDS = 2.0  # to wait for the health of a replica
@@ -48,8 +48,8 @@ class Service:
         self.metrics = Metrics()
         settings = model.job.serve
         self.queue = ImageQueue(settings, self.metrics)
-        self.stored_images = StoredImages(settings)
-        self.jobs = LongJobs(self.draw, self.stored_images, settings)
+        self.stored_images, stored_jobs = open_storage(settings, model.encoding)
+        self.jobs = LongJobs(self.draw, self.restore, self.stored_images, stored_jobs)
         self._timeout_s = settings.timeout_s
         self._drawers = RedrawingDrawers(drawers, self.metrics)
         self._preparers = ThreadPoolExecutor(PREPARING_THREADS)
@@ -71,6 +71,10 @@ class Service:
     def reserve(self, image_request: ImageRequest, key: ApiKey) -> Reservation:
         """Reserve room in the queue; raises as ImageQueue.reserve does."""
         return self.queue.reserve(image_request, key)
+
+    def restore(self, image_request: ImageRequest, key: str) -> Reservation:
+        """Reserve room for a job of an earlier process; raises as ImageQueue.restore does."""
+        return self.queue.restore(image_request, key)
 
     async def draw(
         self,

@@ -58,7 +58,7 @@ output: {path: out, format: webdataset, image_format: webp, quality: 80, compres
 safety: {checker: none, policy: drop}
 stages: [{score: shapes}]
 serve: {aliases: [gpt-image-1], min_replicas: 2, max_replicas: 4, queue: 10, timeout_s: 60,
-        keep_s: 90, keep_mib: 10, keys: k.yaml, log_prompts: true,
+        keep_s: 90, keep_mib: 10, keep: "s3://bucket/kept", keys: k.yaml, log_prompts: true,
         public_url: "https://images.example.org", cors_origins: ["https://app.example.org"],
         limits: {images: 4, images_per_minute: 60, pixels: 262144, num_inference_steps: 50}}
 """)

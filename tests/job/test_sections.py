@@ -201,6 +201,7 @@ def test_job_cannot_be_changed_after_loading():
     ("serve", "words"),
     [
         ({"keep_s": 10}, "serve.keep_s = 10: must be at least timeout_s, 300"),
+        ({"keep": "s3://"}, "serve.keep = 's3://': must be a folder, such as out/dogs, or a URL"),
         ({"queue": 0}, "serve.queue = 0: must be greater than or equal to 1"),
         ({"timeout_s": 0}, "serve.timeout_s = 0: must be greater than 0"),
         ({"limits": {"image": 3}}, "serve.limits.image: unknown key. Did you mean"),

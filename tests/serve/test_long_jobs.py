@@ -40,7 +40,7 @@ def test_a_long_job_reports_its_queue_position_its_progress_and_its_result(servi
     state = server.client.get(first.headers["location"]).json()
     assert (state["status"], state["queue_position"], state["progress"]) == ("completed", None, 1.0)
     assert [image["seed"] for image in state["result"]["data"]] == [5, 6]
-    stored = server.service.jobs.find(second["id"]).result.images[0].content
+    [stored] = server.service.stored_images.files
     assert server.client.get(f"/v1/images/files/{stored}").status_code == 200  # before any poll
     polls = [server.client.get(second["poll_url"]).json() for _ in range(2)]
     assert polls[0] == polls[1]

@@ -30,18 +30,20 @@ def request_of(seed=0, by_url=False):
 def store(service, kib):
     """Store an image of some size; return its name."""
     image = EncodedImage(bytes(kib * KIB), FACTS, preview=False)
-    return service.stored_images.store(request_of(by_url=True), [image]).images[0].content
+    result = asyncio.run(service.stored_images.store(request_of(by_url=True), [image]))
+    return result.images[0].content
 
 
 def are_stored(service, *names):
-    return [service.stored_images.files.get(name) is not None for name in names]
+    return [asyncio.run(service.stored_images.fetch(name)) is not None for name in names]
 
 
 def test_names_of_images_cannot_be_guessed():
     service = service_of()
     names = {store(service, 1) for _ in range(10)}
     assert len(names) == 10
-    assert all(re.fullmatch(r"[\w-]{24}\.png", name) for name in names)  # 18 random bytes
+    # the time in microseconds, then 18 random bytes
+    assert all(re.fullmatch(r"[0-9a-f]{14}-[\w-]{24}\.png", name) for name in names)
 
 
 def test_images_that_nobody_fetched_for_longest_are_evicted_first():
@@ -72,9 +74,13 @@ def test_images_expire():
     assert are_stored(service, name) == [False]
 
 
-def start(service, image_request):
+async def start(service, image_request):
     reservation = service.reserve(image_request, ApiKey("test", Limits()))
-    return service.jobs.start(image_request, "test", reservation)
+    return await service.jobs.start(image_request, "test", reservation)
+
+
+async def found(service, *jobs):
+    return [await service.jobs.find(job.name) for job in jobs]
 
 
 def test_long_jobs_are_evicted_only_after_they_have_ended():
@@ -91,16 +97,16 @@ async def run_long_jobs():
             yield EncodedImage(bytes(600 * KIB), FACTS, preview=False)
 
     service = service_of(Drawers())
-    running = start(service, request_of(seed=0))
+    running = await start(service, request_of(seed=0))
     ended = []
     for seed in (1, 2):
-        ended.append(start(service, request_of(seed)))
+        ended.append(await start(service, request_of(seed)))
         await ended[-1].task
-    assert [service.jobs.find(job.name) for job in (running, *ended)] == [running, None, ended[1]]
+    assert await found(service, running, *ended) == [running, None, ended[1]]
     assert running.status == "queued"
     drawn.set()
     await running.task
-    assert [service.jobs.find(job.name) for job in (running, *ended)] == [running, None, None]
+    assert await found(service, running, *ended) == [running, None, None]
     assert running.status == "completed"
-    service.jobs.ended.expire(time.monotonic() + 300)
-    assert service.jobs.find(running.name) is None
+    service.jobs.stored.ended.expire(time.monotonic() + 300)
+    assert await found(service, running) == [None]

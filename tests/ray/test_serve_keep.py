@@ -1,0 +1,56 @@
+"""`sdbatch serve` with `serve.keep`: its Front is killed and comes back."""
+
+import contextlib
+import os
+import signal
+
+import httpx
+import pytest
+import yaml
+
+from tests.ray.processes import find_process, ray_files
+from tests.ray.test_serve import BIN, JOB, Served, free_port
+from tests.wait import wait_until
+
+LONG = {"prompt": "a dog", "num_inference_steps": 150, "size": "256x256", "exact": True}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    settings = {"keep": "kept", "timeout_s": 300, "max_replicas": 1}
+    (folder / "job.yaml").write_text(yaml.safe_dump({**JOB, "serve": settings}))
+    port = free_port()
+    command = [str(BIN / "sdbatch"), "serve", "job.yaml", "--port", str(port)]
+    with ray_files() as ray_folder:
+        served = Served(folder, command, port, ray_folder)
+        yield served
+        served.close()
+
+
+def poll(served, path):
+    """Return the state of a long job; None while no Front answers."""
+    with contextlib.suppress(httpx.TransportError):
+        answer = served.client.get(path)
+        if answer.status_code == 200:
+            return answer.json()
+        assert answer.status_code >= 500, answer.text
+    return None
+
+
+def test_a_killed_front_loses_no_accepted_job_and_no_image_by_url(served):
+    image = served.post(response_format="url").json()["data"][0]
+    file = served.client.get(image["url"]).content
+    begun = served.client.post("/v1/images/jobs", json={**LONG, "response_format": "url"})
+    assert begun.status_code == 202
+    path = begun.json()["poll_url"]
+    wait_until(lambda: poll(served, path)["status"] == "drawing")
+    front = find_process(served.ray_folder, ":Front")
+    os.kill(front, signal.SIGKILL)
+    wait_until(lambda: find_process(served.ray_folder, ":Front") not in (front, None), 120)
+    wait_until(lambda: (poll(served, path) or {}).get("status") == "completed", 200)
+    [drawn] = poll(served, path)["result"]["data"]
+    assert served.client.get(image["url"]).content == file
+    assert served.client.get(drawn["url"]).status_code == 200
+    again = served.post(**LONG, seed=drawn["seed"]).json()["data"][0]
+    assert again["sha256"] == drawn["sha256"]
