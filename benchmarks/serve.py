@@ -1,32 +1,37 @@
 """`sdbatch serve` under load, compared with Ray Serve's documented Stable Diffusion example.
 
-    python benchmarks/serve.py [--clients 1,8,32,128] [--requests 10000]
+    python benchmarks/serve.py [--clients 1,8,32,128] [--requests 10000] [--part NAME]...
         --output benchmarks/results/serve
 
 Each service runs alone, with two replicas of one CPU each, on the embedded model (128x128, 25
 steps, guided, PNG). This process sends requests over loopback from N clients; each client sends its
 next request after the response to its last. Then, for sdbatch only: more clients than the queue
-holds, a replica that is killed, and the memory of its processes over many small requests. Linux
-only (/proc).
+holds, small images beside large ones, two API keys, slow connections (serve_mixed.py), a replica
+that is killed, and the memory of its processes over many small requests. Linux only (/proc).
 """
 
 import asyncio
 import os
 import platform
 import signal
-import subprocess
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import httpx
 from findings import Findings, versions
+from serve_mixed import attacked, mixed, two_keys
 from serve_sides import (
+    DRAWER,
     PROMPT,
     REPLICAS,
+    Served,
     example,
     load,
+    resident,
     sdbatch,
     send_small,
     send_to_example,
@@ -45,7 +50,8 @@ def compare(clients: list[int]) -> dict[str, dict[str, Any]]:
         ("sdbatch", sdbatch(), send_to_sdbatch),
         ("example", example(), send_to_example),
     ):
-        with service as url:
+        with service as served:
+            url = served.url
             asyncio.run(load(url, send, 2 * REPLICAS, 4 * REPLICAS))  # warm up both replicas
             for number in clients:
                 requests = max(MIN_REQUESTS, REQUESTS_PER_CLIENT * number)
@@ -61,15 +67,15 @@ def compare(clients: list[int]) -> dict[str, dict[str, Any]]:
 def alone() -> dict[str, dict[str, Any]]:
     """Measure one client: images that may differ by rounding, and exact ones."""
     results = {}
-    with sdbatch(replicas=1) as url:
+    with sdbatch(replicas=1) as served:
         for name, exact in (("within rounding", False), ("exact", True)):
 
             async def send(client: httpx.AsyncClient, number: int, exact: bool = exact) -> int:
                 body = {"prompt": PROMPT, "seed": number, "exact": exact}
                 return (await client.post("/v1/images/generations", json=body)).status_code
 
-            asyncio.run(load(url, send, 1, 2))
-            results[name] = asyncio.run(load(url, send, 1, 12))
+            asyncio.run(load(served.url, send, 1, 2))
+            results[name] = asyncio.run(load(served.url, send, 1, 12))
     return results
 
 
@@ -82,31 +88,23 @@ def read_metric(url: str, name: str) -> float:
 def overload() -> dict[str, Any]:
     """Measure twice as many clients as the queue holds."""
     queue = 16
-    with sdbatch(queue=queue) as url:
-        results = asyncio.run(load(url, send_to_sdbatch, 2 * queue, 200))
-        drawn = read_metric(url, 'sdbatch_images_total{outcome="drawn"}')
+    with sdbatch(queue=queue) as served:
+        results = asyncio.run(load(served.url, send_to_sdbatch, 2 * queue, 200))
+        drawn = read_metric(served.url, 'sdbatch_images_total{outcome="drawn"}')
     lost = drawn - results["answered"].get(200, 0)
     return {"clients": 2 * queue, "queue": queue, **results, "drawn and not delivered": lost}
 
 
-def drawer_pids() -> list[int]:
-    """Return the process ids of the replicas that draw."""
-    process = subprocess.run(
-        ["pgrep", "-f", "ServeReplica:.*Drawer"], capture_output=True, text=True
-    )
-    return [int(line) for line in process.stdout.split()]
-
-
 def killed(replicas: int) -> dict[str, Any]:
     """Kill one replica under load; count the failed requests and the seconds until it is back."""
-    with sdbatch(replicas) as url:
-        return asyncio.run(_killed(url, replicas))
+    with sdbatch(replicas) as served:
+        return asyncio.run(_killed(served, replicas))
 
 
-async def _killed(url: str, replicas: int) -> dict[str, Any]:
+async def _killed(served: Served, replicas: int) -> dict[str, Any]:
     answers: list[tuple[float, int]] = []
     stop = asyncio.Event()
-    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+    async with httpx.AsyncClient(base_url=served.url, timeout=600) as client:
 
         async def run_client(number: int) -> None:
             while not stop.is_set():
@@ -117,11 +115,11 @@ async def _killed(url: str, replicas: int) -> dict[str, Any]:
 
         clients = [asyncio.create_task(run_client(number)) for number in range(8)]
         await asyncio.sleep(8)
-        processes = drawer_pids()
+        processes = served.find(DRAWER)
         before = len(answers)
         os.kill(processes[0], signal.SIGKILL)
         at = time.perf_counter()
-        while set(drawer_pids()) & set(processes[:1]) or len(drawer_pids()) < replicas:
+        while set(pids := served.find(DRAWER)) & set(processes[:1]) or len(pids) < replicas:
             await asyncio.sleep(0.1)
         process_back = time.perf_counter() - at
         await asyncio.sleep(25)
@@ -144,14 +142,14 @@ async def _killed(url: str, replicas: int) -> dict[str, Any]:
 
 def scaled() -> dict[str, Any]:
     """Measure one replica that may become two: when the second starts, and the rate after it."""
-    with sdbatch(replicas=1, max_replicas=REPLICAS) as url:
-        return asyncio.run(_scaled(url))
+    with sdbatch(replicas=1, max_replicas=REPLICAS) as served:
+        return asyncio.run(_scaled(served))
 
 
-async def _scaled(url: str) -> dict[str, Any]:
+async def _scaled(served: Served) -> dict[str, Any]:
     stop = asyncio.Event()
     when: list[float] = []
-    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+    async with httpx.AsyncClient(base_url=served.url, timeout=600) as client:
 
         async def run_client(number: int) -> None:
             while not stop.is_set():
@@ -160,7 +158,7 @@ async def _scaled(url: str) -> dict[str, Any]:
 
         started = time.perf_counter()
         clients = [asyncio.create_task(run_client(number)) for number in range(32)]
-        while len(drawer_pids()) < REPLICAS and time.perf_counter() - started < 120:
+        while len(served.find(DRAWER)) < REPLICAS and time.perf_counter() - started < 120:
             await asyncio.sleep(0.2)
         second = time.perf_counter() - started
         await asyncio.sleep(60)  # the new replica loads the model during a part of them
@@ -177,50 +175,50 @@ async def _scaled(url: str) -> dict[str, Any]:
 
 def memory(requests: int) -> dict[str, Any]:
     """Measure the memory of the service's processes over many small requests, in MiB."""
-    with sdbatch(replicas=1) as url:
+    with sdbatch(replicas=1) as served:
         results = {}
         for part in range(11):
             if part:
-                asyncio.run(load(url, send_small, 16, requests // 10))
-            results[f"after {part * requests // 10}"] = _resident()
+                asyncio.run(load(served.url, send_small, 16, requests // 10))
+            results[f"after {part * requests // 10}"] = resident(served)
             print(results[f"after {part * requests // 10}"], flush=True)
     return results
 
 
-def _resident() -> dict[str, float]:
-    """Return the resident memory of the front, the drawer and the proxy."""
-    results = {}
-    for name, pattern in (
-        ("front", "ServeReplica:.*Front"),
-        ("drawer", "ServeReplica:.*Drawer"),
-        ("proxy", "ProxyActor"),
-    ):
-        pids = subprocess.run(["pgrep", "-f", f"ray::{pattern}"], capture_output=True, text=True)
-        pages = sum(
-            int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids.stdout.split()
-        )
-        results[f"{name} MiB"] = round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
-    return results
+def _parts(clients: list[int], requests: int) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Return what is measured, by name."""
+    return {
+        "load": partial(compare, clients),
+        "one client, one replica": alone,
+        "overload": overload,
+        "small beside large": mixed,
+        "two keys": two_keys,
+        "slow connections": attacked,
+        "a replica killed, of 2": partial(killed, 2),
+        "the replica killed, of 1": partial(killed, 1),
+        "one replica that may become two": scaled,
+        "memory": partial(memory, requests),
+    }
 
 
 @click.command()
 @click.option("--clients", default="1,8,32,128")
 @click.option("--requests", default=10_000, help="Requests of the memory measurement.")
+@click.option("--part", "names", multiple=True, help="Measure this alone; may be repeated.")
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Path of the results, without .json and .md."
 )
-def main(clients: str, requests: int, output: Path | None) -> None:
+def main(clients: str, requests: int, names: tuple[str, ...], output: Path | None) -> None:
     """Measure the service."""
+    parts = _parts([int(number) for number in clients.split(",")], requests)
+    unknown = [name for name in names if name not in parts]
+    if unknown:
+        raise click.UsageError(f"--part {unknown[0]!r}: must be one of {', '.join(parts)}.")
     findings = Findings(output)
     device = f"{platform.machine()}, {cores()} cores"
     findings.add("machine", {"device": device, "date": time.strftime("%Y-%m-%d"), **versions()})
-    findings.add("load", compare([int(number) for number in clients.split(",")]))
-    findings.add("one client, one replica", alone())
-    findings.add("overload", overload())
-    findings.add("a replica killed, of 2", killed(2))
-    findings.add("the replica killed, of 1", killed(1))
-    findings.add("one replica that may become two", scaled())
-    findings.add("memory", memory(requests))
+    for name in names or parts:
+        findings.add(name, parts[name]())
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Drawer    an engine; `serve.min_replicas` to `max_replicas` of them, depending o
 """
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -12,7 +13,8 @@ import socket
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ from sdbatch.output.image_file import encoding_of
 from sdbatch.resolve import Resolved
 from sdbatch.serve import access, keep, proxy, requests, web
 from sdbatch.serve.access import Access, Digests, is_loopback
-from sdbatch.serve.drawer import Drawer, DrawFailure, DrawRequest, EncodedImage, Event
+from sdbatch.serve.drawer import Drawer, DrawFailure, DrawRequest, EncodedImage, Event, Version
 from sdbatch.serve.errors import ApiError
 from sdbatch.serve.redraw import ReplicaDied, ReplicaUnavailable
 from sdbatch.serve.requests import ServedModel
@@ -52,6 +54,8 @@ HEALTH_SECONDS = 2.0  # between two health checks, after which a dead replica is
 # Of a Front: never reached, or requests, probes too, would wait in Ray's proxy behind others. What
 # limits them is the queue and the slots of bodies.
 MAX_REQUESTS = 100_000
+VERSION_SECONDS = 0.5  # between two questions for a Drawer of the Front's version
+ANSWER_SECONDS = 5.0  # for which a Drawer that draws is asked for its version
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -67,12 +71,20 @@ def build(args: dict[str, Any]) -> serve.Application:
         raise JobError(
             "job = nothing: must be given. Run `serve run sdbatch.serve:build job=JOB.yaml`."
         )
-    overrides = [f"{name}={value}" for name, value in args.items() if name != "job"]
-    job = jobs.load(args["job"], overrides)
+    overrides = [f"{name}={_as_yaml(value)}" for name, value in args.items() if name != "job"]
     if not ray.is_initialized():
         raise JobError("Ray is not connected. Use `serve run` or `serve deploy`.")
-    keep.prepare(job.serve)
-    return make_application(job, access.read_keys(job.serve))
+    try:
+        job = jobs.load(args["job"], overrides)
+        keep.prepare(job.serve)
+        return make_application(job, access.read_keys(job.serve))
+    except SdbatchError as error:  # `serve status` shows the whole traceback: make it short
+        raise type(error)(str(error)) from None
+
+
+def _as_yaml(value: Any) -> str:
+    """Return a value of a Serve config as the text of an override; text is YAML already."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def make_application(job: Job, digests: Digests) -> serve.Application:
@@ -83,12 +95,12 @@ def make_application(job: Job, digests: Digests) -> serve.Application:
     """
     machines = ray_setup.machines(job.cluster.label_selector)
     files, job = resolve.find_model(job)
-    resolved = resolve.resolve(
-        job, files, machines.gpus, find_model.sha256(files), machines.gpu_types
-    )
+    sha256 = find_model.sha256(files)
+    resolved = resolve.resolve(job, files, machines.gpus, sha256, machines.gpu_types)
     _check_own_limits(resolved.job)
     actor = pool.needs(resolved.job, resolved.engine, machines)
-    drawer = _drawer(resolved, actor, _max_replicas(resolved, actor, machines))
+    version = _version_of(resolved.job)
+    drawer = _drawer(resolved, actor, _max_replicas(resolved, actor, machines), version)
     settings = resolved.job.serve
     front = serve.deployment(
         serve.ingress(_forward)(Front),
@@ -99,7 +111,8 @@ def make_application(job: Job, digests: Digests) -> serve.Application:
         graceful_shutdown_timeout_s=settings.timeout_s,
     )
     model = ServedModel(resolved.job, api_name(files), encoding_of(resolved.job))
-    return front.bind(model, digests, drawer, images_at_once(resolved.engine.most_lanes))
+    images_each = images_at_once(resolved.engine.most_lanes)
+    return front.bind(model, digests, drawer, version, images_each)
 
 
 def api_name(files: ModelFiles) -> str:
@@ -169,19 +182,27 @@ class Front:
         model: is served.
         digests: the API keys.
         drawers: the replicas with engines.
+        version: what they should draw with.
         images_each: how many images a replica is sent at a time.
     """
 
     def __init__(
-        self, model: ServedModel, digests: Digests, drawers: DeploymentHandle, images_each: int
+        self,
+        model: ServedModel,
+        digests: Digests,
+        drawers: DeploymentHandle,
+        version: Version,
+        images_each: int,
     ) -> None:
-        self._service = Service(model, Replicas(drawers))
+        self._is_serving = False
+        self._version = version
+        self._replicas = Replicas(drawers, version)
+        self._service = Service(model, self._replicas)
         self.web = web.application(self._service, Access(digests, model.job.serve))
         self._service.queue.turns.set_places(model.job.serve.min_replicas * images_each)
         self._following = asyncio.ensure_future(
             self._follow_replicas(drawers.deployment_name, images_each)
         )
-        self._maintaining = asyncio.ensure_future(self._service.jobs.maintain())
 
     async def log_files(self) -> str | None:
         """Return a pattern for the names of the log files of this Front and of later ones."""
@@ -190,6 +211,21 @@ class Front:
             if isinstance(file, logging.FileHandler):
                 return str(Path(file.baseFilename).with_name(f"replica_{NAME}_Front_*.log"))
         return None
+
+    async def check_health(self) -> None:
+        """Wait, while another Front serves, for a Drawer of the same version.
+
+        Ray Serve calls it before the Front gets requests, and then every few seconds. So an update
+        to a job that no Drawer can draw leaves the old Front and its Drawers as they are.
+        """
+        while not self._is_serving:
+            is_alone = not await asyncio.to_thread(_is_a_front_running)
+            if is_alone or await self._replicas.have_version(self._version):
+                self._is_serving = True
+                # not before: the long jobs are those of the Front that serves
+                self._maintaining = asyncio.ensure_future(self._service.jobs.maintain())
+            else:
+                await asyncio.sleep(VERSION_SECONDS)
 
     async def drain(self, seconds: float) -> int:
         """Accept no more requests and wait for the pending images; return how many are left."""
@@ -230,13 +266,14 @@ class ReplicaDrawer(Drawer):
 class Replicas:
     """The Drawers, called through Ray Serve."""
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    def __init__(self, handle: DeploymentHandle, version: Version) -> None:
         self._handle = handle
+        self._version = version
         self._streaming_handle = handle.options(stream=True)
 
     async def draw(self, draw_request: DrawRequest) -> EncodedImage | DrawFailure:
         """Draw an image; if this call is cancelled, the image's lanes are released."""
-        response = self._handle.draw.remote(draw_request)
+        response = self._handle.draw.remote(replace(draw_request, version=self._version))
         try:
             with _replica_errors():
                 result: EncodedImage | DrawFailure = await response
@@ -247,6 +284,7 @@ class Replicas:
 
     async def draw_events(self, draw_request: DrawRequest) -> AsyncGenerator[Event]:
         """Draw an image; yield its progress and previews, then the image or its failure."""
+        draw_request = replace(draw_request, version=self._version)
         events = self._streaming_handle.draw_events.remote(draw_request)
         try:
             with _replica_errors():
@@ -258,6 +296,14 @@ class Replicas:
     async def check_health(self) -> None:
         """Wait for a replica that is healthy."""
         await self._handle.check_health.remote()
+
+    async def have_version(self, version: Version) -> bool:
+        """Tell whether one of them, any one, draws with this version."""
+        with suppress(RayError, RayServeException, TimeoutError):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                is_new: bool = await self._handle.has_version.remote(version)
+                return is_new
+        return False
 
 
 @contextmanager
@@ -303,7 +349,9 @@ def _max_replicas(resolved: Resolved, actor: Needs, machines: Machines) -> int:
     return most
 
 
-def _drawer(resolved: Resolved, actor: Needs, max_replicas: int) -> serve.Application:
+def _drawer(
+    resolved: Resolved, actor: Needs, max_replicas: int, version: Version
+) -> serve.Application:
     """Return the deployment of the Drawers."""
     job, engine = resolved.job, resolved.engine
     ongoing = engine.most_lanes  # twice the guided images that fill the lanes
@@ -322,7 +370,26 @@ def _drawer(resolved: Resolved, actor: Needs, max_replicas: int) -> serve.Applic
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=job.serve.timeout_s,  # it draws what it has accepted
         max_constructor_retry_count=1,
-    ).bind(resolved.make_engine(), SafetyPolicy(job.safety.policy), max(1, int(actor.cpus)))
+    ).bind(
+        resolved.make_engine(), SafetyPolicy(job.safety.policy), max(1, int(actor.cpus)), version
+    )
+
+
+def _version_of(job: Job) -> Version:
+    encoding = encoding_of(job)
+    settings = job.model_dump_json(include={"model", "engine", "safety"})
+    return Version(
+        settings=f"{encoding.software} {settings}",
+        defaults=job.sampling.model_dump_json(),
+        model=encoding.model,
+        model_hash=encoding.model_hash,
+    )
+
+
+def _is_a_front_running() -> bool:
+    """Tell whether this application has a Front that gets requests."""
+    application = serve.status().applications[serve.get_replica_context().app_name]
+    return bool(application.deployments["Front"].replica_states.get("RUNNING"))
 
 
 def _forward() -> "_Forward":

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeGuard
 
 from sdbatch.engine.request import Drawn, EngineProtocol, Follow, Request
@@ -18,6 +18,16 @@ STALLED_SECONDS = 600.0  # a tick may compile, and on a CPU draw large images
 
 
 @dataclass(frozen=True)
+class Version:
+    """What images are drawn with; while an update runs, there are Drawers of two versions."""
+
+    settings: str  # all that changes the pixels of a request
+    defaults: str  # what requests leave out; a Drawer has checked that it can draw with them
+    model: str  # its name and hash in the images' metadata
+    model_hash: str
+
+
+@dataclass(frozen=True)
 class DrawRequest:
     """One image to draw, and how it is delivered."""
 
@@ -27,6 +37,7 @@ class DrawRequest:
     exact: bool = False  # bit for bit as a batch run draws it, even if that takes longer
     previews: int = 0  # the number of previews
     prepared: Prepared | None = None  # its pictures, whose arrays are the request's inputs
+    version: Version | None = None  # what the image should be drawn with
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -91,6 +102,7 @@ class Drawer:
         make_engine: loads the model and starts the engine.
         policy: for images that are not safe for work.
         encoder_threads: number of threads that encode images.
+        version: what it draws with; None: whatever the requests expect.
     """
 
     def __init__(
@@ -98,10 +110,12 @@ class Drawer:
         make_engine: Callable[[], EngineProtocol],
         policy: SafetyPolicy,
         encoder_threads: int = 1,
+        version: Version | None = None,
     ) -> None:
         self._engine = make_engine()
         self._policy = policy
         self._encoders = ThreadPoolExecutor(encoder_threads)
+        self._version = version
 
     async def draw(self, draw_request: DrawRequest) -> EncodedImage | DrawFailure:
         """Draw an image; if this call is cancelled, the image's lanes are released.
@@ -143,6 +157,10 @@ class Drawer:
                 f"The engine has made no progress for {seconds:.0f} s. This replica must be "
                 f"replaced."
             )
+
+    async def has_version(self, version: Version) -> bool:
+        """Tell whether it draws with this version, its defaults too."""
+        return version == self._version
 
     def engine_ended(self, error: SdbatchError) -> None:
         """Called when the engine cannot go on; application.ReplicaDrawer ends its process then."""
@@ -186,12 +204,19 @@ class Drawer:
             "sample_index": draw_request.sample_index,
             **draw_request.hashes,
         }
-        file = encode_image(image, row, draw_request.encoding)
+        encoding, is_same = draw_request.encoding, True
+        if self._version is not None:  # the file names the model that drew it
+            is_same = draw_request.version is None or (
+                draw_request.version.settings == self._version.settings
+            )
+            model, model_hash = self._version.model, self._version.model_hash
+            encoding = replace(encoding, model=model, model_hash=model_hash)
+        file = encode_image(image, row, encoding)
         facts = ImageFacts(
             height=height,
             width=width,
             lanes=drawn.lanes,
-            exact=drawn.exact,
+            exact=drawn.exact and is_same,
             prompt_tokens=drawn.prompt_tokens,
             prompt_truncated=drawn.prompt_truncated,
             decoded_again=drawn.decoded_again,

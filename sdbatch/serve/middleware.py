@@ -182,8 +182,9 @@ def _client(scope: Scope) -> Client:
 
 
 def _path(scope: Scope) -> str:
+    """Return the path below the prefix of the application; of the prefix alone, its page's."""
     path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
+    return path.removeprefix(scope.get("root_path", "")) or "/"
 
 
 def _route(scope: Scope) -> str:

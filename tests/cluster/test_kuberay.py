@@ -40,6 +40,17 @@ def pods(name: str) -> list[dict]:
     return [group["template"]["spec"] for group in found]
 
 
+def serve_config() -> dict:
+    """Return the config of Ray Serve in rayservice.yaml."""
+    return yaml.safe_load(resource("rayservice.yaml")["spec"]["serveConfigV2"])
+
+
+def deployments() -> dict[str, dict]:
+    """Return what the config of Ray Serve in rayservice.yaml sets for each deployment."""
+    (application,) = serve_config()["applications"]
+    return {each["name"]: each for each in application["deployments"]}
+
+
 def containers(name: str) -> list[dict]:
     return [container for pod in pods(name) for container in pod["containers"]]
 
@@ -150,7 +161,7 @@ def test_a_gpu_worker_has_room_for_an_actor_and_for_reading_and_writing(name):
     assert float(limits["cpu"]) >= actor.cpus + pool.FREE_CPUS
 
 
-def test_a_drawer_fits_a_gpu_worker_and_the_front_fits_only_its_own():
+def test_a_drawer_fits_a_gpu_worker_and_the_front_its_own_with_the_next_one():
     served = job("rayservice.yaml")
     cpus = pool.needs(served, served.engine, pool.Machines(())).cpus
     told = {
@@ -158,7 +169,13 @@ def test_a_drawer_fits_a_gpu_worker_and_the_front_fits_only_its_own():
         for name, group in groups("rayservice.yaml").items()
     }
     assert cpus <= told["gpu-spot"] < cpus + pool.FREE_CPUS
-    assert told["front"] == pool.FREE_CPUS
+    assert told["front"] == 2 * pool.FREE_CPUS
+    front = deployments()["Front"]
+    assert front["max_surge_percent"] == 100
+    assert front["ray_actor_options"]["num_cpus"] == pool.FREE_CPUS
+    selected = front["ray_actor_options"]["label_selector"]
+    labels = {name: each.get("labels", {}) for name, each in groups("rayservice.yaml").items()}
+    assert [name for name in labels if selected.items() <= labels[name].items()] == ["front"]
 
 
 @every_file
@@ -242,18 +259,35 @@ def test_the_rayjob_runs_the_job_file_and_tries_again():
     assert spec["shutdownAfterJobFinishes"] is True  # what ttlSecondsAfterFinished asks for
 
 
-def test_ray_serve_takes_the_serve_config_and_sdbatch_its_arguments():
+@pytest.mark.parametrize("config", [serve_config(), documents("serve.yaml")[0]])
+def test_ray_serve_takes_the_serve_config_and_sdbatch_its_arguments(config):
     from pydantic import ValidationError
     from ray.serve.schema import ServeDeploySchema
 
-    config = yaml.safe_load(resource("rayservice.yaml")["spec"]["serveConfigV2"])
     schema = ServeDeploySchema.model_validate(config)
     (application,) = schema.applications
     assert application.import_path == "sdbatch.serve:build"
-    assert application.args["job"] == "/jobs/job.yaml"
-    overrides = [f"{key}={value}" for key, value in application.args.items() if key != "job"]
-    text = documents("rayservice.yaml")[0]["data"]["job.yaml"]
-    served = parse(yaml.safe_load(text), overrides).serve
-    assert served.max_replicas == groups("rayservice.yaml")["gpu-spot"]["maxReplicas"]
+    assert application.args == {"job": "/jobs/job.yaml"}
+    surges = {each.name: each.max_surge_percent for each in application.deployments}
+    assert surges == {"Front": 100, "Drawer": 1}
     with pytest.raises(ValidationError):
         ServeDeploySchema.model_validate({**config, "applications": [{"import": "x"}]})
+
+
+def test_the_rayservice_has_a_node_more_than_replicas_for_an_update():
+    served = job("rayservice.yaml").serve
+    assert served.max_replicas + 1 == groups("rayservice.yaml")["gpu-spot"]["maxReplicas"]
+
+
+def test_a_replaced_cluster_of_the_rayservice_can_finish_its_requests():
+    spec = resource("rayservice.yaml")["spec"]
+    assert spec["rayClusterDeletionDelaySeconds"] == job("rayservice.yaml").serve.timeout_s
+
+
+@pytest.mark.parametrize("name", ["rayservice.yaml", "serve.yaml"])
+def test_rays_proxy_is_told_of_ours(name):
+    module, function = re.search(
+        r"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH(?:=|\s+value: )([\w.]+):(\w+)",
+        (FILES / name).read_text(),
+    ).groups()
+    assert (module, function) == ("sdbatch.serve.proxy", "middlewares")

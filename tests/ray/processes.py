@@ -1,9 +1,12 @@
 """A Ray that a command starts: its files in a folder of its own, and its processes."""
 
 import os
+import signal
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -33,7 +36,27 @@ def processes(mark: str) -> dict[int, str]:
 
 def find_process(folder: Path, title: str) -> int | None:
     """Return the process of the Ray in `folder` whose title contains `title`."""
-    for pid, command in processes(f"RAY_TMPDIR={folder}").items():
-        if command.startswith("ray::") and title in command:
-            return pid
-    return None
+    return next(iter(find_processes(folder, title)), None)
+
+
+def find_processes(folder: Path, title: str) -> list[int]:
+    """Return all processes of the Ray in `folder` whose title contains `title`."""
+    found = processes(f"RAY_TMPDIR={folder}").items()
+    return [pid for pid, command in found if command.startswith("ray::") and title in command]
+
+
+def free_port() -> int:
+    """Return a TCP port of this machine that nothing listens at now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def kill_all(folder: Path) -> None:
+    """Kill all processes of the Ray in `folder`, also those that are started meanwhile."""
+    while found := processes(f"RAY_TMPDIR={folder}"):
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ import yaml
 from PIL import Image
 
 import sdbatch
-from tests.ray.processes import find_process, marked, ray_files
+from tests.ray.processes import find_process, free_port, marked, ray_files
 from tests.wait import wait_until
 from tests.without_ray import without_ray
 
@@ -39,12 +38,6 @@ JOB = {
 }
 # A minute or more of work for one core.
 LONG = {"prompt": "a dog", "num_inference_steps": 150, "size": "768x768"}
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def pixels(file):

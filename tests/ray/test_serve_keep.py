@@ -8,8 +8,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.ray.processes import find_process, ray_files
-from tests.ray.test_serve import BIN, JOB, Served, free_port
+from tests.ray.processes import find_process, free_port, ray_files
+from tests.ray.test_serve import BIN, JOB, Served
 from tests.wait import wait_until
 
 LONG = {"prompt": "a dog", "num_inference_steps": 150, "size": "256x256", "exact": True}
