@@ -39,7 +39,7 @@ class Turns:
         if shape not in self.shapes:
             self._evict_idle_shapes()
             self.shapes[shape] = make_lanes()
-        lanes = self.shapes[shape]
+        lanes = self.shapes[shape] = self.shapes.pop(shape)  # to the end: the last one used
         if not lanes.busy:
             lanes.account.seconds = max(lanes.account.seconds, self._now)
         return lanes
@@ -47,11 +47,14 @@ class Turns:
     def choose_candidates(self) -> None:
         """Find the shapes that may have the next turn.
 
-        Where rows would be empty, a shape gives way to full ones: requests come late to a shape
-        whose pictures are encoded or drawn before.
+        Where rows would be empty, a shape gives way to full ones, but not for longer than
+        PATIENCE_SECONDS; after that it has its share until it is full or idle. Requests come late
+        to a shape whose pictures are encoded or drawn before.
         """
         for lanes in self.shapes.values():
             lanes.account.drawing = lanes.busy
+            if not lanes.busy or lanes.fills_rows:
+                lanes.gave_way_at = None
         busy = [lanes for lanes in self.shapes.values() if lanes.busy]
         full = [lanes for lanes in busy if lanes.fills_rows or self._is_impatient(lanes)]
         self._candidates = full or busy
@@ -70,7 +73,6 @@ class Turns:
         if not self._candidates:
             return None
         lanes = min(self._candidates, key=lambda each: each.account.seconds)
-        lanes.gave_way_at = None
         self._now = max(self._now, lanes.account.seconds)
         return lanes
 
@@ -80,7 +82,10 @@ class Turns:
         return time.perf_counter() - lanes.gave_way_at >= PATIENCE_SECONDS
 
     def _evict_idle_shapes(self) -> None:
-        """Evict idle shapes above MAX_IDLE_SHAPES: clients of a service may ask for any size."""
+        """Evict the idle shapes above MAX_IDLE_SHAPES that were used least recently.
+
+        Clients of a service may ask for any size.
+        """
         idle = [shape for shape, lanes in self.shapes.items() if not lanes.busy]
         for shape in idle[: max(0, len(idle) - MAX_IDLE_SHAPES)]:
-            del self.shapes[shape]
+            self.shapes.pop(shape).account.drawing = False

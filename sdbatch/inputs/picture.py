@@ -21,7 +21,7 @@ MOST_PIXELS = 8192 * 8192
 MOST_CHARACTERS = 2**20  # of all texts that a file carries
 USER_COMMENT = "UserComment"  # the name of EXIF's comment, besides those of PNG's texts
 # What Pillow's readers raise for a damaged file, as random damage shows.
-_DAMAGE = (
+DAMAGE = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError,
     RuntimeError, MemoryError, AttributeError, struct.error, zlib.error,
 )  # fmt: skip
@@ -163,7 +163,7 @@ def _damage(where: str, kind: str) -> Iterator[None]:
     """Turn what Pillow raises for a damaged file into the row's reason."""
     try:
         yield
-    except _DAMAGE as error:
+    except DAMAGE as error:
         what = "truncated" if "truncated" in str(error).lower() else "damaged"
         reason = " ".join(str(error).split())[:80] or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
@@ -189,7 +189,7 @@ def _turn_of(picture: Image.Image) -> Image.Transpose | None:
         return None
     try:
         return _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except _DAMAGE:
+    except DAMAGE:
         return None
 
 
@@ -197,7 +197,7 @@ def _user_comment(picture: Image.Image) -> str:
     """Return EXIF's comment; "" if there is none, or it cannot be read."""
     try:
         comment = picture.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
-    except _DAMAGE:
+    except DAMAGE:
         return ""
     if isinstance(comment, str):
         return comment

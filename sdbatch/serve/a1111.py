@@ -95,13 +95,14 @@ def _draw_routes(service: Service, drawings: Drawings) -> APIRouter:
     @router.post("/img2img", responses=documented, openapi_extra=documented_body(Img2Img))
     async def img2img(request: Request) -> Response:
         """Draw images from a picture, or its masked part anew."""
-        limits = request.state.key.limits
+        key = request.state.key
         body, image_request = await checked_json_body(
-            request, Img2Img, lambda body: a1111_requests.from_img2img(body, model, limits)
+            request, Img2Img, lambda body: a1111_requests.from_img2img(body, model, key.limits)
         )
         set_log_fields(request, image_request)
-        pictures = await service.decode(a1111_requests.pictures_of, body)
-        image_request = await service.prepare(image_request, pictures)
+        service.queue.check(len(image_request.draw_requests), key)
+        pictures = await service.decode(a1111_requests.pictures_of, body, key)
+        image_request = await service.prepare(image_request, pictures, key)
         parameters = body.model_dump()
         if not body.include_init_images:
             parameters |= {"init_images": None, "mask": None}

@@ -153,7 +153,7 @@ class Settings(NumbersAsText):
     CLIP_stop_at_last_layers: int | None = Field(None, ge=1, le=100)
     sd_model_checkpoint: str | None = None
     samples_format: FileFormat = "png"
-    eta_ddim: float = Field(0, ge=0, le=1)
+    eta_ddim: float | None = Field(None, ge=0, le=1)
     # settings that are not supported, with the values that change nothing
     sd_vae: Literal["Automatic"] = "Automatic"
     eta_ancestral: float = Field(1, ge=1, le=1)
@@ -185,7 +185,7 @@ class Body(NumbersAsText):
     )
     send_images: OnlyTrue = True
     # fields that are not supported, with the values that change nothing
-    styles: list[Literal[""]] = Field([])
+    styles: list[Literal[""]] = Field([], max_length=100)
     seed_resize_from_h: int = Field(-1, le=0)
     seed_resize_from_w: int = Field(-1, le=0)
     restore_faces: OnlyFalse = False

@@ -47,7 +47,7 @@ def routes(service: Service) -> APIRouter:
     async def png_info(request: Request) -> Response:
         """Return the parameters of generation that an image's file carries."""
         body = await json_body(request, PngInfo)
-        return json_response(await service.decode(_read, body.image))
+        return json_response(await service.decode(_read, body.image, request.state.key))
 
     return router
 
@@ -77,24 +77,25 @@ def parse_infotext(text: str) -> dict[str, str]:
 
 def _parse_line(line: str) -> list[tuple[str, str]]:
     """Return the parameters of a line, in time that grows as its length."""
-    found, position = [], 0
+    parameters, position = [], 0
     while position < len(line):
         match = _PARAMETER.match(line, position)
         if match:
-            found.append((match[1], _unquoted(match[2].strip())))
+            parameters.append((match[1], _unquoted(match[2].strip())))
             position = match.end()
         else:
             comma = line.find(",", position)
             position = len(line) if comma < 0 else comma + 1
-    return found
+    return parameters
 
 
 def _unquoted(value: str) -> str:
     """Return a value as it was before image_file quoted it."""
     try:
-        return str(json.loads(value)) if value.startswith('"') else value
+        text = str(json.loads(value)) if value.startswith('"') else value
     except ValueError:
         return value
+    return text.encode("utf-8", "replace").decode()  # without halves of surrogate pairs
 
 
 def _read(image: str) -> PngInfoResponse:

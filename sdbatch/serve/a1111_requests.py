@@ -10,8 +10,9 @@ from typing import Any
 
 from sdbatch import samplers
 from sdbatch.engine.request import Request
+from sdbatch.errors import short_repr
 from sdbatch.job import Limits, Sampling
-from sdbatch.sampling import SIDE_MULTIPLE
+from sdbatch.sampling import MOST_ENLARGED, SIDE_MULTIPLE
 from sdbatch.serve import pictures, requests
 from sdbatch.serve.a1111_bodies import (
     FILE_FORMATS,
@@ -124,7 +125,7 @@ def _shared_values(body: Body, sampling: Sampling, faults: Faults) -> dict[str, 
     with faults.collect():
         values["eta"] = _eta(body, values)
     with faults.collect():
-        values["clip_skip"] = _clip_skip(body)
+        values["clip_skip"] = _clip_skip(body, sampling)
     return {
         **values,
         "prompt": body.prompt,
@@ -150,8 +151,9 @@ def _eta(body: Body, values: dict[str, Any]) -> float:
     given: float | None = getattr(body, PARAMETERS["eta"])
     name = values["sampler"]
     if samplers.split(name)[0].takes_eta:
-        eta: float = values["eta"]
-        return eta if given is not None else body.override_settings.eta_ddim or eta
+        setting = body.override_settings.eta_ddim
+        eta: float = values["eta"] if given is not None or setting is None else setting
+        return eta
     is_noisy = name in NOISY_SAMPLERS or name.rpartition("_")[0] in NOISY_SAMPLERS
     if is_noisy and given not in (None, 1):
         raise invalid_value(
@@ -162,7 +164,7 @@ def _eta(body: Body, values: dict[str, Any]) -> float:
     return 0.0
 
 
-def _clip_skip(body: Body) -> int:
+def _clip_skip(body: Body, sampling: Sampling) -> int:
     """Return how many layers of the text encoder are left out, which two fields may say."""
     setting = body.override_settings.CLIP_stop_at_last_layers
     if None not in (setting, body.clip_skip) and setting != body.clip_skip:
@@ -170,7 +172,8 @@ def _clip_skip(body: Body) -> int:
             "clip_skip",
             f"{body.clip_skip}: must equal override_settings.CLIP_stop_at_last_layers, {setting}",
         )
-    return (setting or body.clip_skip or 1) - 1
+    layers = setting if body.clip_skip is None else body.clip_skip
+    return sampling.clip_skip if layers is None else layers - 1
 
 
 def _hires_values(body: Txt2ImgFields, model: ServedModel, faults: Faults) -> dict[str, Any]:
@@ -212,7 +215,7 @@ def _check_second_pass(body: Txt2ImgFields, model: ServedModel, faults: Faults) 
     for name, values in allowed.items():
         given = getattr(body, name)
         if given is not None and given not in values:
-            text = f"{given!r}: must be as without hires fix. Leave it out"
+            text = f"{short_repr(given)}: must be as without hires fix. Leave it out"
             faults.add(invalid_value(name, text))
 
 
@@ -221,6 +224,9 @@ def _resize_scale(body: Txt2ImgFields, sampling: Sampling) -> float:
     values = {**sampling.model_dump(), **_given(body, ("height", "width"))}
     sides = [(body.hr_resize_x or 0, values["width"]), (body.hr_resize_y or 0, values["height"])]
     [(larger, smaller), *_] = [(after, before) for after, before in sides if after]
+    if larger > MOST_ENLARGED:
+        name = "hr_resize_x" if body.hr_resize_x else "hr_resize_y"
+        raise invalid_value(name, f"{short_repr(larger)}: must be {MOST_ENLARGED} at most")
     scale: float = larger / smaller
     for after, before in sides:
         if after and int(before * scale) // SIDE_MULTIPLE * SIDE_MULTIPLE != after:
@@ -238,7 +244,7 @@ def _upscaler(title: str) -> str:
     names = {title.lower(): name for name, title in UPSCALERS.items()}
     if title.lower() not in names:
         raise invalid_value(
-            "hr_upscaler", f"{title!r}: must be one of {', '.join(UPSCALERS.values())}"
+            "hr_upscaler", f"{short_repr(title)}: must be one of {', '.join(UPSCALERS.values())}"
         )
     return names[title.lower()]
 
@@ -278,11 +284,11 @@ def _sampler(body: Body, default: str) -> str:
     name = samplers.find(title) if title else default
     faults = Faults()
     if name is None:
-        text = f"{title!r}: must be a name from GET /sdapi/v1/samplers"
+        text = f"{short_repr(title)}: must be a name from GET /sdapi/v1/samplers"
         faults.add(invalid_value("sampler_name", text))
     known = any(_with_schedule(plain, label) for plain in samplers.SAMPLERS)
     if not known and label.lower() not in PLAIN_SCHEDULES:
-        text = f"{label!r}: must be a label from GET /sdapi/v1/schedulers"
+        text = f"{short_repr(label)}: must be a label from GET /sdapi/v1/schedulers"
         faults.add(invalid_value("scheduler", text))
     faults.raise_any()
     assert name is not None, "an unknown sampler is a fault"
@@ -291,7 +297,9 @@ def _sampler(body: Body, default: str) -> str:
     plain = name if name in samplers.SAMPLERS else name.rpartition("_")[0]
     full_name = _with_schedule(plain, label)
     if full_name is None:
-        raise invalid_value("scheduler", f"{label!r}: {samplers.title(plain)} has no such schedule")
+        raise invalid_value(
+            "scheduler", f"{short_repr(label)}: {samplers.title(plain)} has no such schedule"
+        )
     return full_name
 
 

@@ -41,9 +41,10 @@ from sdbatch.serve import access, keep, proxy, requests, web
 from sdbatch.serve.access import Access, Digests, is_loopback
 from sdbatch.serve.drawer import Drawer, DrawFailure, DrawRequest, EncodedImage, Event, Version
 from sdbatch.serve.errors import ApiError
+from sdbatch.serve.log import log
 from sdbatch.serve.redraw import ReplicaDied, ReplicaUnavailable
 from sdbatch.serve.requests import ServedModel
-from sdbatch.serve.service import Service, log
+from sdbatch.serve.service import Service
 from sdbatch.stages.base import Needs
 from sdbatch.stages.safety import SafetyPolicy
 

@@ -38,7 +38,7 @@ class Bodies:
     """The bodies of all requests that are not answered yet. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._size = 0  # bytes
+        self._sizes: Counter[Client] = Counter()  # bytes
         self._slots: Counter[Client] = Counter()
 
     @contextmanager
@@ -48,14 +48,24 @@ class Bodies:
         try:
             yield body
         finally:
-            self._size -= body.size
+            self._remove(body)
 
-    def add(self, size: int) -> None:
-        """Count bytes that arrived; raise an ApiError if all bodies together are too large."""
-        self._size += size
-        if size and self._size > MAX_BODIES_BYTES:
+    def add(self, client: Client, size: int) -> None:
+        """Count bytes that arrived; raise an ApiError if there is no room for them.
+
+        As in the queue, a client may have as many bytes as are free, so there is always room for
+        another one.
+        """
+        self._sizes[client] += size
+        free = MAX_BODIES_BYTES - _sum(self._sizes, client)
+        if not size:
+            return
+        if free < 0:
             text = "Too many pictures are being received. Retry later."
-            raise ApiError(503, text, code="overloaded", retry_after=5)
+            raise _closing(ApiError(503, text, code="overloaded", retry_after=5))
+        if self._sizes[client] > free:
+            text = "Too many pictures of this client are being received. Send fewer at a time."
+            raise _closing(ApiError(429, text, code="too_many_bodies", retry_after=5))
 
     @contextmanager
     def slot(self, client: Client) -> Iterator[None]:
@@ -63,7 +73,7 @@ class Bodies:
         if self._slots[client] >= CLIENT_SLOTS:
             text = f"{CLIENT_SLOTS} other bodies of this client still arrive. Send fewer at a time."
             raise _closing(ApiError(429, text, code="too_many_bodies", retry_after=1))
-        if sum(n for (kind, _), n in self._slots.items() if kind == client[0]) >= ALL_SLOTS:
+        if _sum(self._slots, client) >= ALL_SLOTS:
             text = "Too many bodies still arrive. Retry later."
             raise _closing(ApiError(503, text, code="overloaded", retry_after=5))
         self._slots[client] += 1
@@ -74,12 +84,19 @@ class Bodies:
             if not self._slots[client]:
                 del self._slots[client]
 
+    def _remove(self, body: "IncomingBody") -> None:
+        if body.client is not None:
+            self._sizes[body.client] -= body.size
+            if not self._sizes[body.client]:
+                del self._sizes[body.client]
+
 
 class IncomingBody:
     """The body of one request."""
 
     def __init__(self, bodies: Bodies) -> None:
         self.size = 0  # bytes that arrived
+        self.client: Client | None = None  # once it is read
         self._bodies = bodies
 
     async def read(self, scope: Scope, receive: Receive, client: Client) -> bytes:
@@ -89,6 +106,7 @@ class IncomingBody:
             ApiError: 408, 413, 429 or 503 if it takes too long, is too large, or too many bodies
                 arrive; 499 if the client disconnects.
         """
+        self.client = client
         most = _most_bytes(scope)
         length = dict(scope["headers"]).get(b"content-length", b"")
         if length.isdigit() and int(length) > most:
@@ -111,7 +129,7 @@ class IncomingBody:
                     raise client_disconnected()
                 part = message.get("body", b"")
                 self.size += len(part)
-                self._bodies.add(len(part))
+                self._bodies.add(client, len(part))
                 if self.size > most:
                     raise _too_large(most)
                 parts.append(part)
@@ -141,6 +159,11 @@ def replay(body: bytes, receive: Receive) -> Receive:
         return dict(await receive())
 
     return receive_body
+
+
+def _sum(counts: Counter[Client], client: Client) -> int:
+    """Return what all clients of the same kind have together."""
+    return sum(count for (kind, _), count in counts.items() if kind == client[0])
 
 
 def _most_bytes(scope: Scope) -> int:

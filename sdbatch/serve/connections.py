@@ -15,6 +15,7 @@ from sdbatch.serve.errors import ApiError
 from sdbatch.serve.exchange import REQUEST_ID
 
 HEADERS_SECONDS = 20.0  # from the first byte of a request, or from the connection, to its headers
+MAX_HEADERS_BYTES = 64 * 1024  # of a request, its first line included
 RESPONSE_SECONDS = 20.0  # to read a response, in addition to what MIN_BYTES_PER_SECOND gives
 
 
@@ -24,6 +25,7 @@ class Connection(HttpToolsProtocol):
     _headers_timer: asyncio.TimerHandle | None = None
     _response_timer: asyncio.TimerHandle | None = None
     _headers_begun = False
+    _headers_bytes = 0  # that arrived of the request whose headers are not complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a request."""
@@ -38,8 +40,15 @@ class Connection(HttpToolsProtocol):
                 timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Limit the time of data that ends uvicorn's own limit and begins no request."""
+        """Limit the size of headers, and the time of data that begins no request."""
+        if self.transport.is_closing():
+            return
+        self._headers_bytes += len(data)
         super().data_received(data)
+        if self._headers_begun and self._headers_bytes > MAX_HEADERS_BYTES:
+            text = f"The headers are larger than {MAX_HEADERS_BYTES} bytes. Send smaller ones."
+            self._answer(ApiError(431, text, code="headers_too_large"))
+            return
         if not self._is_answering and self.timeout_keep_alive_task is None:
             self._expect_headers()
 
@@ -52,6 +61,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Leave the rest of the request to bodies.py."""
         self._headers_begun = False
+        self._headers_bytes = 0
         if self._headers_timer is not None:
             self._headers_timer.cancel()
             self._headers_timer = None

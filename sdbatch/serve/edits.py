@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from sdbatch.serve import requests, responses
+from sdbatch.serve.access import ApiKey
 from sdbatch.serve.http import (
     DRAW_ERRORS,
     documented_errors,
@@ -64,20 +65,21 @@ async def read_edit(
     Raises:
         ApiError: as requests.from_generation, or a file is no picture, or does not fit.
     """
+    key: ApiKey = request.state.key
     form = await read_form(request, kind, *files)
     values, picture = form.values, form.files.get("image")
     by_picture = "mask" in files and values.get("mask_from_alpha") is None
     if by_picture and "mask" not in form.files and picture is not None:
         with form.faults.collect():
-            transparent = await service.decode(is_transparent, picture)
+            service.queue.check(1, key)
+            transparent = await service.decode(is_transparent, picture, key)
             values = {**values, "mask_from_alpha": transparent}
-    limits = request.state.key.limits
     _, image_request = check(
         kind,
         values,
-        lambda body: requests.from_generation(body, service.model, limits),
+        lambda body: requests.from_generation(body, service.model, key.limits),
         form.faults,
     )
     set_log_fields(request, image_request)
     pictures = Pictures(form.files["image"], form.files.get("mask"), transparent_parts)
-    return await service.prepare(image_request, pictures)
+    return await service.prepare(image_request, pictures, key)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from sdbatch.errors import one_line
 from sdbatch.job import describe_key, errors_by_key
 
+MOST_FAULTS = 50  # that one answer names
 _FAULTS = (400, 404)  # the statuses of what is wrong with a request itself
 _TYPES = {429: "rate_limit_error", 404: "not_found_error"}
 _PARAM = re.compile(r"([\w.]+) = ")  # how the text of an error about a parameter begins
@@ -129,7 +130,10 @@ def invalid_body(error: ValidationError) -> ApiError:
 
 
 def body_faults(error: ValidationError) -> list[ApiError]:
-    """Return the faults of a body that pydantic rejected, one for each parameter."""
+    """Return the faults of a body that pydantic rejected: one for each parameter, or for all."""
+    if error.error_count() > MOST_FAULTS:
+        text = f"The body has more than {MOST_FAULTS} faults. See /docs for its fields."
+        return [ApiError(400, text, code="invalid_value")]
     return [_body_fault(errors) for errors in errors_by_key(error)]
 
 
@@ -150,7 +154,7 @@ def _body_fault(errors: Sequence[Any]) -> ApiError:
 
 def unknown_parameter(param: str) -> ApiError:
     """Return the error of a parameter that no route of this kind has."""
-    text = f"{param}: unknown parameter. It would have no effect. Leave it out."
+    text = f"{param or repr(param)}: unknown parameter. It would have no effect. Leave it out."
     return ApiError(400, text, code="unknown_parameter", param=param)
 
 

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from sdbatch.serve import responses
 from sdbatch.serve.errors import (
+    MOST_FAULTS,
     ApiError,
     Faults,
     client_disconnected,
@@ -83,6 +84,8 @@ async def checked_json_body(
     try:
         body = kind.model_validate_json(text)
     except ValidationError as error:
+        if error.error_count() > MOST_FAULTS:
+            raise invalid_body(error) from error
         is_json = error.errors()[0]["type"] != "json_invalid"
         values = json.loads(text) if is_json else None
         if not isinstance(values, dict):

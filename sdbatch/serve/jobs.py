@@ -1,7 +1,6 @@
 """Long jobs: requests that are accepted at once, drawn later, and polled."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -12,12 +11,12 @@ from cachetools import TTLCache
 from sdbatch.job import Serve
 from sdbatch.serve.drawer import EncodedImage, Progress
 from sdbatch.serve.errors import ApiError, internal_error
+from sdbatch.serve.log import log
 from sdbatch.serve.metrics import key_name
 from sdbatch.serve.queue import Reservation
 from sdbatch.serve.requests import ImageRequest
 from sdbatch.serve.results import Result, StoredImages, seconds_of, secret_name
 
-log = logging.getLogger("ray.serve.sdbatch")
 JOB_BYTES = 16 * 1024  # of a long job that has ended, besides its images
 MAINTENANCE_SECONDS = 30.0  # between two times that what has expired is removed
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 1.0, 30.0  # until a store that failed is tried again
@@ -258,6 +257,8 @@ class LongJobs:
                 if name not in self._lost:
                     log.error("A long job of %s is lost: %s", _time_of(name), error)
                     self._lost.add(name)
+            except Exception:  # of this job alone: it must not hold up the others
+                log.exception("A long job of %s cannot be read.", _time_of(name))
         self._lost.intersection_update(unfinished)
         await self._stored_images.remove_expired()
 

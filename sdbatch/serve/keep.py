@@ -9,7 +9,6 @@ loop: all files are read and written in a few threads, and nobody waits longer t
 
 import asyncio
 import contextlib
-import logging
 import os
 import re
 import time
@@ -23,14 +22,19 @@ from sdbatch.job import Serve
 from sdbatch.output.names import is_temporary
 from sdbatch.registry import IMAGE_FORMATS
 from sdbatch.serve.errors import ApiError
+from sdbatch.serve.log import log
 from sdbatch.serve.results import SECRET_NAME, StoredImages, seconds_of
 from sdbatch.storage import Store, is_local
 
-log = logging.getLogger("ray.serve.sdbatch")
 IMAGES, JOBS = "images", "jobs"
-WRITERS, READERS, REMOVERS = 16, 16, 8  # threads; anybody may ask for images, so these do not write
+WRITERS, READERS, REMOVERS = (
+    16,
+    16,
+    8,
+)  # threads; many fetches without a key must not hold up writes
 ANSWER_SECONDS = 60.0  # for which a request waits for the store, a large upload included
 REMOVAL_SECONDS = 600.0  # that the removal of many files may take
+WRITE_SECONDS = 600.0  # that no write takes
 RETRY_SECONDS = 10.0  # for which the store is tried again when it fails for a moment
 EVICT_TO = 0.9  # of keep_mib, so that not every new image lists the store
 _IMAGE_NAME = re.compile(rf"{SECRET_NAME.pattern}\.(?:{'|'.join(IMAGE_FORMATS)})", re.ASCII)
@@ -86,7 +90,7 @@ class Folder:
         self._writers = ThreadPoolExecutor(WRITERS, f"write-{name}")
         self._readers = ThreadPoolExecutor(READERS, f"read-{name}")
         self._removers = ThreadPoolExecutor(REMOVERS, f"remove-{name}")
-        self._temporary: set[str] = set()
+        self._temporary: dict[str, float] = {}  # files of writes -> clock time of the first look
 
     async def read(self, work: Callable[[Store], Value]) -> Value:
         """Return what `work` returns, which reads files, called in a thread.
@@ -151,12 +155,17 @@ class Folder:
     def remove_interrupted(self, store: Store) -> None:
         """Remove what interrupted writes have left.
 
-        A temporary file that an earlier call has seen too is of a process that was killed: a
-        write takes less time than passes between two calls.
+        A temporary file that is older than any write is of a process that was killed.
         """
-        temporary = {name for name in store.names() if is_temporary(name)}
-        self.remove(store, temporary & self._temporary)
-        self._temporary = temporary
+        now = time.monotonic()
+        temporary = filter(is_temporary, store.names())
+        self._temporary = {name: self._temporary.get(name, now) for name in temporary}
+        seen = self._temporary.items()
+        self.remove(store, [name for name, since in seen if since + WRITE_SECONDS < now])
+
+    async def put(self, name: str, file: bytes) -> None:
+        """Store a file; raises as `write` does."""
+        await self.write(lambda store: store.put(name, file))
 
 
 class Room:
@@ -174,22 +183,32 @@ class Room:
         self._max_bytes = max_bytes
         self._evict = evict
         self._used: int | None = None  # bytes; None: not known yet
+        self._taken = 0  # bytes since the start
         self._lock = asyncio.Lock()
 
     async def take(self, size: int) -> None:
-        """Make room for `size` bytes; alone in the folder they may be more than its bound."""
-        async with self._lock:
-            if self._used is None or self._used + size > self._max_bytes:
-                most = max(0, int(EVICT_TO * self._max_bytes) - size)
-                self._used = await self._folder.write(lambda store: self._evict(store, most))
-            self._used += size
+        """Make room for `size` bytes; alone in the folder they may be more than its bound.
+
+        Raises:
+            ApiError: 503 if the store fails or does not answer in time.
+        """
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS), self._lock:
+                if self._used is None or self._used + size > self._max_bytes:
+                    most = max(0, int(EVICT_TO * self._max_bytes) - size)
+                    self._used = await self._folder.write(lambda store: self._evict(store, most))
+                self._used += size
+                self._taken += size
+        except TimeoutError as error:  # of the requests before this one
+            raise store_unavailable() from error
 
     async def remove_expired(self) -> None:
         """Remove what has expired, and what another process has written too much."""
-        async with self._lock:
-            self._used = await self._folder.write(
-                lambda store: self._evict(store, self._max_bytes), seconds=REMOVAL_SECONDS
-            )
+        taken_before = self._taken
+        left = await self._folder.write(
+            lambda store: self._evict(store, self._max_bytes), seconds=REMOVAL_SECONDS
+        )
+        self._used = left + self._taken - taken_before
 
 
 class KeptImages(StoredImages):
@@ -203,9 +222,7 @@ class KeptImages(StoredImages):
     async def put(self, files: Mapping[str, bytes]) -> None:
         """Store files by their names; raises an ApiError, 503, if that is impossible."""
         await self._room.take(sum(map(len, files.values())))
-        await asyncio.gather(
-            *(self._folder.write(partial(_put, name, file)) for name, file in files.items())
-        )
+        await asyncio.gather(*(self._folder.put(name, file) for name, file in files.items()))
 
     async def fetch(self, name: str) -> bytes | None:
         """Return a file; None if there is none of this name, or no longer.
@@ -271,10 +288,6 @@ def _make_private(path: str) -> None:
             f"serve.keep = {path}: others may read it (mode {mode:o}): must be a folder of the "
             f"service's user alone, as prompts are in it. Run `chmod 700 {path}`."
         )
-
-
-def _put(name: str, file: bytes, store: Store) -> None:
-    store.put(name, file)
 
 
 def _try(work: Callable[[Store], None], store: Store) -> None:

@@ -104,9 +104,7 @@ class KeptJobs:
         names = list(files) or [str(image.content) for image in images]
         record = records.write_ended(end, names)
         await self._room.take(max(JOB_BYTES, sum(map(len, files.values()))))
-        await asyncio.gather(
-            *(self._folder.write(partial(_put, name, file)) for name, file in files.items())
-        )
+        await asyncio.gather(*(self._folder.put(name, file) for name, file in files.items()))
         created = await self._folder.write(lambda store: _create(store, job.name + _END, record))
         superfluous = [job.name + _PICTURES] if created else list(files)
         with contextlib.suppress(ApiError):  # the next removal of what has expired does it too
@@ -248,10 +246,6 @@ def _create(store: Store, name: str, data: bytes) -> bool:
     """Create a file; return False if there is another one already."""
     # or ours: of two requests, the answer to the first one can be lost
     return store.create(name, data) or store.read_if_exists(name) == data
-
-
-def _put(name: str, file: bytes, store: Store) -> None:
-    store.put(name, file)
 
 
 def _remove(names: list[str], store: Store) -> None:

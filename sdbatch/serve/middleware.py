@@ -23,8 +23,9 @@ from sdbatch.serve.exchange import (
     replaced,
     request_id_of,
 )
+from sdbatch.serve.log import log
 from sdbatch.serve.metrics import key_name
-from sdbatch.serve.service import Service, log
+from sdbatch.serve.service import Service
 
 PUBLIC = ("/", "/docs", "/openapi.json", "/healthz", "/readyz")  # need no key, reveal nothing
 PUBLIC_FOLDERS = ("/static/", page.FOLDER, "/v1/images/files/")
@@ -97,7 +98,7 @@ class Middleware:
                 await self._app(scope, receive, send)
         except ApiError as error:
             await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
-        except Exception:  # noqa: BLE001  an internal error; details stay in the log
+        except Exception:
             log.exception("%s %s failed", scope["method"], _route(scope))
             if exchange.status is None:
                 await JSONResponse(internal_error().body, 500)(scope, receive, send)

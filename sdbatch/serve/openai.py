@@ -22,10 +22,11 @@ from sdbatch.serve.http import (
     json_response,
     set_log_fields,
 )
+from sdbatch.serve.log import log
 from sdbatch.serve.model_card import ModelCard, ModelCards, field_ranges, model_card
 from sdbatch.serve.queue import Reservation
 from sdbatch.serve.requests import ImageRequest, Streamable
-from sdbatch.serve.service import Service, log
+from sdbatch.serve.service import Service
 
 KEEP_ALIVE_SECONDS = 10.0  # proxies cut a stream that is silent for longer
 FIRST_COMMENT_SECONDS = 1.0  # until a waiting client gets its queue position
@@ -128,7 +129,7 @@ async def _stream(
                 yield _event(responses.completed_event(draw_request, event))
     except ApiError as error:
         yield _error_event(error)
-    except Exception:  # noqa: BLE001  headers are sent already, so the error goes into the stream
+    except Exception:
         log.exception("a streamed image failed")
         yield _error_event(internal_error())
     finally:

@@ -9,7 +9,6 @@ model is known here, so all that needs them is in middleware.py.
 import asyncio
 import hashlib
 import json
-import logging
 
 from cachetools import LRUCache
 from starlette.middleware import Middleware
@@ -31,6 +30,7 @@ from sdbatch.serve.exchange import (
     replaced,
     request_id_of,
 )
+from sdbatch.serve.log import log
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 IMPORT_PATH = "sdbatch.serve.proxy:middlewares"
@@ -46,7 +46,6 @@ _RAYS_HEADERS = (
     b"serve-multiplexed-model-id",
     b"x-session-id",
 )
-log = logging.getLogger("ray.serve.sdbatch")
 
 
 def middlewares() -> list[Middleware]:

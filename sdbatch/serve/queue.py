@@ -109,6 +109,12 @@ class ImageQueue:
         key.spend(size.images)
         return self._add(size, key.name)
 
+    def check(self, images: int, key: ApiKey) -> None:
+        """Raise the ApiError that `reserve` would, before pictures are decoded in vain."""
+        if self.stopping:
+            raise shutting_down()
+        self._check_room(_Size(images, 0), key)
+
     def restore(self, image_request: ImageRequest, key: str) -> Reservation:
         """Reserve room for a job that was accepted before a restart, even if the queue is full.
 
@@ -146,12 +152,12 @@ class ImageQueue:
             part = "the length of the queue" if key.is_only else "the share of a key in the queue"
             raise invalid_value("n", f"{images}: must be {most} at most, {part}")
         pending, own = self._sum(), self._sum(key.name)
-        for wanted, room, taken, taken_by_key in zip(size, self._room, pending, own, strict=True):
-            free = room - taken
-            if wanted > free:
+        for needed, room, used, used_by_key in zip(size, self._room, pending, own, strict=True):
+            free = room - used
+            if needed > free:
                 text = f"The queue is full: {pending.images} images wait. Retry later."
                 raise self._refuse(503, text, "overloaded", images)
-            if wanted > _share(free, taken_by_key, key):
+            if needed > _share(free, used_by_key, key):
                 text = (
                     f"This key has {own.images} images in the queue, and its share has no room "
                     f"for {images} more. Retry when some are drawn."

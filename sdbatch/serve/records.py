@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from sdbatch.engine.request import Request
+from sdbatch.inputs.picture import DAMAGE
 from sdbatch.inputs.prepare import Prepared
 from sdbatch.output.image_file import Encoding
 from sdbatch.registry import IMAGE_FORMATS
@@ -156,8 +157,5 @@ def _with_pictures(image_request: ImageRequest, file: bytes) -> ImageRequest:
             if sum(info.file_size for info in members.infolist()) > len(file):
                 raise DamagedRecord("the file of its pictures")  # compressed: not by us
         return image_request.with_pictures(Prepared.from_bytes(file))
-    except (
-        *(OSError, ValueError, TypeError, KeyError, AttributeError),
-        *(zipfile.BadZipFile, Image.DecompressionBombError),
-    ) as error:
+    except (*DAMAGE, zipfile.BadZipFile, Image.DecompressionBombError) as error:
         raise DamagedRecord("the file of its pictures") from error

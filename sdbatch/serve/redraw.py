@@ -4,7 +4,6 @@ An image is a function of its request, so the second try has the same pixels as 
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Protocol
@@ -12,9 +11,9 @@ from typing import Protocol
 from sdbatch.errors import SdbatchError, one_line
 from sdbatch.serve.drawer import DrawFailure, DrawRequest, EncodedImage, Event, is_on_the_way
 from sdbatch.serve.errors import replica_lost
+from sdbatch.serve.log import log
 from sdbatch.serve.metrics import Metrics
 
-log = logging.getLogger("ray.serve.sdbatch")
 MOST_DEATHS = 3  # of replicas while they drew one image: it may be the cause
 PAUSE_SECONDS = 1.0  # before an image is offered again that no replica could accept
 
@@ -105,7 +104,9 @@ class RedrawingDrawers:
         async with aclosing(self._drawers.draw_events(draw_request)) as events:
             while True:
                 async with asyncio.timeout_at(deadline):
-                    event = await anext(events)
+                    event = await anext(events, None)
+                if event is None:
+                    raise ReplicaUnavailable("The stream of the replica ended without its image.")
                 yield event
                 if not is_on_the_way(event):
                     return

@@ -259,12 +259,13 @@ def all_images(
     """
 
     def build(first: Request) -> tuple[DrawRequest, ...]:
-        found = Faults()
-        with found.collect():
+        later = Faults()
+        with later.collect():
             check_limits(first, images, limits)
-        with found.collect():
-            draw_requests = images_of(with_lora_weights(first, job))
-        found.raise_any()
+        if images <= limits.images:
+            with later.collect():
+                draw_requests = images_of(with_lora_weights(first, job))
+        later.raise_any()
         return draw_requests
 
     return check(Request, values, build, faults)[1]

@@ -4,7 +4,6 @@ Each accepted request ends with its images or with an error.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,6 @@ from sdbatch.serve.queue import ImageQueue, Reservation
 from sdbatch.serve.redraw import Drawers, RedrawingDrawers
 from sdbatch.serve.requests import ImageRequest, ServedModel
 
-log = logging.getLogger("ray.serve.sdbatch")  # Ray Serve writes what is below its own name
 READY_SECONDS = 2.0  # to wait for the health of a replica
 RECENT_SECONDS = 30.0  # an image drawn within these shows that the service is ready
 PREPARING_THREADS = 2  # that decode pictures; each holds one picture of 64 megapixels at most
@@ -53,20 +51,30 @@ class Service:
         self._timeout_s = settings.timeout_s
         self._drawers = RedrawingDrawers(drawers, self.metrics)
         self._preparers = ThreadPoolExecutor(PREPARING_THREADS)
+        self._decoding: dict[str, asyncio.Lock] = {}  # by the key's name
 
-    async def prepare(self, image_request: ImageRequest, pictures: Pictures) -> ImageRequest:
+    async def prepare(
+        self, image_request: ImageRequest, pictures: Pictures, key: ApiKey
+    ) -> ImageRequest:
         """Return the request with its pictures, fitted to its images once for all of them.
 
         Raises:
-            ApiError: a file is no picture, or does not fit.
+            ApiError: a file is no picture, or does not fit; or there is no room in the queue.
         """
-        prepared = await self.decode(pictures.prepare, image_request.first)
+        self.queue.check(len(image_request.draw_requests), key)
+        prepared = await self.decode(pictures.prepare, image_request.first, key)
         return image_request.with_pictures(prepared)
 
-    async def decode(self, work: Callable[[Argument], Value], argument: Argument) -> Value:
-        """Call what decodes pictures, in one of the few threads for that."""
+    async def decode(
+        self, work: Callable[[Argument], Value], argument: Argument, key: ApiKey
+    ) -> Value:
+        """Call what decodes pictures, in one of the few threads for that: one of a key at a time.
+
+        So the pictures of one key cannot hold up those of the others.
+        """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._preparers, work, argument)
+        async with self._decoding.setdefault(key.name, asyncio.Lock()):
+            return await loop.run_in_executor(self._preparers, work, argument)
 
     def reserve(self, image_request: ImageRequest, key: ApiKey) -> Reservation:
         """Reserve room in the queue; raises as ImageQueue.reserve does."""

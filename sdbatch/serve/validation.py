@@ -22,6 +22,7 @@ _CHECKED_TOGETHER = (
     {"output_format", "output_compression"},
     {"mask_blur_x", "mask_blur_y", "mask_blur"},
 )
+MOST_FIELDS = 200  # of a body; more than any API has
 Kind = TypeVar("Kind", bound=BaseModel)
 Value = TypeVar("Value")
 
@@ -34,6 +35,8 @@ class RequestBody(BaseModel):
     def _leave_out_nulls(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        if len(values) > MOST_FIELDS:
+            raise ValueError(f"{len(values)} fields: must be {MOST_FIELDS} at most")
         optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
         return {
             name: value

@@ -1,6 +1,7 @@
 """Shapes share the device by the time of their calls, not by their number."""
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 
@@ -70,7 +71,47 @@ def test_a_shape_with_empty_rows_gives_way_and_saves_no_time_up(monkeypatch):
     turns = turns_of(full=Work(), partly=partly)
     assert take(turns, 50) == ["full"] * 50
     monkeypatch.setattr(turns_module, "PATIENCE_SECONDS", 0.0)
-    assert take(turns, 20).count("partly") == 10
+    assert take(turns, 20).count("partly") in (10, 11)
+
+
+def test_a_shape_that_gave_way_has_its_share_until_it_is_full(monkeypatch):
+    seconds = [0.0]
+    monkeypatch.setattr(
+        turns_module, "time", SimpleNamespace(perf_counter=lambda: seconds[0] + 1.0)
+    )
+    partly = Work(fills_rows=False)
+    turns = turns_of(full=Work(), partly=partly)
+    assert take(turns, 10) == ["full"] * 10
+    seconds[0] = turns_module.PATIENCE_SECONDS
+    assert take(turns, 40).count("partly") in (20, 21)
+    partly.fills_rows = True
+    take(turns, 2)
+    partly.fills_rows = False
+    assert take(turns, 10).count("partly") == 0
+
+
+def test_a_shape_that_is_evicted_is_not_drawing_any_more():
+    """Its last image waits for no others to be decoded with."""
+    first = Work()
+    turns = turns_of(first=first)
+    turns.choose_candidates()
+    assert first.account.drawing
+    first.busy = False
+    for number in range(turns_module.MAX_IDLE_SHAPES + 1):
+        turns.lanes_for(number, lambda: Work(busy=False))
+    turns.lanes_for("last", Work)
+    assert "first" not in turns.shapes
+    assert not first.account.drawing
+
+
+def test_the_shape_that_was_used_least_recently_is_evicted():
+    turns = turns_of(often=Work(busy=False), once=Work(busy=False))
+    for number in range(turns_module.MAX_IDLE_SHAPES - 1):
+        turns.lanes_for("often", Work)
+        turns.lanes_for(number, lambda: Work(busy=False))
+    turns.lanes_for("new", Work)
+    assert "often" in turns.shapes
+    assert "once" not in turns.shapes
 
 
 def test_a_shape_that_is_alone_does_not_wait():

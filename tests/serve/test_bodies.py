@@ -8,7 +8,9 @@ import httpx
 import pytest
 
 from sdbatch.serve import bodies
+from sdbatch.serve.bodies import Bodies
 from sdbatch.serve.connections import Connection
+from sdbatch.serve.errors import ApiError
 from sdbatch.serve.proxy import Proxy
 from tests.serve.listening import SECONDS, Listening, read_all
 
@@ -211,3 +213,18 @@ def test_a_declared_size_that_is_too_large_is_rejected_before_the_body(serve_bot
     head = begin().replace(f"Content-Length: {len(BODY)}".encode(), b"Content-Length: 99999999")
     with listening.connect(head) as connection:
         assert connection.recv(12) == b"HTTP/1.1 413"
+
+
+def test_the_bytes_of_one_client_leave_room_for_those_of_another(monkeypatch):
+    monkeypatch.setattr(bodies, "MAX_BODIES_BYTES", 100)
+    all_bodies = Bodies()
+    greedy, other, third = (("address", name) for name in ("greedy", "other", "third"))
+    all_bodies.add(greedy, 50)
+    with pytest.raises(ApiError, match="Too many pictures of this client") as refused:
+        all_bodies.add(greedy, 1)
+    assert (refused.value.status, refused.value.code) == (429, "too_many_bodies")
+    all_bodies.add(other, 20)
+    all_bodies.add(("key", "alice"), 50)  # keys share nothing with addresses
+    with pytest.raises(ApiError, match="Too many pictures are being received") as refused:
+        all_bodies.add(third, 40)
+    assert refused.value.status == 503

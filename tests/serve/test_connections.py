@@ -65,6 +65,20 @@ def test_the_next_request_may_begin_while_a_response_is_awaited(listening, monke
     assert second.startswith(b"HTTP/1.1 408 ")
 
 
+def test_headers_of_any_size_are_cut_off(listening):
+    large = b"GET / HTTP/1.1\r\nHost: x\r\nX-Large: " + b"a" * 100_000
+    response = read_all(listening(answer_ok).connect(large))
+    assert response.startswith(b"HTTP/1.1 431 ")
+    assert b"headers_too_large" in response
+
+
+def test_many_small_requests_on_one_connection_are_no_large_headers(listening):
+    started = listening(answer_ok)
+    with httpx.Client(base_url=started.url) as client:
+        for _ in range(5):
+            assert client.get("/", headers={"X-Part": "a" * 20_000}).text == "ok"
+
+
 def test_requests_on_one_connection_have_all_their_time(listening, monkeypatch):
     monkeypatch.setattr(connections, "HEADERS_SECONDS", 0.3)
     started = listening(answer_ok)

@@ -205,7 +205,7 @@ def test_bodies_of_pictures_are_larger_and_bounded(recording, monkeypatch):
     assert "600000 bytes" in refused.json()["error"]["message"]
     monkeypatch.setattr(bodies, "MAX_BODIES_BYTES", 400_000)
     for _ in range(3):
-        assert post(recording, files={"image": bytes(500_000)}).status_code == 503
+        assert post(recording, files={"image": bytes(500_000)}).status_code == 429
     assert post(recording).status_code == 200  # what was received is not counted any more
 
 

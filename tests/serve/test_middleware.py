@@ -6,7 +6,8 @@ from logging.handlers import QueueHandler
 
 import pytest
 
-from sdbatch.serve.service import Service, log
+from sdbatch.serve.log import log
+from sdbatch.serve.service import Service
 from tests.serve.conftest import SECONDS
 
 

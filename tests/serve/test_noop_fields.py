@@ -314,3 +314,46 @@ def test_mask_of_another_format_is_still_used(recording):
     body = {"init_images": [base64_of(PHOTO)], "mask": mask, "inpaint_full_res": "0"}
     answer = recording.post("/sdapi/v1/img2img", **body)
     assert np.array_equal(pixels_of(answer.json()["images"][0])[:, 32:], PHOTO[:, 32:])
+
+
+@pytest.mark.parametrize("path", ["/v1/images/generations", "/sdapi/v1/txt2img"])
+def test_an_answer_names_a_limited_number_of_faults(recording, path):
+    some = recording.post(path, prompt="a", **{f"field{i}": 1 for i in range(10)})
+    assert len(some.json()["error"]["details"]) == 10
+    for fields in (100, 10_000):  # these within the limit of all fields, and beyond it
+        many = recording.post(path, prompt="a", **{str(i): 1 for i in range(fields)})
+        assert many.status_code == 400
+        assert len(many.content) < 1000
+        assert "50 faults" in many.text or "10001 fields: must be 200 at most" in many.text
+
+
+def test_long_lists_are_one_fault(recording):
+    answer = recording.post("/sdapi/v1/txt2img", prompt="a", styles=["x"] * 10_000)
+    assert answer.status_code == 400
+    assert len(answer.content) < 1000
+    assert answer.json()["error"]["param"] == "styles"
+
+
+def test_a_number_of_images_beyond_the_limit_is_one_fault(recording):
+    answer = recording.post("/sdapi/v1/txt2img", prompt="a", batch_size=100, n_iter=100)
+    assert [each["param"] for each in answer.json()["error"]["details"]] == ["n"]
+
+
+def test_sides_of_any_size_are_rejected(recording):
+    sides = {"enable_hr": True, "hr_resize_x": 10**400, "hr_resize_y": 10**400}
+    answer = recording.post("/sdapi/v1/txt2img", prompt="a", **sides)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "hr_resize_x"
+
+
+def test_clip_skip_and_eta_of_the_job_hold_unless_the_request_has_its_own(serving, recorder):
+    server = serving(recorder, sampling={"clip_skip": 1, "eta": 0.5, "sampler": "ddim"})
+    for settings, values in (
+        ({}, (1, 0.5)),
+        ({"CLIP_stop_at_last_layers": 1, "eta_ddim": 0}, (0, 0.0)),
+        ({"CLIP_stop_at_last_layers": 3, "eta_ddim": 1}, (2, 1.0)),
+    ):
+        answer = server.post("/sdapi/v1/txt2img", prompt="a", override_settings=settings)
+        assert answer.status_code == 200, answer.text
+        drawn = recorder.requests[-1]
+        assert (drawn.clip_skip, drawn.eta) == values

@@ -10,7 +10,7 @@ import pytest
 from sdbatch.errors import JobError
 from sdbatch.job import Serve
 from sdbatch.serve import access
-from sdbatch.serve.service import log
+from sdbatch.serve.log import log
 from tests.serve.conftest import job_of, metric
 from tests.serve.listening import SECONDS
 

@@ -12,11 +12,15 @@ from ray.serve.exceptions import BackPressureError
 from sdbatch.engine.request import Request
 from sdbatch.errors import ModelError
 from sdbatch.serve import application, redraw
-from sdbatch.serve.drawer import Drawer, DrawRequest, Progress
+from sdbatch.serve.drawer import Drawer, DrawRequest, Progress, Version
 from sdbatch.serve.redraw import ReplicaDied, ReplicaUnavailable
 from sdbatch.stages.safety import SafetyPolicy
 from tests.fakes import FakeEngine
+from tests.sd1 import build_request
 from tests.serve.conftest import ENCODING, metric
+
+REQUEST = DrawRequest(build_request(), ENCODING)
+VERSION = Version(settings="", defaults="", model="tiny", model_hash="")
 
 
 class LosingDrawer(Drawer):
@@ -203,13 +207,13 @@ class Handle:
 
 def error_of_a_call(error):
     """Return the exception that Replicas raise for an error of Ray, of both kinds of calls."""
-    replicas = application.Replicas(Handle(error))
+    replicas = application.Replicas(Handle(error), VERSION)
 
     async def stream():
-        return [event async for event in replicas.draw_events(None)]
+        return [event async for event in replicas.draw_events(REQUEST)]
 
     async def errors():
-        tasks = [asyncio.ensure_future(replicas.draw(None)), asyncio.ensure_future(stream())]
+        tasks = [asyncio.ensure_future(replicas.draw(REQUEST)), asyncio.ensure_future(stream())]
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     first, second = asyncio.run(errors())
@@ -245,7 +249,7 @@ def test_a_call_that_its_caller_cancels_is_cancelled_in_ray_too():
     async def cancel():
         answer, handle = Endless(None), Handle(None)
         handle.remote = lambda *_: answer
-        drawing = asyncio.ensure_future(application.Replicas(handle).draw(None))
+        drawing = asyncio.ensure_future(application.Replicas(handle, VERSION).draw(REQUEST))
         await asyncio.sleep(0)
         drawing.cancel()
         with pytest.raises(asyncio.CancelledError):

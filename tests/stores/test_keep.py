@@ -23,11 +23,11 @@ from tests.stores import servers
 
 @pytest.fixture
 def place(monkeypatch):
-    """An S3 server behind a proxy, with connections that wait half a second for an answer."""
-    monkeypatch.setattr(storage, "ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr(keep, "RETRY_SECONDS", 0.0)
+    """An S3 server behind a proxy, with connections that wait two seconds for an answer."""
     with servers.start("s3") as place:
         keep.prepare(Settings(keep=f"{place.url}/kept"))
+        monkeypatch.setattr(storage, "ANSWER_SECONDS", 2.0)
+        monkeypatch.setattr(keep, "RETRY_SECONDS", 0.0)
         yield place
 
 

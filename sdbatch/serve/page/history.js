@@ -93,6 +93,8 @@ export function mark(item) {
   for (const element of list.children) element.tabIndex = element === stop ? 0 : -1;
 }
 
+export const has = (item) => elements.has(item);
+
 export const newest = () => [...elements.keys()].find(({ file }) => file) || null;
 
 function select(item, focus = false) {

@@ -2,11 +2,12 @@
 
 import { bodies, check, goToError, markAll, mark as markField, prepareFields, save, setDefaults, useModel, useValues }
   from "./fields.js";
-import { addTask, clearHistory, finishTask, mark, moveByKey, newest, openHistory, removeEntry, removeTask, showPreview }
-  from "./history.js";
+import { addTask, clearHistory, finishTask, has, mark, moveByKey, newest, openHistory, removeEntry, removeTask,
+  showPreview } from "./history.js";
 import { clearPaint, pictureForm, removePicture, setPicture } from "./picture.js";
 import { describeJob, describeModel, drawEvents, hasKey, imageFile, useKey } from "./service.js";
 import { showEntry, showNothing, showTask } from "./stage.js";
+import { tab } from "./store.js";
 import { count, explain } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
@@ -16,6 +17,7 @@ let running = null; // {controller, tasks, follows}
 let shown = null; // the item on the stage
 let retry = null; // what "Try again" does
 let clock = null; // of the countdown
+let taking = true; // when the picture to start from is read: whether it could be
 
 function say(text, bad = false) {
   $("status").textContent = text;
@@ -69,8 +71,8 @@ async function start() {
     useModel(model);
     $("model").textContent = model.id;
     $("draw").disabled = false;
-    const wasInterrupted = sessionStorage.getItem(INTERRUPTED);
-    sessionStorage.removeItem(INTERRUPTED);
+    const wasInterrupted = tab.get(INTERRUPTED);
+    tab.remove(INTERRUPTED);
     say(wasInterrupted ? "The page was left while it drew, which cancelled the drawing. Draw again." : "Ready.");
   } catch (error) {
     if (!("status" in error)) throw error;
@@ -93,7 +95,8 @@ function sendKey(event) {
   start();
 }
 
-function drawForm() {
+async function drawForm() {
+  if (!await taking) return;
   if (running || $("draw").disabled) return;
   const text = check();
   if (text) { say(text, true); return goToError(); }
@@ -106,7 +109,7 @@ function drawForm() {
 async function run(tasks) {
   const controller = new AbortController(), before = shown;
   running = { controller, tasks, follows: true, began: performance.now() };
-  sessionStorage.setItem(INTERRUPTED, "yes");
+  tab.set(INTERRUPTED, "yes");
   setBusy(true);
   say("Waiting …");
   for (const task of tasks) addTask(task);
@@ -122,7 +125,7 @@ async function run(tasks) {
   await Promise.all(Array.from({ length: AT_ONCE }, work));
   const { follows, began } = running;
   running = null;
-  sessionStorage.removeItem(INTERRUPTED);
+  tab.remove(INTERRUPTED);
   setBusy(false);
   conclude({ tasks, undrawn: [...failed.map(([task]) => task), ...left], failed, follows, began, before });
 }
@@ -140,7 +143,7 @@ function conclude({ tasks, undrawn, failed, follows, began, before }) {
   const errors = failed.map(([, error]) => error), error = errors.find(({ name }) => name !== "AbortError");
   if (!error) {
     say(drawn ? `Cancelled; ${drawn} of ${tasks.length} were drawn.` : "Cancelled.");
-    if (undrawn.includes(shown)) display(first || (before?.file ? before : null));
+    if (undrawn.includes(shown)) display(first || (before?.file && has(before) ? before : null));
     return;
   }
   if (!("status" in error)) throw error; // a fault of the page: into the console
@@ -236,13 +239,15 @@ function cancel() {
   running?.controller.abort();
 }
 
+/* Takes a file as the picture to start from. What is drawn meanwhile waits for it; if it cannot be read, nothing is. */
 async function takePicture(file) {
   if ($("draw").disabled) return;
-  try {
-    await setPicture(file);
-    save();
-    $("picture").scrollIntoView({ block: "nearest" });
-  } catch (error) { say(error.message, true); }
+  taking = setPicture(file).then(() => true, (error) => { say(error.message, true); return false; });
+  const isTaken = await taking;
+  taking = true;
+  if (!isTaken) return;
+  save();
+  $("picture").scrollIntoView({ block: "nearest" });
 }
 
 async function copy() {
@@ -301,6 +306,7 @@ function listen() {
   document.addEventListener("drop", receive);
   document.addEventListener("paste", receive);
   document.addEventListener("keydown", (event) => {
+    if ($("sure").open) return;
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); drawForm(); }
     else if (event.key === "Escape" && running) cancel();
     else moveByKey(event);

@@ -1,12 +1,14 @@
 /* The service's API: requests with the key, streams of events, and errors. */
 
-let key = sessionStorage.getItem("key") || ""; // until the tab is closed: others may use this browser
+import { tab } from "./store.js";
+
+let key = tab.get("key") || ""; // until the tab is closed: others may use this browser
 
 export const hasKey = () => key !== "";
 
 export function useKey(text) {
   key = text;
-  sessionStorage.setItem("key", key);
+  tab.set("key", key);
 }
 
 /* An error response, an error in a stream (status 0), or a lost connection (code no_connection or interrupted). */

@@ -2,6 +2,14 @@
 
 export const MOST_PICTURES = 100;
 const MOST_BYTES = 64 * 2 ** 20;
+
+/* What this tab alone keeps; nothing where the browser blocks that. */
+export const tab = {
+  get(name) { try { return sessionStorage.getItem(name); } catch { return null; } },
+  set(name, text) { try { sessionStorage.setItem(name, text); } catch { /* it keeps nothing */ } },
+  remove(name) { try { sessionStorage.removeItem(name); } catch { /* it keeps nothing */ } },
+};
+
 const NAME = "sdbatch pictures " + location.pathname; // two services may have one address
 const TABLE = "pictures";
 

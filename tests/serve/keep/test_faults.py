@@ -1,6 +1,7 @@
 """`serve.keep` when its process is killed, its store fails, or a file in it is damaged."""
 
 import hashlib
+import itertools
 import json
 import threading
 import uuid
@@ -133,12 +134,25 @@ def damage(file, how):
     data = file.read_bytes()
     if how == "removed":
         file.unlink()
+    elif callable(how):
+        file.write_bytes(how(data))
     else:
         file.write_bytes(data[: len(data) // 2] if how == "truncated" else how)
 
 
-@pytest.mark.parametrize("how", ["truncated", b"null"])
-@pytest.mark.parametrize("suffix", [".json", ".pictures", ".end.json"])
+def encrypted(data):
+    """Return a zip file that says of its first member that it is encrypted."""
+    flags = data.index(b"PK\x01\x02") + 8
+    return data[:flags] + bytes([data[flags] | 1]) + data[flags + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "how"),
+    [
+        *itertools.product([".json", ".pictures", ".end.json"], ["truncated", b"null"]),
+        (".pictures", encrypted),
+    ],
+)
 def test_a_job_with_a_damaged_file_is_lost_alone(folder, front, caplog, suffix, how):
     engine = PausedEngine()
     first = front(folder, engine, maintained=False)
@@ -202,6 +216,7 @@ def test_a_job_that_was_accepted_for_another_model_is_not_drawn_by_this_one(fold
 
 def test_what_a_killed_process_was_writing_is_removed(folder, front, monkeypatch):
     monkeypatch.setattr(jobs, "MAINTENANCE_SECONDS", 0.05)
+    monkeypatch.setattr(keep, "WRITE_SECONDS", 0.1)
     server = front(folder, maintained=False)
     torn = [folder / name / f".{uuid.uuid4().hex}.tmp" for name in ("images", "jobs")]
     foreign = folder / "jobs" / "notes.txt"

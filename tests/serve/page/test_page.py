@@ -14,6 +14,7 @@ from playwright.sync_api import expect
 from sdbatch.job import parse
 from tests.serve.conftest import LEFT, PHOTO, PausedEngine, file_of
 from tests.serve.page.conftest import begin, choose, draw, fill, pictures, pixels, ready, seed, send
+from tests.wait import wait_until
 
 
 def test_page_loads_nothing_from_other_machines(page, server):
@@ -279,7 +280,9 @@ def test_a_very_wide_picture_leaves_both_sides_within_their_limits(picture_page,
 def test_an_image_can_be_the_picture_of_the_next(picture_page, recorder):
     draw(picture_page)
     picture_page.click("#from")
-    draw(picture_page)
+    begin(picture_page)  # at once: it waits until the picture is read
+    wait_until(lambda: len(recorder.requests) == 2)
+    assert np.array_equal(recorder.requests[0].inputs["image"], PHOTO)
     assert np.array_equal(recorder.requests[1].inputs["image"], 255 - PHOTO)
 
 
