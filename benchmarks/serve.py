@@ -6,7 +6,7 @@
 Each service runs alone, with two replicas of one CPU each, on the embedded model (128x128, 25
 steps, guided, PNG). This process sends requests over loopback from N clients; each client sends its
 next request after the response to its last. Then, for sdbatch only: more clients than the queue
-holds, small images beside large ones, two API keys, slow connections (serve_mixed.py), a replica
+holds, small images with large ones, two API keys, slow connections (serve_mixed.py), a replica
 that is killed, and the memory of its processes over many small requests. Linux only (/proc).
 """
 
@@ -191,7 +191,7 @@ def _parts(clients: list[int], requests: int) -> dict[str, Callable[[], dict[str
         "load": partial(compare, clients),
         "one client, one replica": alone,
         "overload": overload,
-        "small beside large": mixed,
+        "small with large": mixed,
         "two keys": two_keys,
         "slow connections": attacked,
         "a replica killed, of 2": partial(killed, 2),

@@ -210,7 +210,7 @@ def _code_of(answer: httpx.Response) -> str:
 
 
 class Killer:
-    """Kills processes of a service until it is told to stop."""
+    """Kills processes of a service until it is stopped."""
 
     def __init__(self, service: Served, kills: Kills, outcomes: Outcomes, seed: int) -> None:
         self._service = service
@@ -236,25 +236,27 @@ class Killer:
         print(f"{time.strftime('%H:%M:%S')} killed the {kind} {pid}", flush=True)
         if waits:
             started = time.monotonic()
-            await self._wait_until_back(kind)
+            await self._wait_until_back(kind, pid)
             seconds = time.monotonic() - started
             self._kills.seconds_to_be_back.setdefault(kind, []).append(seconds)
         if kind == "proxy":
             self._kills.proxy_is_gone = False
             self._kills.proxy_was_back_at = time.monotonic()
 
-    async def _wait_until_back(self, kind: str) -> None:
+    async def _wait_until_back(self, kind: str, pid: int | None = None) -> None:
+        """Wait until the service is ready and has all processes, without the killed `pid`."""
         deadline = time.monotonic() + BACK_SECONDS
-        while not await self._is_back():
+        while not await self._is_back(pid):
             if time.monotonic() > deadline:
                 self._outcomes.break_promise(f"a {kind} was not back after {BACK_SECONDS:.0f} s")
                 return
             await asyncio.sleep(0.5)
 
-    async def _is_back(self) -> bool:
+    async def _is_back(self, killed: int | None) -> bool:
         needed = {"replica": REPLICAS, "front": 1, "proxy": 1}
         for kind, title in TITLES.items():
-            if len(self._service.find(title)) < needed[kind]:
+            pids = self._service.find(title)
+            if killed in pids or len(pids) < needed[kind]:
                 return False
         try:
             async with httpx.AsyncClient(timeout=10) as http:

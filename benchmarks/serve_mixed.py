@@ -53,7 +53,7 @@ def mixed() -> dict[str, dict[str, Any]]:
 
 
 def two_keys() -> dict[str, dict[str, Any]]:
-    """Measure a key that sends one request after the other: alone, and beside a greedy one."""
+    """Measure a key that sends one request after the other: alone, and with a greedy one."""
     environment = {"SDBATCH_API_KEYS": ",".join(KEYS.values())}
     with sdbatch(environment=environment, queue=KEY_QUEUE) as service:
         return asyncio.run(_two_keys(service.url))
@@ -83,7 +83,7 @@ async def _two_keys(url: str) -> dict[str, dict[str, Any]]:
         greedy = [asyncio.create_task(run_greedy(client)) for _ in range(GREEDY_CLIENTS)]
         await asyncio.sleep(5)  # until they fill the queue
         for _ in range(OTHER_REQUESTS):
-            await send(client, "other, beside the greedy one")
+            await send(client, "other, with the greedy one")
         stop.set()
         await asyncio.gather(*greedy)
     return {name: _answers_of(each) for name, each in sorted(answers.items())}

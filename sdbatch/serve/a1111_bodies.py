@@ -173,7 +173,7 @@ class Body(NumbersAsText):
     )
     sampler_name: str | None = Field(None, description="a name from GET /sdapi/v1/samplers")
     sampler_index: str | None = Field(
-        None, description="the same, as older clients call it; no effect beside sampler_name"
+        None, description="the same, as older clients call it; no effect with sampler_name"
     )
     scheduler: str | None = Field(None, description="a label from GET /sdapi/v1/schedulers")
     batch_size: int = Field(1, ge=1, le=100)

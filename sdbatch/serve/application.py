@@ -239,15 +239,18 @@ class Front:
         last number holds; there are places for one replica at least, as images may be what makes
         Serve start it.
         """
-        name = serve.get_replica_context().app_name
+        name, is_known = serve.get_replica_context().app_name, True
         while True:
             try:
                 status = await asyncio.to_thread(serve.status)
                 states = status.applications[name].deployments[deployment].replica_states
                 running = states.get(ReplicaState.RUNNING, 0)
                 self._service.queue.turns.set_places(max(1, running) * images_each)
+                is_known = True
             except Exception as error:  # noqa: BLE001  whatever it is, drawing goes on
-                log.warning("the number of replicas is not known: %s", one_line(error))
+                if is_known:  # once, and not every two seconds
+                    log.warning("the number of replicas is not known: %s", one_line(error))
+                is_known = False
             await asyncio.sleep(FOLLOW_SECONDS)
 
 
@@ -390,7 +393,7 @@ def _version_of(job: Job) -> Version:
 def _is_a_front_running() -> bool:
     """Tell whether this application has a Front that gets requests."""
     application = serve.status().applications[serve.get_replica_context().app_name]
-    return bool(application.deployments["Front"].replica_states.get("RUNNING"))
+    return bool(application.deployments["Front"].replica_states.get(ReplicaState.RUNNING))
 
 
 def _forward() -> "_Forward":

@@ -571,6 +571,17 @@ def test_comment_in_exif_is_read_in_every_code(reader, comment, text):
     assert read["info"] == text
 
 
+def test_halves_of_characters_in_a_text_are_replaced(reader):
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("parameters", 'a\nSteps: 1, Seed: 2, Model: "\\ud800"')
+    file = io.BytesIO()
+    Image.fromarray(PHOTO).save(file, "PNG", pnginfo=texts)
+    image = base64.b64encode(file.getvalue()).decode()
+    answer = reader.post("png-info", image=image)
+    assert answer.status_code == 200
+    assert answer.json()["parameters"]["Model"] == "?"
+
+
 def test_files_that_are_no_pictures_are_refused(reader):
     truncated = base64.b64encode(file_of(PHOTO)[:-500]).decode()
     for image, words in (

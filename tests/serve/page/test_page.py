@@ -296,7 +296,7 @@ def test_a_picture_can_be_dropped_or_pasted(picture_page, recorder, event):
 
 
 def test_a_paste_of_text_with_a_picture_into_a_field_stays_text(page):
-    """Office programs put a picture of the text beside the text."""
+    """Office programs put a picture of the text next to the text."""
     send(page, "paste", file_of(PHOTO), text="a dog", target="#prompt")
     send(page, "paste", file_of(PHOTO), target="#prompt")  # a picture alone
     expect(page.locator("#picture")).to_be_visible()

@@ -172,7 +172,7 @@ def test_texts_and_fields_have_enough_contrast(open_page, server, scheme):
     assert page.evaluate(CONTRAST) == []
 
 
-def test_a_mask_can_be_painted_by_a_finger_and_the_page_scrolled_beside_it(
+def test_a_mask_can_be_painted_by_a_finger_and_the_page_scrolled_next_to_it(
     open_page, serving, recorder
 ):
     page = ready(open_page(serving(recorder), **PHONE))
