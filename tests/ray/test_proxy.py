@@ -12,11 +12,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 
 from benchmarks.serve_attack import PROBES, attack
-from tests.ray.processes import find_process, ray_files
-from tests.ray.test_serve import BIN, JOB, Served, free_port
+from tests.ray.processes import find_process
+from tests.ray.test_serve import JOB, serving
 from tests.wait import wait_until
 
 BODIES, HEADERS, IDLE = 600, 100, 200
@@ -27,14 +26,8 @@ HELD = {"prompt": "a dog", "num_inference_steps": 150, "size": "256x256"}
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("served")
-    (folder / "job.yaml").write_text(yaml.safe_dump(JOB))
-    port = free_port()
-    command = [str(BIN / "sdbatch"), "serve", "job.yaml", "--port", str(port)]
-    with ray_files() as ray_folder:
-        served = Served(folder, command, port, ray_folder)
+    with serving(tmp_path_factory.mktemp("served"), JOB) as served:
         yield served
-        served.close()
 
 
 def test_the_command_says_where_the_log_is(served):

@@ -100,16 +100,22 @@ class Served:
         self._log.close()
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("served")
-    (folder / "job.yaml").write_text(yaml.safe_dump(JOB))
+@contextlib.contextmanager
+def serving(folder, job):
+    """Serve a job with `sdbatch serve`, and yield what is Served."""
+    (folder / "job.yaml").write_text(yaml.safe_dump(job))
     port = free_port()
     command = [str(BIN / "sdbatch"), "serve", "job.yaml", "--port", str(port)]
     with ray_files() as ray_folder:
         served = Served(folder, command, port, ray_folder)
         yield served
         served.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("served"), JOB) as served:
+        yield served
 
 
 def test_it_says_where_it_is_and_draws(served):

@@ -6,10 +6,9 @@ import signal
 
 import httpx
 import pytest
-import yaml
 
-from tests.ray.processes import find_process, free_port, ray_files
-from tests.ray.test_serve import BIN, JOB, Served
+from tests.ray.processes import find_process
+from tests.ray.test_serve import JOB, serving
 from tests.wait import wait_until
 
 LONG = {"prompt": "a dog", "num_inference_steps": 150, "size": "256x256", "exact": True}
@@ -17,15 +16,9 @@ LONG = {"prompt": "a dog", "num_inference_steps": 150, "size": "256x256", "exact
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("served")
     settings = {"keep": "kept", "timeout_s": 300, "max_replicas": 1}
-    (folder / "job.yaml").write_text(yaml.safe_dump({**JOB, "serve": settings}))
-    port = free_port()
-    command = [str(BIN / "sdbatch"), "serve", "job.yaml", "--port", str(port)]
-    with ray_files() as ray_folder:
-        served = Served(folder, command, port, ray_folder)
+    with serving(tmp_path_factory.mktemp("served"), {**JOB, "serve": settings}) as served:
         yield served
-        served.close()
 
 
 def poll(served, path):
