@@ -148,7 +148,7 @@ class Clients:
             if state["status"] not in ("queued", "drawing"):
                 break
             if time.monotonic() > accepted + BACK_SECONDS:
-                raise BrokenPromise(f"a long job has not completed: {state}")
+                raise BrokenPromise(f"a long job did not complete: {state}")
             await asyncio.sleep(0.2)
         if state["status"] != "completed":
             raise BrokenPromise(f"a long job ended as {state}")

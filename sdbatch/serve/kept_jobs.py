@@ -1,6 +1,6 @@
 """Long jobs in the store of `serve.keep`.
 
-    NAME.json              an accepted job, written before its client is told so
+    NAME.json              an accepted job, written before the 202 is sent
     NAME.pictures          its pictures, until it ends
     NAME.WRITER.0.png      an image of a completed job, unless it is fetched by URL; WRITER: the
                            process that drew it

@@ -164,12 +164,12 @@ def test_a_gpu_worker_has_room_for_an_actor_and_for_reading_and_writing(name):
 def test_a_drawer_fits_a_gpu_worker_and_the_front_its_own_with_the_next_one():
     served = job("rayservice.yaml")
     cpus = pool.needs(served, served.engine, pool.Machines(())).cpus
-    told = {
+    num_cpus = {
         name: float(group["rayStartParams"]["num-cpus"])
         for name, group in groups("rayservice.yaml").items()
     }
-    assert cpus <= told["gpu-spot"] < cpus + pool.FREE_CPUS
-    assert told["front"] == 2 * pool.FREE_CPUS
+    assert cpus <= num_cpus["gpu-spot"] < cpus + pool.FREE_CPUS
+    assert num_cpus["front"] == 2 * pool.FREE_CPUS
     front = deployments()["Front"]
     assert front["max_surge_percent"] == 100
     assert front["ray_actor_options"]["num_cpus"] == pool.FREE_CPUS

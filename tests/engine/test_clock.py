@@ -9,7 +9,7 @@ from sdbatch.engine.clock import MOST_AHEAD, Account, DeviceClock
 
 @dataclass
 class FakeGpu:
-    """A queue of events; the device reaches them when it is told to."""
+    """A queue of events; the test decides when the device reaches them."""
 
     time_ms: float = 0.0
     waits: int = 0
